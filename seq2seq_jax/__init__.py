@@ -1,0 +1,55 @@
+"""Recurrent sequence-to-sequence models: training, search and evaluation in JAX.
+
+    config = seq2seq_jax.Config(...)
+    seq2seq_jax.train(config, "runs/mine")
+    seq2seq_jax.load("runs/mine").translate(["a line"])
+
+Shape letters, used in every signature and comment of the package:
+
+    B batch, S source positions, T target positions, D embedding, H hidden,
+    E encoder features, A attention, K beams, V vocabulary, G gates (4 H),
+    Z directions, L layers, N any leading axes
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from seq2seq_jax.config import Config, DataConfig, DecodeConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from seq2seq_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from seq2seq_jax.model import Seq2Seq
+    from seq2seq_jax.training.loop import train
+    from seq2seq_jax.translator import Hypothesis, Translator, load
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "DecodeConfig",
+    "Hypothesis",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Seq2Seq",
+    "TrainConfig",
+    "Translator",
+    "UserError",
+    "load",
+    "train",
+]
+
+# JAX takes seconds to import, and `--help` should not: what needs it is imported when it is first asked for.
+_LAZY = {
+    "Hypothesis": "seq2seq_jax.translator",
+    "Seq2Seq": "seq2seq_jax.model",
+    "Translator": "seq2seq_jax.translator",
+    "load": "seq2seq_jax.translator",
+    "train": "seq2seq_jax.training.loop",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)

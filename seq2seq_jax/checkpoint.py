@@ -1,0 +1,154 @@
+"""Checkpoints: Orbax behind save, restore and restore_params.
+
+A checkpoint is a directory `checkpoints/STEP/` with the arrays of the training
+state and a JSON of what the loop knows besides (`progress`). It appears whole or
+not at all; the checksums in the JSON tell a damaged one. Two latest are kept,
+and the best.
+"""
+
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from seq2seq_jax.errors import UserError
+
+KEEP_LATEST = 2
+
+Progress = dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run. `close` waits until the last one is on disk."""
+
+    def __init__(self, workdir: Path):
+        self._directory = (workdir / "checkpoints").absolute()
+        self._manager = _manager(self._directory)
+
+    def save(self, step: int, state: dict[str, Any], progress: Progress) -> None:
+        """Starts to save; copies are taken at once, so the arrays may be donated afterwards.
+
+        Args:
+          step: names the directory; a checkpoint of the same step is replaced.
+          state: arrays.
+          progress: plain values. `progress["best_step"]`, if any, is kept too.
+        """
+        self._manager.wait_until_finished()
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+        for old in self._superfluous(progress.get("best_step")):
+            self._manager.delete(old)
+        content = {"progress": progress, "checksums": _checksums(state)}
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(content))
+        self._manager.save(step, args=arguments, force=True)
+
+    def restore(self, abstract_state: dict[str, Any]) -> tuple[dict[str, Any], Progress, list[str]] | None:
+        """Returns state and progress of the newest whole checkpoint, or None if there is none.
+
+        Args:
+          abstract_state: shapes, dtypes and shardings.
+
+        Returns:
+          The state, the progress, and a message for every damaged checkpoint that was passed over
+          (they are deleted).
+
+        Raises:
+          UserError: there are checkpoints, and all are damaged.
+        """
+        complaints: list[str] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state, progress = self._read(step, abstract_state)
+            except Exception as error:  # whatever a library makes of a damaged file
+                complaints.append(f"Checkpoint {self._directory / str(step)} is damaged ({_brief(error)}).")
+                continue
+            for damaged in (later for later in self._manager.all_steps() if later > step):
+                self._manager.delete(damaged)
+            return state, progress, complaints
+        if complaints:
+            raise UserError("\n".join([*complaints, "No other is left: remove the run directory to begin anew."]))
+        return None
+
+    def close(self) -> None:
+        """Waits for the last save."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _read(self, step: int, abstract_state: dict[str, Any]) -> tuple[dict[str, Any], Progress]:
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore())
+        restored: Any = self._manager.restore(step, args=arguments)
+        if _checksums(restored.state) != restored.progress["checksums"]:
+            raise ValueError("checksums differ")
+        return restored.state, restored.progress["progress"]
+
+    def _superfluous(self, best_step: int | None) -> list[int]:
+        """Steps to delete so that with the one about to be saved `KEEP_LATEST` remain, and the best."""
+        older = sorted(self._manager.all_steps())[: -KEEP_LATEST + 1 or None]
+        return [step for step in older if step != best_step]
+
+
+def restore_params(workdir: Path, abstract_params: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Returns the parameters of the best checkpoint (the newest, where none was evaluated) and its step.
+
+    Raises:
+      UserError: there is no checkpoint, or the one wanted is damaged.
+    """
+    directory = (workdir / "checkpoints").absolute()
+    steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
+    if not steps:
+        raise UserError(f"{workdir} holds no checkpoint yet; train it first.")
+    try:
+        newest: Any = _manager(directory).restore(steps[-1], args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
+        step = newest.progress["progress"].get("best_step") or steps[-1]
+        return _read_params(directory / str(step) / "state", abstract_params), step
+    except Exception as error:  # whatever a library makes of a damaged file
+        raise UserError(
+            f"The checkpoint in {directory} cannot be read ({_brief(error)}); the training command mends it."
+        ) from error
+
+
+def _read_params(path: Path, abstract_params: dict[str, Any]) -> dict[str, Any]:
+    target = {"params": abstract_params}
+    arguments = ocp.args.PyTreeRestore(
+        item=target,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        partial_restore=True,
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(path, args=arguments)["params"]
+
+
+def check_disk_space(workdir: Path, abstract_state: dict[str, Any]) -> None:
+    """Refuses a disk that cannot hold the checkpoints of this run.
+
+    Raises:
+      UserError: with the space needed and the space there is.
+    """
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state))
+    needed, free = size * (KEEP_LATEST + 2), shutil.disk_usage(workdir).free
+    if free < needed:
+        raise UserError(
+            f"The checkpoints of this run need {needed / 1e6:,.0f} MB, and the disk of {workdir} has"
+            f" {free / 1e6:,.0f} MB left; free some, or choose another --workdir."
+        )
+
+
+def _manager(directory: Path) -> ocp.CheckpointManager:
+    logging.set_verbosity(logging.ERROR)
+    options = ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True)
+    return ocp.CheckpointManager(directory, options=options)
+
+
+def _checksums(state: dict[str, Any]) -> dict[str, int]:
+    """CRC-32 of every array's bytes, by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): zlib.crc32(np.asarray(leaf).tobytes()) for path, leaf in leaves}
+
+
+def _brief(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__

@@ -1,0 +1,94 @@
+"""Configurations from files of Python: `get_config() -> Config`; what is wrong in one, told with its line."""
+
+import dataclasses
+import re
+import traceback
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from seq2seq_jax.config import Config
+from seq2seq_jax.errors import UserError, did_you_mean, nearest
+
+
+def load_config(path: Path) -> Config:
+    """Returns what the file's `get_config()` returns.
+
+    Raises:
+      UserError: there is no such file (the nearest one is named), it is not
+        Python, has no `get_config`, raises, or returns something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"There is no config file {path}.{_nearest_file(path)}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; --config names one file in it.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); a config file is Python.") from None
+    names: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    config = _run(path, text, names)
+    if not isinstance(config, Config):
+        raise UserError(f"{path}: get_config() must return a seq2seq_jax.config.Config, got {config!r}.")
+    return config
+
+
+def _run(path: Path, text: str, names: dict[str, Any]) -> object:
+    try:
+        exec(compile(text, str(path), "exec"), names)  # not imported: a stale cache of bytecode is of no use here
+        if "get_config" not in names:
+            functions = [name for name, value in names.items() if callable(value)]
+            hint = did_you_mean("get_config", functions)
+            raise UserError(f"there is no function get_config() -> Config in it.{hint}")
+        return names["get_config"]()
+    except SyntaxError as error:
+        raise UserError(f"{error.filename or path}, line {error.lineno}: {error.msg}.") from None
+    except Exception as error:
+        raise UserError(f"{path}{_line(error, path)}: {_explain(error)}") from error
+
+
+def _explain(error: Exception) -> str:
+    """Returns a message for what a config file raised."""
+    if isinstance(error, UserError):
+        return str(error)
+    keyword = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if keyword and keyword[1] in _sections():
+        return _unknown_field(keyword[1], keyword[2])
+    return f"{type(error).__name__}: {error}"
+
+
+def _unknown_field(cls: str, name: str) -> str:
+    """Returns a message with the section that does have this field, or else the nearest field of the class."""
+    sections = _sections()
+    prefix, known = sections[cls]
+    elsewhere = [other + name for other, items in sections.values() if name in items]
+    match = nearest(name, known)
+    suggestions = elsewhere or ([prefix + match] if match else [])
+    hint = f"Did you mean {suggestions[0]}?" if suggestions else f"{cls} has {', '.join(known)}."
+    return f"Unknown config field {prefix}{name}. {hint}"
+
+
+def _sections() -> dict[str, tuple[str, list[str]]]:
+    """Returns, for each class of the configuration, its prefix ("model.") and its fields."""
+    hints = {name: hint for name, hint in get_type_hints(Config).items() if dataclasses.is_dataclass(hint)}
+    classes = {"": Config} | {f"{name}.": hint for name, hint in hints.items()}
+    return {cls.__name__: (prefix, list(get_type_hints(cls))) for prefix, cls in classes.items()}
+
+
+def _line(error: Exception, path: Path) -> str:
+    """Returns ", line N" for the innermost line of the file itself, or "" where it took no part."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _renamed(functions: list[str]) -> str:
+    return did_you_mean("get_config", functions) or " It must define get_config() -> Config."
+
+
+def _nearest_file(path: Path) -> str:
+    """Returns a suggestion among the config files of the folder asked for, and of ./configs."""
+    files = [*sorted(Path("configs").glob("*.py")), *sorted(path.parent.glob("*.py"))]
+    by_stem = {file.stem: file for file in files}
+    match = nearest(path.stem, by_stem)
+    if match:
+        return f" Did you mean {by_stem[match]}?"
+    return f" There are {', '.join(map(str, by_stem.values()))}." if files else ""

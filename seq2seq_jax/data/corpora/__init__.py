@@ -1,0 +1,140 @@
+"""Corpora: named splits of text pairs, each a TFDS dataset of ArrayRecord files on disk.
+
+`load_corpus` finds what data.corpus names, prepares it once, and opens it. The
+dataset on disk is named by the hash of its text, and a small index file says
+which hash belongs to which untouched files, so that a second start reads no
+text, a touched file is read but not prepared again, and changed text is.
+"""
+
+import contextlib
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from seq2seq_jax.cache import cache_dir, write_whole
+from seq2seq_jax.config import DataConfig
+from seq2seq_jax.data.corpora.files import find_files, find_folder
+from seq2seq_jax.data.corpora.prepare import DATASET, VERSION, Split, Survey, open_splits, survey, write
+from seq2seq_jax.data.corpora.raw import RawCorpus, name_splits
+from seq2seq_jax.data.corpora.registered import find_registered
+from seq2seq_jax.data.corpora.scan import find_scan
+from seq2seq_jax.data.progress import Progress, progress_bar
+from seq2seq_jax.errors import UserError, did_you_mean
+
+__all__ = ["Corpus", "Split", "load_corpus"]
+
+# A file written to within one tick of its clock keeps its time: times this fresh prove nothing yet.
+_CLOCK_TICK = 2.0
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A prepared corpus.
+
+    Attributes:
+      name: as the user gave it.
+      source: name of the column that is read.
+      target: name of the column that is written.
+      splits: train and validation, and whatever others there are.
+      fingerprint: hash of the text, the same if and only if the text of all splits is the same.
+      notes: what the user should be told.
+    """
+
+    name: str
+    source: str
+    target: str
+    splits: dict[str, Split]
+    fingerprint: str
+    notes: tuple[str, ...] = ()
+
+    def split(self, name: str) -> Split:
+        """Returns the split `name`.
+
+        Raises:
+          UserError: there is none.
+        """
+        if name not in self.splits:
+            raise UserError(
+                f"{self.name} has no split {name}; it has {', '.join(self.splits)}.{did_you_mean(name, self.splits)}"
+            )
+        return self.splits[name]
+
+
+def load_corpus(config: DataConfig, *, progress: Progress | None = None) -> Corpus:
+    """Returns the corpus that `config` names, prepared if need be.
+
+    Pairs with an empty side are left out of every split. If there is no
+    validation split, one is cut from train: one pair in twenty, at most 2,000,
+    by a hash of their text and place. Both are said in the notes.
+
+    Args:
+      config: corpus, columns and where prepared corpora are kept.
+      progress: told what is done; by default a bar on a terminal.
+
+    Raises:
+      UserError: the corpus is not there or faulty, or cannot be prepared.
+    """
+    root = Path(config.data_dir).expanduser().absolute() if config.data_dir else cache_dir() / "corpora"
+    with contextlib.nullcontext(progress) if progress else progress_bar() as report:
+        raw = name_splits(_find(config, root, report), config.train_split)
+        index = root / DATASET / "index" / f"{_hash(raw)}.json"
+        found = _read_index(index, root)
+        if found is None:
+            still = raw.newest < time.time() - _CLOCK_TICK
+            found = survey(raw, report)
+            folder = root / DATASET / found.fingerprint
+            if not folder.exists():
+                write(raw, found, folder, report)
+            if still:
+                _write_index(index, found)
+    return Corpus(
+        name=_name(config),
+        source=raw.source,
+        target=raw.target,
+        splits=open_splits(root / DATASET / found.fingerprint, found.counts),
+        fingerprint=found.fingerprint,
+        notes=raw.notes + found.notes,
+    )
+
+
+def _find(config: DataConfig, root: Path, progress: Progress) -> RawCorpus:
+    if config.train_files:
+        return find_files(config)
+    kind, colon, rest = config.corpus.partition(":")
+    if colon and kind == "files":
+        return find_folder(rest, config)
+    if config.corpus.partition("/")[0] == "scan":
+        return find_scan(config.corpus.removeprefix("scan").removeprefix("/"))
+    return find_registered(config, root, progress)
+
+
+def _name(config: DataConfig) -> str:
+    return f"files:{','.join(config.train_files)}" if config.train_files else config.corpus
+
+
+def _hash(raw: RawCorpus) -> str:
+    known = [VERSION, raw.signature, list(raw.splits)]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
+
+
+def _read_index(path: Path, root: Path) -> Survey | None:
+    """Returns what an earlier survey of the same files found, if its dataset is still there."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found = Survey(values["fingerprint"], values["counts"], values["num_bytes"], tuple(values["notes"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if (root / DATASET / found.fingerprint).is_dir() else None
+
+
+def _write_index(path: Path, found: Survey) -> None:
+    values = {
+        "fingerprint": found.fingerprint,
+        "counts": found.counts,
+        "num_bytes": found.num_bytes,
+        "notes": found.notes,
+    }
+    with contextlib.suppress(OSError):  # it only saves time
+        write_whole(path, json.dumps(values, indent=1) + "\n")

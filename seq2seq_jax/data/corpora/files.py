@@ -1,0 +1,236 @@
+"""Text files as a corpus: a folder, or files named one by one.
+
+A folder holds parallel files `SPLIT.COLUMN[.gz]`, of which line n of every
+column belongs together, or `SPLIT.tsv[.gz]` with tab-separated columns and no
+header. Text is UTF-8 and taken as it is; only the end of a line (`\\n` or
+`\\r\\n`) and a byte order mark at the start of a file are not part of it. A SPLIT
+is train or begins so, is a usual name of a validation split, or has test in
+it; other files in the folder, such as vocabularies, are left alone.
+"""
+
+import gzip
+import io
+import itertools
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from seq2seq_jax.config import DataConfig
+from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream, resolve_columns
+from seq2seq_jax.errors import UserError, did_you_mean
+
+_SPLIT = re.compile(r"train|valid|val$|dev|.*test")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BUFFER = 1 << 20  # bytes read at once; the default 8 KiB halves the speed on gzip
+
+Folder = dict[str, dict[str, Path]]
+"""Split -> column -> file."""
+
+
+def find_folder(name: str, config: DataConfig) -> RawCorpus:
+    """Returns the corpus in the folder `name`.
+
+    Raises:
+      UserError: no such folder, split or column, or files that leave a choice.
+    """
+    folder = Path(name).expanduser().absolute()
+    listing = _list_folder(folder, config.train_split)
+    if config.columns:
+        return _find_tables(folder, listing, config)
+    parallel = {split: sorted(files.keys() - {"tsv"}) for split, files in listing.items()}
+    trained = parallel.get(config.train_split) or sorted({column for names in parallel.values() for column in names})
+    if not parallel.get(config.train_split) and any("tsv" in files for files in listing.values()):
+        raise UserError(_unnamed_columns(listing))
+    where = f"{folder}, split {config.train_split},"
+    source, target = resolve_columns(config.source, config.target, trained, _own_names(trained), where)
+    complete = {}
+    for split, files in listing.items():
+        missing = [column for column in (source, target) if column not in files]
+        if not missing:
+            complete[split] = (files[source], files[target])
+        elif len(missing) == 1 and (split in ("train", "validation") or split.startswith("test")):
+            raise UserError(f"{folder}: split {split} has no column {missing[0]}; it has {', '.join(parallel[split])}.")
+    return _parallel_corpus(source, target, complete)
+
+
+def find_files(config: DataConfig) -> RawCorpus:
+    """Returns the corpus of data.train_files, data.validation_files and data.test_files.
+
+    Raises:
+      UserError: a file is not there.
+    """
+    splits = {}
+    for split in ("train", "validation", "test"):
+        named = getattr(config, f"{split}_files")
+        if named:
+            splits[split] = tuple(Path(name).expanduser().absolute() for name in named)
+            for path in splits[split]:
+                if not path.is_file():
+                    near = did_you_mean(path.name, _names_in(path.parent))
+                    raise UserError(f"data.{split}_files: there is no file {path}.{near}")
+    source, target = (_file_column(path) for path in splits["train"])
+    if source == target:
+        source, target = "source", "target"
+    return _parallel_corpus(config.source or source, config.target or target, splits)
+
+
+def parallel_pairs(source: Path, target: Path) -> Iterator[Pair]:
+    """Yields the lines of two files side by side.
+
+    Raises:
+      UserError: one file has more lines, or `read_lines` says so.
+    """
+    lines = itertools.zip_longest(read_lines(source), read_lines(target))
+    for number, (source_line, target_line) in enumerate(lines, 1):
+        if source_line is None or target_line is None:
+            longer, shorter = (source, target) if target_line is None else (target, source)
+            extra = source_line if target_line is None else target_line
+            total = number + sum(1 for _ in lines)
+            raise UserError(
+                f"{longer} has {total:,} lines and {shorter} has {number - 1:,}: line {number:,} of {longer.name}"
+                f" is the first without a partner: {_excerpt(extra or '')}"
+            )
+        yield source_line, target_line
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Yields the lines of a text file, plain or gzip, without their ends.
+
+    Raises:
+      UserError: the file cannot be read, is damaged, or is not UTF-8; names the line.
+    """
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(_BYTE_ORDER_MARK)
+                yield line.removesuffix(b"\n").removesuffix(b"\r").decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}, line {number:,}: byte {error.start + 1} of the line (0x{error.object[error.start]:02x})"
+            " is not UTF-8; convert the file, with iconv for example."
+        ) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is damaged after line {number:,}: {error}") from error
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def _find_tables(folder: Path, listing: Folder, config: DataConfig) -> RawCorpus:
+    """Returns the corpus of the SPLIT.tsv files in `folder`."""
+    tables = {split: files["tsv"] for split, files in listing.items() if "tsv" in files}
+    if not tables:
+        raise UserError(f"data.columns is for SPLIT.tsv[.gz] files, and {folder} has none. Leave it out.")
+    columns = config.columns
+    own = _own_names(columns)
+    source, target = resolve_columns(config.source, config.target, columns, own, "data.columns")
+    places = columns.index(source), columns.index(target)
+
+    def stream(path: Path) -> Stream:
+        return lambda: _table_pairs(path, columns, *places)
+
+    return RawCorpus(
+        source,
+        target,
+        splits={split: stream(path) for split, path in tables.items()},
+        signature=["tsv", len(columns), *places, {split: _stamp(path) for split, path in tables.items()}],
+        newest=max(path.stat().st_mtime for path in tables.values()),
+        largest_train=_largest_train({split: [path] for split, path in tables.items()}),
+    )
+
+
+def _table_pairs(path: Path, columns: tuple[str, ...], source: int, target: int) -> Iterator[Pair]:
+    for number, line in enumerate(read_lines(path), 1):
+        fields = line.split("\t")
+        if len(fields) != len(columns):
+            if not line.strip():
+                fields = [""] * len(columns)  # an empty line is an empty pair, as in parallel files
+            else:
+                raise UserError(
+                    f"{path}, line {number:,} has {len(fields)} tab-separated fields, and data.columns names"
+                    f" {len(columns)} ({', '.join(columns)}): {_excerpt(line)}"
+                )
+        yield fields[source], fields[target]
+
+
+def _parallel_corpus(source: str, target: str, splits: dict[str, tuple[Path, ...]]) -> RawCorpus:
+    def stream(files: tuple[Path, ...]) -> Stream:
+        return lambda: parallel_pairs(*files)
+
+    everything = [path for files in splits.values() for path in files]
+    return RawCorpus(
+        source,
+        target,
+        splits={split: stream(files) for split, files in splits.items()},
+        signature=["lines", {split: [_stamp(path) for path in files] for split, files in splits.items()}],
+        newest=max((path.stat().st_mtime for path in everything), default=0.0),
+        largest_train=_largest_train(splits),
+    )
+
+
+def _list_folder(folder: Path, train: str) -> Folder:
+    """Returns the SPLIT.COLUMN[.gz] files of `folder`; `train` is a split whatever its name."""
+    if not folder.is_dir():
+        near = did_you_mean(folder.name, _names_in(folder.parent))
+        raise UserError(f"data.corpus files:{folder}: there is no such folder.{near}")
+    listing: Folder = {}
+    for path in sorted(folder.iterdir()):
+        split, dot, column = path.name.removesuffix(".gz").partition(".")
+        if dot and (split == train or _SPLIT.match(split)) and path.is_file():
+            other = listing.setdefault(split, {}).setdefault(column, path)
+            if other != path:
+                raise UserError(f"{folder} has both {other.name} and {path.name}; remove one.")
+    if not listing:
+        inner = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        hint = f" Its folders are {', '.join(inner)}; name one of them." if inner else ""
+        raise UserError(f"{folder} has no files SPLIT.COLUMN[.gz] or SPLIT.tsv[.gz].{hint}")
+    return listing
+
+
+def _names_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
+def _unnamed_columns(listing: Folder) -> str:
+    path = next(files["tsv"] for files in listing.values() if "tsv" in files)
+    first = next(read_lines(path), "")
+    return (
+        f"{path} has {first.count(chr(9)) + 1} columns without names: {_excerpt(first)}. Name them, left to right,"
+        " with data.columns, and say with data.source and data.target which is read and which is written."
+    )
+
+
+def _own_names(columns: Any) -> tuple[str, str] | None:
+    """Returns (source, target) if columns are called just that."""
+    return ("source", "target") if {"source", "target"} <= set(columns) else None
+
+
+def _file_column(path: Path) -> str:
+    """Returns what sets the file's name apart: de for train.de.gz."""
+    return Path(path.name.removesuffix(".gz")).suffix.removeprefix(".") or path.name
+
+
+def _largest_train(splits: dict[str, Any]) -> str | None:
+    """Returns the split of most bytes among train-low, train-high and the like."""
+    names = sorted(split for split in splits if split.startswith("train"))
+    return max(names, key=lambda split: sum(path.stat().st_size for path in splits[split]), default=None)
+
+
+def _stamp(path: Path) -> list[Any]:
+    """Returns what changes when a file is written to: place, size and time in nanoseconds."""
+    stat = path.stat()
+    return [os.fspath(path), stat.st_size, stat.st_mtime_ns]
+
+
+def _open(path: Path) -> Any:
+    if path.suffix == ".gz":
+        return io.BufferedReader(gzip.open(path, "rb"), _BUFFER)  # type: ignore[arg-type] - a GzipFile reads raw bytes
+    return open(path, "rb", buffering=_BUFFER)
+
+
+def _excerpt(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -1,0 +1,288 @@
+"""Raw text pairs -> a TFDS dataset of ArrayRecord files, named by its content.
+
+Two passes over the streams, in bounded memory: `survey` counts, checks and
+hashes, so that bad input is told before anything is written and text prepared
+once is not prepared again; `write` makes the dataset, whole or not at all. The
+dataset can be read by TFDS alone: `tfds.builder_from_directory(folder)`.
+"""
+
+import errno
+import hashlib
+import os
+import re
+import shutil
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter  # ty: ignore[import-not-found] - a compiled module
+from tensorflow_datasets.proto import tf_example_pb2
+
+from seq2seq_jax.cache import whole_directory
+from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream
+from seq2seq_jax.data.progress import Progress
+from seq2seq_jax.errors import UserError
+
+DATASET = "pairs"
+VERSION = "1.0.0"  # of the files on disk and of the rule that cuts validation; part of the fingerprint
+
+_Example = tf_example_pb2.Example  # ty: ignore[missing-attribute] - protobuf makes its classes on import
+_VALIDATION_SHARE = 20  # one pair in so many
+_LARGEST_VALIDATION = 2_000  # pairs: evaluated every few minutes, and its scores are steady by then
+_REPORT_EVERY = 2_000  # pairs between two calls of `Progress`
+# One record a group, as TFDS writes, for random access; a sentence is too short for compression to gain anything.
+_RECORD_OPTIONS = "group_size:1,uncompressed"
+_RECORD_OVERHEAD = 150  # bytes a pair takes on disk beside its text, by measurement
+
+
+class Split:
+    """Random access to the text pairs of one split on disk."""
+
+    def __init__(self, records: Any) -> None:
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def read(self, start: int, stop: int) -> tuple[list[str], list[str]]:
+        """Returns source lines and target lines `start` to `stop` (not included; cut to the split's length)."""
+        records = self._records.__getitems__(list(range(start, min(stop, len(self)))))
+        # TFDS's own decoding takes three times as long as this.
+        features = [_Example.FromString(record).features.feature for record in records]
+        sources = [feature["source"].bytes_list.value[0].decode() for feature in features]
+        return sources, [feature["target"].bytes_list.value[0].decode() for feature in features]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over a corpus found.
+
+    Attributes:
+      fingerprint: hash of the splits' names and text.
+      counts: pairs in each split to be written.
+      num_bytes: UTF-8 bytes of all text.
+      notes: what the user should be told.
+      held_out: positions in train of the pairs that become the validation split; empty if it has its own.
+    """
+
+    fingerprint: str
+    counts: dict[str, int]
+    num_bytes: int
+    notes: tuple[str, ...]
+    held_out: frozenset[int] = frozenset()
+
+
+def survey(raw: RawCorpus, progress: Progress) -> Survey:
+    """Reads every split of `raw` once.
+
+    Raises:
+      UserError: a stream's text is faulty, or a split has no pair.
+    """
+    counts, digests, notes, num_bytes = {}, [], [], 0
+    ranks = None if "validation" in raw.splits else array("Q")
+    for name, stream in raw.splits.items():
+        count, dropped, size, digest = _survey_split(name, stream, ranks if name == "train" else None, progress)
+        if not count:
+            raise UserError(f"Split {name} is empty: it has no pair of lines that are both filled.")
+        if dropped:
+            notes.append(f"{name}: {dropped:,} of {count + dropped:,} pairs left out, a side of them is empty")
+        counts[name], num_bytes = count, num_bytes + size
+        digests.append(f"{name} {count} {digest}")
+    held_out: frozenset[int] = frozenset()
+    if ranks is not None:
+        held_out = _held_out(ranks)
+        counts = _cut(counts, len(held_out))
+        notes.append(
+            f"validation: {len(held_out):,} pairs cut from train by a fixed rule, which leaves {counts['train']:,}"
+        )
+    _check_names(counts)
+    fingerprint = hashlib.sha256("\n".join([VERSION, *sorted(digests)]).encode()).hexdigest()[:32]
+    return Survey(fingerprint, counts, num_bytes, tuple(notes), held_out)
+
+
+def write(raw: RawCorpus, found: Survey, folder: Path, progress: Progress) -> None:
+    """Writes the splits of `raw` as a TFDS dataset to `folder`, which appears whole.
+
+    Raises:
+      UserError: the disk is full, or the folder cannot be written.
+    """
+    try:
+        _check_space(folder, found)
+        with whole_directory(folder) as beside:
+            (beside / VERSION).mkdir()
+            _write_dataset(raw, found, beside / VERSION, progress)
+    except (OSError, RuntimeError) as error:  # ArrayRecord's writer raises RuntimeError whatever happens
+        if message := _explain(error, folder):
+            raise UserError(message) from error
+        raise
+
+
+def open_splits(folder: Path, names: Iterable[str]) -> dict[str, Split]:
+    """Returns the splits `names` of the dataset that `write` left in `folder`."""
+    builder: Any = tfds.builder_from_directory(folder / VERSION)
+    raw_bytes = tfds.decode.DeserializeMethod.RAW_BYTES
+    return {name: Split(builder.as_data_source(_on_disk(name), deserialize_method=raw_bytes)) for name in names}
+
+
+def _survey_split(name: str, stream: Stream, ranks: array | None, progress: Progress) -> tuple[int, int, int, str]:
+    """Returns pairs kept, pairs left out, bytes and hash of a split, and appends a random rank for each pair kept."""
+    count = dropped = num_bytes = 0
+    digest = hashlib.blake2b(digest_size=16)
+    for source, target in _counted(stream(), f"reading {name}", progress, None):
+        if _is_empty(source, target):
+            dropped += 1
+            continue
+        text = f"{source}\n{target}\n".encode()
+        digest.update(text)
+        if ranks is not None:
+            # The position goes in so that copies of one pair, such as SCAN's primitives, are not held out together.
+            own = hashlib.blake2b(b"%d\n" % count + text, digest_size=8)
+            ranks.append(int.from_bytes(own.digest(), "little"))
+        count, num_bytes = count + 1, num_bytes + len(text)
+    return count, dropped, num_bytes, digest.hexdigest()
+
+
+def _check_names(names: Iterable[str]) -> None:
+    taken: dict[str, str] = {}
+    for name in names:
+        other = taken.setdefault(_on_disk(name), name)
+        if other != name:
+            raise UserError(f"Splits {other} and {name} cannot be told apart on disk; rename one.")
+
+
+def _held_out(ranks: array) -> frozenset[int]:
+    """Returns the positions of the lowest ranks: a twentieth of all, at least one and at most two thousand."""
+    if len(ranks) < 2:
+        raise UserError(
+            "train has one pair, and there is no validation split: one pair cannot be cut in two."
+            " Give more pairs, or a validation split."
+        )
+    number = min(max(len(ranks) // _VALIDATION_SHARE, 1), _LARGEST_VALIDATION)
+    return frozenset(np.argsort(np.frombuffer(ranks, np.uint64), kind="stable")[:number].tolist())
+
+
+def _cut(counts: dict[str, int], number: int) -> dict[str, int]:
+    """Returns `counts` with `number` pairs of train in a validation split."""
+    others = {name: count for name, count in counts.items() if name != "train"}
+    return {"train": counts["train"] - number, "validation": number} | others
+
+
+def _write_dataset(raw: RawCorpus, found: Survey, folder: Path, progress: Progress) -> None:
+    writers = {name: _SplitWriter(name, folder) for name in found.counts}
+    for name, stream in raw.splits.items():
+        held_out = found.held_out if name == "train" else frozenset()
+        total = found.counts[name] + len(held_out)
+        kept = (pair for pair in stream() if not _is_empty(*pair))
+        for index, pair in enumerate(_counted(kept, f"preparing {name}", progress, total)):
+            writers["validation" if index in held_out else name].add(*pair)
+    infos = [writer.close() for writer in writers.values()]
+    if {name: writer.count for name, writer in writers.items()} != found.counts:
+        raise UserError("The text changed while it was being prepared; start again when it is still.")
+    _write_metadata(infos, found.fingerprint, folder)
+
+
+class _SplitWriter:
+    """One ArrayRecord file of tf.train.Example messages."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._name = _on_disk(name)
+        self._template = tfds.core.ShardedFileTemplate(
+            data_dir=folder,
+            dataset_name=DATASET,
+            split=self._name,
+            filetype_suffix="array_record",
+            template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        )
+        path = self._template.sharded_filepath(shard_index=0, num_shards=1)
+        self._writer = ArrayRecordWriter(str(path), _RECORD_OPTIONS)
+        self.count = 0
+        self._num_bytes = 0
+
+    def add(self, source: str, target: str) -> None:
+        """Appends a pair."""
+        example = _Example()
+        feature = example.features.feature
+        feature["source"].bytes_list.value.append(source.encode())
+        feature["target"].bytes_list.value.append(target.encode())
+        record = example.SerializeToString()
+        self._writer.write(record)
+        self.count += 1
+        self._num_bytes += len(record)
+
+    def close(self) -> tfds.core.SplitInfo:
+        """Ends the file and returns its description for TFDS."""
+        self._writer.close()
+        return tfds.core.SplitInfo(
+            name=self._name,
+            shard_lengths=[self.count],
+            num_bytes=self._num_bytes,
+            filename_template=self._template,
+        )
+
+
+def _write_metadata(infos: list[tfds.core.SplitInfo], fingerprint: str, folder: Path) -> None:
+    """Writes dataset_info.json and features.json, by which TFDS knows a dataset."""
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=DATASET,
+        config_name=fingerprint,
+        version=tfds.core.Version(VERSION),
+        data_dir=str(folder),
+        module_name=__name__,
+    )
+    text = tfds.features.Text
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        features=tfds.features.FeaturesDict({"source": text(), "target": text()}),
+        supervised_keys=("source", "target"),
+    )
+    info.set_file_format("array_record")
+    info.set_splits(tfds.core.splits.SplitDict(infos))
+    info.write_to_directory(folder)
+
+
+def _counted(pairs: Iterator[Pair], what: str, progress: Progress, total: int | None) -> Iterator[Pair]:
+    """Passes pairs on and tells `progress` now and then."""
+    count = 0
+    for count, pair in enumerate(pairs, 1):
+        yield pair
+        if count % _REPORT_EVERY == 0:
+            progress(what, count, total)
+    progress(what, count, total)
+
+
+def _is_empty(source: str, target: str) -> bool:
+    return not source or source.isspace() or not target or target.isspace()
+
+
+def _on_disk(name: str) -> str:
+    """Returns a split's name as TFDS allows it: letters, digits and underscores."""
+    return re.sub(r"\W", "_", name)
+
+
+def _check_space(folder: Path, found: Survey) -> None:
+    """Raises OSError before minutes are spent, if the disk cannot hold the dataset."""
+    needed = found.num_bytes + _RECORD_OVERHEAD * sum(found.counts.values())
+    if shutil.disk_usage(_existing(folder)).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _explain(error: OSError | RuntimeError, folder: Path) -> str:
+    """Returns what the user can do about a disk that is full or closed to us; "" for any other error."""
+    root = folder.parent.parent
+    if "No space left" in str(error) or "quota exceeded" in str(error):
+        free = shutil.disk_usage(_existing(folder)).free
+        return (
+            f"No space left on the disk of {root} ({free / 1e6:,.0f} MB free); free some,"
+            " or set data.data_dir to a folder elsewhere."
+        )
+    if isinstance(error, OSError):
+        return f"Cannot write {root} ({error.strerror}); set data.data_dir to a folder that can be written."
+    return ""
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in folder.parents if parent.exists())

@@ -1,0 +1,98 @@
+"""Text pairs before preparation: named streams, whatever they come from."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from seq2seq_jax.errors import UserError, did_you_mean
+
+Pair = tuple[str, str]
+Stream = Callable[[], Iterator[Pair]]
+"""Starts a new pass over the (source, target) lines of a split."""
+
+_VALIDATION_NAMES = ("valid", "dev", "val")  # other usual names of a validation split
+
+
+@dataclass(frozen=True)
+class RawCorpus:
+    """Splits that can be read from start to end.
+
+    Attributes:
+      source: name of the column that is read.
+      target: name of the column that is written.
+      splits: a stream for each split, under the split's own name.
+      signature: JSON value that is the same only if nothing was touched, such as sizes and times of files.
+      newest: last modification of anything behind it, in seconds since 1970; 0 if it cannot change.
+      largest_train: split that serves as train if none is called so.
+      notes: what the user should be told.
+    """
+
+    source: str
+    target: str
+    splits: dict[str, Stream]
+    signature: Any
+    newest: float = 0.0
+    largest_train: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def name_splits(raw: RawCorpus, train: str) -> RawCorpus:
+    """Returns `raw` with the split `train` under the name train, and a validation split under the name validation.
+
+    Raises:
+      UserError: there is no split called `train`.
+    """
+    splits, notes = dict(raw.splits), list(raw.notes)
+    if train == "train" and train not in splits and raw.largest_train:
+        train = raw.largest_train
+        notes.append(f"train: the split {train}, the largest there; data.train_split names another")
+    if train not in splits:
+        raise UserError(
+            f"There is no split {train} to train on; the corpus has {', '.join(sorted(splits)) or 'none'}."
+            f"{did_you_mean(train, splits)} data.train_split names the one to use."
+        )
+    ordered = {"train": splits.pop(train)}
+    splits.pop("train", None)
+    for name in _VALIDATION_NAMES:
+        if name in splits and "validation" not in splits:
+            splits["validation"] = splits.pop(name)
+            notes.append(f"validation: the split {name}")
+    if "validation" in splits:
+        ordered["validation"] = splits.pop("validation")
+    return replace(raw, splits=ordered | dict(sorted(splits.items())), notes=tuple(notes))
+
+
+def resolve_columns(
+    source: str | None, target: str | None, columns: Sequence[str], defaults: tuple[str, str] | None, where: str
+) -> tuple[str, str]:
+    """Returns the columns to read and to write.
+
+    A side that is not given is the corpus's own default; or the other one, if
+    the given side names one of the two.
+
+    Args:
+      source: data.source.
+      target: data.target.
+      columns: the columns there are.
+      defaults: source and target of the corpus's own, if it has them.
+      where: what has these columns, for messages.
+
+    Raises:
+      UserError: a column is not there, not chosen, or chosen twice.
+    """
+    have = f"{where} has the columns {', '.join(columns)}"
+    for field, name in (("source", source), ("target", target)):
+        if name is not None and name not in columns:
+            raise UserError(f"data.{field} {name}: there is no such column; {have}.{did_you_mean(name, columns)}")
+    if defaults and source is None and target is None:
+        return defaults
+    pair = defaults or (tuple(columns) if len(columns) == 2 else ())
+    if source is None and target in pair:
+        source = pair[1 - pair.index(target)]
+    elif target is None and source in pair:
+        target = pair[1 - pair.index(source)]
+    if source is None or target is None:
+        raise UserError(f"{have}; say with data.source and data.target which is read and which is written.")
+    if source == target:
+        raise UserError(f"data.source and data.target are both {source}; {have}.")
+    return source, target

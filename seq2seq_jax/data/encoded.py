@@ -1,0 +1,171 @@
+"""The ids of a split: encoded once, kept on disk, read by memory map."""
+
+import errno
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from seq2seq_jax.cache import whole_directory
+from seq2seq_jax.data.progress import Progress, progress_bar
+from seq2seq_jax.data.vocabulary import LinePairs, Vocabularies, Vocabulary
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.symbols import EOS, PAD
+
+_DTYPE = np.dtype("<i4")  # of ids and lengths on disk
+_FORMAT = "1"  # part of the cache key: raise it when the files change
+_BLOCK = 8_192  # pairs encoded at once
+
+
+class Rows:
+    """Sequences of ids of different lengths, end to end in one array.
+
+    Attributes:
+      lengths: ids of each sequence.
+    """
+
+    def __init__(self, flat: Int[np.ndarray, " N"], lengths: Int[np.ndarray, " R"]) -> None:
+        self.flat = flat
+        self.lengths = lengths
+        self._starts = np.cumsum(lengths, dtype=np.int64) - lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int | np.integer) -> Int[np.ndarray, " L"]:
+        start = self._starts[index]
+        return np.asarray(self.flat[start : start + self.lengths[index]])
+
+    def padded(self, indices: Int[np.ndarray, " n"], num_rows: int, width: int) -> Int[np.ndarray, "B W"]:
+        """Returns the sequences `indices` as rows [num_rows, width], padded; rows beyond them are all padding."""
+        lengths = self.lengths[indices]
+        if len(indices) > num_rows or (len(indices) and lengths.max() > width):
+            raise ValueError(f"{len(indices)} sequences of up to {lengths.max()} ids do not fit [{num_rows}, {width}]")
+        mask = np.arange(width) < lengths[:, None]
+        positions = (self._starts[indices][:, None] + np.arange(width))[mask]
+        padded = np.full((num_rows, width), PAD, np.int32)
+        padded[: len(indices)][mask] = self.flat[positions]
+        return padded
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """The ids of a split, an end id after every sequence."""
+
+    sources: Rows
+    targets: Rows
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @property
+    def source_lengths(self) -> Int[np.ndarray, " N"]:
+        """Source ids of each pair, the end id included."""
+        return self.sources.lengths
+
+    @property
+    def target_lengths(self) -> Int[np.ndarray, " N"]:
+        """Target ids of each pair, the end id included."""
+        return self.targets.lengths
+
+    def source(self, index: int | np.integer) -> Int[np.ndarray, " S"]:
+        """Returns the source ids of a pair, the end id included."""
+        return self.sources[index]
+
+    def target(self, index: int | np.integer) -> Int[np.ndarray, " T"]:
+        """Returns the target ids of a pair, the end id included."""
+        return self.targets[index]
+
+
+def encode_lines(
+    vocabularies: Vocabularies, source_lines: Sequence[str], target_lines: Sequence[str] | None = None
+) -> EncodedSplit:
+    """Returns lines encoded in memory; without target lines every target is the end id alone."""
+    if target_lines is None:
+        target_lines = [""] * len(source_lines)
+    return EncodedSplit(
+        Rows(*_encode(vocabularies.source, source_lines)), Rows(*_encode(vocabularies.target, target_lines))
+    )
+
+
+def encode_split(split: LinePairs, vocabularies: Vocabularies, cache: Path, key: str) -> EncodedSplit:
+    """Returns the ids of `split`, encoding it only if `cache` does not hold them yet.
+
+    Args:
+      split: the text.
+      vocabularies: what to encode it with.
+      cache: folder of all caches; files go to `encoded/HASH` in it.
+      key: identifies the text, as a corpus's fingerprint and the split's name do.
+
+    Raises:
+      UserError: the cache cannot be written.
+    """
+    names = (_FORMAT, key, vocabularies.source.fingerprint, vocabularies.target.fingerprint)
+    folder = cache / "encoded" / hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]
+    encoded = _open(folder, len(split))
+    if encoded is None:
+        try:
+            shutil.rmtree(folder, ignore_errors=True)  # there only if damaged
+            with whole_directory(folder) as beside, progress_bar() as progress:
+                _write(split, vocabularies, beside, progress)
+        except OSError as error:
+            raise _explain(error, cache) from error
+        encoded = _open(folder, len(split))
+        assert encoded is not None
+    return encoded
+
+
+def _encode(vocabulary: Vocabulary, lines: Sequence[str]) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " R"]]:
+    """Returns the ids of all lines in one array, an end id after each, and their numbers."""
+    rows = vocabulary.encode(lines)
+    lengths = np.array([len(row) + 1 for row in rows], np.int32)
+    end = np.array([EOS], np.int32)
+    flat = [part for row in rows for part in (row, end)]
+    return np.concatenate(flat) if flat else np.zeros(0, np.int32), lengths
+
+
+def _open(folder: Path, num_pairs: int) -> EncodedSplit | None:
+    """Returns what `folder` holds, or None if it is not whole."""
+    try:
+        source, target = (_open_side(folder, side, num_pairs) for side in ("source", "target"))
+    except (OSError, ValueError, EOFError):
+        return None
+    return EncodedSplit(source, target)
+
+
+def _open_side(folder: Path, side: str, num_pairs: int) -> Rows:
+    lengths = np.load(folder / f"{side}_lengths.npy")
+    flat = np.memmap(folder / f"{side}.ids", _DTYPE, "r") if num_pairs else np.zeros(0, _DTYPE)
+    if len(lengths) != num_pairs or len(flat) != lengths.sum(dtype=np.int64):
+        raise ValueError("not whole")
+    return Rows(flat, lengths)
+
+
+def _write(split: LinePairs, vocabularies: Vocabularies, folder: Path, progress: Progress) -> None:
+    sides = {"source": vocabularies.source, "target": vocabularies.target}
+    lengths: dict[str, list[np.ndarray]] = {side: [np.zeros(0, _DTYPE)] for side in sides}
+    with open(folder / "source.ids", "wb") as source, open(folder / "target.ids", "wb") as target:
+        for start in range(0, len(split), _BLOCK):
+            columns = split.read(start, min(start + _BLOCK, len(split)))
+            for side, file, lines in zip(sides, (source, target), columns, strict=True):
+                flat, counts = _encode(sides[side], lines)
+                file.write(flat.astype(_DTYPE).tobytes())
+                lengths[side].append(counts)
+            progress("encoding", start, len(split))
+    for side in sides:
+        np.save(folder / f"{side}_lengths.npy", np.concatenate(lengths[side]))
+
+
+def _explain(error: OSError, cache: Path) -> OSError | UserError:
+    """Returns the `UserError` for what the user can mend, or `error` itself."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"No space left for the cache folder {cache}; free some, or set SEQ2SEQ_JAX_CACHE to another.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(
+            f"The cache folder {cache} cannot be written ({error.strerror}); set SEQ2SEQ_JAX_CACHE to one that can."
+        )
+    return error

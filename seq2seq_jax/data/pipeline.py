@@ -1,0 +1,74 @@
+"""Encoded text and a plan to padded batches, by Grain; a position is one number, the step."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Int
+
+from seq2seq_jax.data.batching import BatchPlan, BatchShape, choose_shapes
+from seq2seq_jax.data.encoded import EncodedSplit
+
+
+class Batch(NamedTuple):
+    """Padded ids; every sequence ends with an end id, and a row without an example is all padding."""
+
+    source: Int[np.ndarray, "B S"]
+    target: Int[np.ndarray, "B T"]
+
+
+def padded_batch(encoded: EncodedSplit, shape: BatchShape, indices: Int[np.ndarray, " n"]) -> Batch:
+    """Returns the pairs `indices` as a batch of the given shape, int32."""
+    return Batch(
+        encoded.sources.padded(indices, shape.batch, shape.source),
+        encoded.targets.padded(indices, shape.batch, shape.target),
+    )
+
+
+class _Batches:
+    """The batches of a plan as a Grain source: element i is the batch of step i."""
+
+    def __init__(self, encoded: EncodedSplit, plan: BatchPlan, num_steps: int) -> None:
+        self._encoded, self._plan, self._num_steps = encoded, plan, num_steps
+
+    def __len__(self) -> int:
+        return self._num_steps
+
+    def __getitem__(self, index: int) -> Batch:
+        return padded_batch(self._encoded, *self._plan.batch(int(index)))
+
+
+def training_batches(encoded: EncodedSplit, plan: BatchPlan, start_step: int, num_steps: int) -> Iterator[Batch]:
+    """Returns the batches of the steps from `start_step` up to, not including, `num_steps`.
+
+    A batch depends on its step alone. One thread makes batches ahead of their use.
+    """
+    dataset = grain.MapDataset.source(_Batches(encoded, plan, num_steps))
+    iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
+    iterator.set_state({"next_index": start_step})
+    return iterator
+
+
+def evaluation_batches(
+    encoded: EncodedSplit, batch_size: int, batch_multiple: int = 1, num_shapes: int = 8
+) -> Iterator[tuple[Batch, Int[np.ndarray, " n"]]]:
+    """Yields every pair once, in order of length, with the indices of the pairs.
+
+    Pairs are sorted by source and then target length and cut into batches of
+    `batch_size` rows, rounded up to a multiple of `batch_multiple`; only the
+    last has empty rows. At most `num_shapes` different shapes occur.
+    """
+    rows = -(-batch_size // batch_multiple) * batch_multiple
+    order = np.lexsort((encoded.target_lengths, encoded.source_lengths))
+    groups = [order[start : start + rows] for start in range(0, len(order), rows)]
+    if not groups:
+        return
+    sources = np.array([encoded.source_lengths[group].max() for group in groups])
+    targets = np.array([encoded.target_lengths[group].max() for group in groups])
+    # To the choice of shapes a whole batch is one row.
+    shapes = choose_shapes(sources, targets, num_shapes=num_shapes, batch_size=1)
+    for group, source, target in zip(groups, sources, targets, strict=True):
+        shape = next(shape for shape in shapes if shape.source >= source and shape.target >= target)
+        yield padded_batch(encoded, dataclasses.replace(shape, batch=rows), group), group

@@ -1,0 +1,364 @@
+"""Text to ids and back: SentencePiece, words, characters.
+
+Every vocabulary gives the ids 0 to 3 to padding, sequence begin, sequence end
+and the unknown symbol. Text is taken as it is, without Unicode normalisation,
+except for what is said here:
+
+* `lowercase` lowercases it;
+* SentencePiece and words make a run of ASCII white space (tabs too) one blank
+  and drop it at both ends of a line. Characters keep every character.
+* SentencePiece takes its own mark, U+2581, for a blank.
+"""
+
+import functools
+import hashlib
+import io
+import json
+import os
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import sentencepiece
+from jaxtyping import Int
+
+from seq2seq_jax.config import DataConfig
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.symbols import BOS, EOS, NUM_SPECIAL, PAD, UNK
+
+UNKNOWN_TEXT = "\u2047"  # what an unknown symbol is written as: the sign that SentencePiece uses
+
+# Lines beyond so many characters do not take part in training a SentencePiece
+# model: unigram training takes about 25 bytes and 0.7 us a character.
+_MAX_CHARACTERS = 20_000_000
+_BLOCK = 1_000  # lines read at once
+_WHITE_SPACE = re.compile(r"\s+", re.ASCII)
+
+Ids = Int[np.ndarray, " _"]
+
+
+@runtime_checkable
+class LinePairs(Protocol):
+    """Random access to the lines of a split."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> tuple[list[str], list[str]]: ...
+
+
+class Vocabulary(ABC):
+    """Text to ids and back.
+
+    Attributes:
+      kind: unigram, bpe, words or characters.
+      lowercase: whether text is lowercased first.
+      size: number of ids, the four special ones included.
+    """
+
+    kind: str
+    lowercase: bool
+    size: int
+
+    def encode(self, lines: Sequence[str]) -> list[Ids]:
+        """Returns the int32 ids of each line, without begin and end."""
+        return self._encode([line.lower() for line in lines] if self.lowercase else list(lines))
+
+    def decode(self, ids: Iterable[Sequence[int] | np.ndarray]) -> list[str]:
+        """Returns the text of each row of ids.
+
+        A row is read up to its first end id; padding and begin are left out and
+        an unknown symbol is written as `UNKNOWN_TEXT`.
+        """
+        return self._decode([_content(row) for row in ids])
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hex hash; equal for vocabularies that give every line the same ids."""
+        head = json.dumps([self.kind, self.lowercase]).encode()
+        return hashlib.sha256(head + b"\0" + self._model()).hexdigest()
+
+    def save(self, directory: Path, name: str) -> None:
+        """Writes `NAME.model` (SentencePiece) or `NAME.txt` (an entry a line), and `NAME.json`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        _write(directory / f"{name}{self._suffix}", self._model())
+        head = {"kind": self.kind, "lowercase": self.lowercase, "size": self.size, "fingerprint": self.fingerprint}
+        _write(directory / f"{name}.json", (json.dumps(head, indent=2) + "\n").encode())
+
+    @staticmethod
+    def load(directory: Path, name: str) -> "Vocabulary":
+        """Returns the vocabulary that `save` wrote.
+
+        Raises:
+          UserError: a file is missing or is not what was written.
+        """
+        path = directory / f"{name}.json"
+        try:
+            head = json.loads(path.read_bytes())
+            kind = _KINDS[head["kind"]]
+            path = directory / f"{name}{kind._suffix}"
+            vocabulary = kind._from_model(path.read_bytes(), head["kind"], head["lowercase"])
+            if vocabulary.fingerprint != head["fingerprint"]:
+                raise ValueError("content differs from what was saved")
+        except OSError as error:
+            raise UserError(f"The vocabulary file {path} cannot be read ({error.strerror}). {_REMEDY}") from error
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise UserError(f"The vocabulary file {path} is damaged ({error}). {_REMEDY}") from error
+        return vocabulary
+
+    _suffix: str
+
+    @abstractmethod
+    def _encode(self, lines: list[str]) -> list[Ids]: ...
+
+    @abstractmethod
+    def _decode(self, rows: list[list[int]]) -> list[str]: ...
+
+    @abstractmethod
+    def _model(self) -> bytes: ...
+
+    @classmethod
+    @abstractmethod
+    def _from_model(cls, model: bytes, kind: str, lowercase: bool) -> "Vocabulary": ...
+
+
+_REMEDY = "Put it back from a copy of the run, or train again in a new run directory."
+
+
+class SentencePieceVocabulary(Vocabulary):
+    """A SentencePiece model (Kudo and Richardson 2018)."""
+
+    _suffix = ".model"
+
+    def __init__(self, model: bytes, kind: str, lowercase: bool) -> None:
+        self.kind, self.lowercase, self._proto = kind, lowercase, model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.size = self._processor.vocab_size()
+
+    def _encode(self, lines: list[str]) -> list[Ids]:
+        rows = self._processor.encode([_squeeze(line) for line in lines], num_threads=1)
+        return [np.array(row, np.int32) for row in rows]
+
+    def _decode(self, rows: list[list[int]]) -> list[str]:
+        return self._processor.decode(rows, num_threads=1)
+
+    def _model(self) -> bytes:
+        return self._proto
+
+    @classmethod
+    def _from_model(cls, model: bytes, kind: str, lowercase: bool) -> "SentencePieceVocabulary":
+        return cls(model, kind, lowercase)
+
+
+class TokenVocabulary(Vocabulary):
+    """A list of words or of characters, the most frequent first."""
+
+    _suffix = ".txt"
+
+    def __init__(self, tokens: Sequence[str], kind: str, lowercase: bool) -> None:
+        self.kind, self.lowercase = kind, lowercase
+        self._tokens = list(tokens)
+        self._ids = {token: index for index, token in enumerate(self._tokens, NUM_SPECIAL)}
+        self._texts = ["", "", "", UNKNOWN_TEXT, *self._tokens]
+        self.size = len(self._texts)
+
+    def _encode(self, lines: list[str]) -> list[Ids]:
+        split = _SPLITTERS[self.kind]
+        return [np.array([self._ids.get(token, UNK) for token in split(line)], np.int32) for line in lines]
+
+    def _decode(self, rows: list[list[int]]) -> list[str]:
+        joint = " " if self.kind == "words" else ""
+        return [joint.join(self._texts[index] for index in row) for row in rows]
+
+    def _model(self) -> bytes:
+        # As JSON strings, because a character can be a line feed.
+        return "".join(json.dumps(token, ensure_ascii=False) + "\n" for token in self._tokens).encode()
+
+    @classmethod
+    def _from_model(cls, model: bytes, kind: str, lowercase: bool) -> "TokenVocabulary":
+        return cls([json.loads(line) for line in model.decode().split("\n")[:-1]], kind, lowercase)
+
+
+_KINDS: dict[str, type[Vocabulary]] = {
+    "unigram": SentencePieceVocabulary,
+    "bpe": SentencePieceVocabulary,
+    "words": TokenVocabulary,
+    "characters": TokenVocabulary,
+}
+
+
+def _split_words(line: str) -> list[str]:
+    squeezed = _squeeze(line)
+    return squeezed.split(" ") if squeezed else []
+
+
+_SPLITTERS: dict[str, Any] = {"words": _split_words, "characters": list}
+
+
+@dataclass(frozen=True)
+class Vocabularies:
+    """The vocabularies of both sides; one and the same object when joint."""
+
+    source: Vocabulary
+    target: Vocabulary
+
+    @property
+    def joint(self) -> bool:
+        return self.source is self.target
+
+
+def build_vocabularies(config: DataConfig, train: LinePairs) -> Vocabularies:
+    """Returns the vocabularies of a training split; equal for equal text.
+
+    Raises:
+      UserError: the text has too few different pieces, or too many characters,
+        for `data.vocab_size`, or a side has no text at all.
+    """
+    if config.joint_vocabulary:
+        joint = _build(config, train, "both sides", (0, 1))
+        return Vocabularies(joint, joint)
+    return Vocabularies(_build(config, train, "the source side", (0,)), _build(config, train, "the target side", (1,)))
+
+
+def save_vocabularies(vocabularies: Vocabularies, directory: Path) -> None:
+    """Writes `joint.*`, or `source.*` and `target.*`, into `directory`; the files appear whole."""
+    if vocabularies.joint:
+        vocabularies.source.save(directory, "joint")
+        return
+    (directory / "joint.json").unlink(missing_ok=True)
+    vocabularies.source.save(directory, "source")
+    vocabularies.target.save(directory, "target")
+
+
+def load_vocabularies(directory: Path) -> Vocabularies:
+    """Returns the vocabularies that `save_vocabularies` wrote.
+
+    Raises:
+      UserError: they are missing or damaged.
+    """
+    if not any((directory / f"{name}.json").exists() for name in ("joint", "source", "target")):
+        raise UserError(f"There is no vocabulary in {directory}. {_REMEDY}")
+    if (directory / "joint.json").exists():
+        joint = Vocabulary.load(directory, "joint")
+        return Vocabularies(joint, joint)
+    return Vocabularies(Vocabulary.load(directory, "source"), Vocabulary.load(directory, "target"))
+
+
+def _build(config: DataConfig, train: LinePairs, where: str, sides: tuple[int, ...]) -> Vocabulary:
+    if config.vocabulary in ("words", "characters"):
+        return _build_tokens(config, train, where, sides)
+    return _build_sentencepiece(config, train, where, sides)
+
+
+def _build_tokens(config: DataConfig, train: LinePairs, where: str, sides: tuple[int, ...]) -> Vocabulary:
+    counts = _count(_lines(train, sides, config.lowercase), _SPLITTERS[config.vocabulary])
+    if not counts:
+        raise UserError(f"There is no text on {where} of the training split.")
+    frequent = [token for token, count in counts.items() if count >= config.min_frequency]
+    frequent.sort(key=lambda token: (-counts[token], token))
+    return TokenVocabulary(frequent[: config.vocab_size - NUM_SPECIAL], config.vocabulary, config.lowercase)
+
+
+def _count(lines: Iterable[str], split: Any) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for line in lines:
+        counts.update(split(line))
+    return counts
+
+
+def _build_sentencepiece(config: DataConfig, train: LinePairs, where: str, sides: tuple[int, ...]) -> Vocabulary:
+    model = io.BytesIO()
+    lines = (_squeeze(line) for line in _sample(train, sides, config.lowercase))
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines,
+            model_writer=model,
+            model_type=config.vocabulary,
+            vocab_size=config.vocab_size,
+            # Corpora of one task are clean enough: a character that occurs in
+            # training text is never unknown.
+            character_coverage=1.0,
+            byte_fallback=False,
+            normalization_rule_name="identity",
+            max_sentence_length=1 << 24,  # bytes; longer lines would be left out silently
+            pad_id=PAD,
+            bos_id=BOS,
+            eos_id=EOS,
+            unk_id=UNK,
+            # With a real blank, which text has as U+2581: by their usual names
+            # SentencePiece would not learn from text that has "<s>" in it.
+            pad_piece="< pad >",
+            bos_piece="< begin >",
+            eos_piece="< end >",
+            unk_piece="< unknown >",
+            unk_surface=UNKNOWN_TEXT,
+            num_threads=1,  # pieces differ with the number of threads
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise _explain(error, config, where) from error
+    return SentencePieceVocabulary(model.getvalue(), config.vocabulary, config.lowercase)
+
+
+def _explain(error: RuntimeError, config: DataConfig, where: str) -> Exception:
+    """Returns the `UserError` for what SentencePiece refused, or `error` itself."""
+    text = str(error)
+    if match := re.search(r"size too high \(\d+\).*<= (\d+)", text):
+        return UserError(
+            f"data.vocab_size {config.vocab_size} is more than the text of {where} supports;"
+            f" use {match[1]} or less, or data.vocabulary words."
+        )
+    if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", text):
+        return UserError(
+            f"data.vocab_size {config.vocab_size} is less than the different characters of {where} and the special"
+            f" symbols take; use {match[1]} or more."
+        )
+    if "sentences_.empty()" in text:
+        return UserError(f"There is no text on {where} of the training split.")
+    return error
+
+
+def _lines(train: LinePairs, sides: tuple[int, ...], lowercase: bool) -> Iterator[str]:
+    for start in range(0, len(train), _BLOCK):
+        yield from _block(train, start, sides, lowercase)
+
+
+def _sample(train: LinePairs, sides: tuple[int, ...], lowercase: bool) -> Iterator[str]:
+    """Yields all lines, or of a large corpus a fixed random choice of blocks of lines."""
+    blocks = np.random.RandomState(0).permutation(-(-len(train) // _BLOCK))
+    num_characters = 0
+    for block in blocks:
+        for line in _block(train, int(block) * _BLOCK, sides, lowercase):
+            yield line
+            num_characters += len(line)
+        if num_characters > _MAX_CHARACTERS:
+            return
+
+
+def _block(train: LinePairs, start: int, sides: tuple[int, ...], lowercase: bool) -> Iterator[str]:
+    columns = train.read(start, min(start + _BLOCK, len(train)))
+    for side in sides:
+        for line in columns[side]:
+            yield line.lower() if lowercase else line
+
+
+def _squeeze(line: str) -> str:
+    return _WHITE_SPACE.sub(" ", line).strip(" ")
+
+
+def _content(row: Sequence[int] | np.ndarray) -> list[int]:
+    """Returns the ids before the first end id, without padding and begin."""
+    ids = row.tolist() if isinstance(row, np.ndarray) else [int(index) for index in row]
+    if EOS in ids:
+        ids = ids[: ids.index(EOS)]
+    return [index for index in ids if index not in (PAD, BOS)]
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

@@ -1,0 +1,47 @@
+"""The files of a run directory, and whose it is.
+
+config.json  vocabulary/  checkpoints/STEP/  metrics.jsonl  evaluations/
+"""
+
+from pathlib import Path
+
+from seq2seq_jax.cache import write_whole
+from seq2seq_jax.config import Config, differences, from_json, to_json
+from seq2seq_jax.errors import UserError, did_you_mean
+
+
+def read_config(workdir: Path) -> Config:
+    """Returns the configuration of the run in `workdir`.
+
+    Raises:
+      UserError: it is not a run directory, or its configuration is damaged.
+    """
+    path = workdir / "config.json"
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        runs = [run.parent.name for run in sorted(workdir.parent.glob("*/config.json"))]
+        hint = did_you_mean(workdir.name, runs)
+        raise UserError(f"{workdir} is not a run directory: there is no {path}.{hint}") from None
+    except (UserError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def claim(workdir: Path, config: Config) -> None:
+    """Makes `workdir` the run directory of `config`, or checks that it is.
+
+    Raises:
+      UserError: it holds a run of another configuration; the differing fields are named.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_whole(path, to_json(config))
+        return
+    changed = differences(read_config(workdir), config)
+    if changed:
+        fields = "\n  ".join(changed)
+        raise UserError(
+            f"{workdir} holds a run of another configuration (there -> here):\n  {fields}\n"
+            "Choose another --workdir, or set these fields as they were to resume that run."
+        )

@@ -1,0 +1,125 @@
+"""Lines of text from and to files and pipes, as they come: UTF-8, gzip where the name ends in .gz.
+
+Corpora are read by `data.corpora`; here is what flows through `translate`.
+"""
+
+import codecs
+import contextlib
+import gzip
+import os
+import sys
+import zlib
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol, cast, runtime_checkable
+
+from seq2seq_jax.errors import UserError, did_you_mean
+
+CHUNK = 1 << 17  # bytes: some 1,500 sentences, enough to batch by length, few enough to answer in seconds
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A stream of bytes that can tell what has arrived: a buffered file, a pipe, a gzip file."""
+
+    def read1(self, size: int, /) -> bytes: ...
+
+
+@contextlib.contextmanager
+def open_input(path: Path | None) -> Generator[Readable]:
+    """Opens a file for `chunks`; None is standard input.
+
+    Raises:
+      UserError: there is no such file; the nearest name in its folder is told.
+    """
+    if path is None:
+        yield cast(Readable, sys.stdin.buffer)
+        return
+    check_exists(path)
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        yield file
+
+
+def check_exists(path: Path) -> None:
+    """Raises UserError where `path` is not a file."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file of text.")
+    if not path.exists():
+        names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"There is no file {path}.{did_you_mean(path.name, names)}")
+
+
+@contextlib.contextmanager
+def open_output(path: Path | None) -> Generator[BinaryIO]:
+    """Opens a file that appears whole when the block ends well, and not at all otherwise; None is standard output.
+
+    Raises:
+      UserError: its folder does not exist, or it is a folder itself.
+    """
+    if path is None:
+        sys.stdout.flush()
+        # Not sys.stdout.buffer: under PYTHONUNBUFFERED that one may write a part and say nothing.
+        with open(sys.stdout.fileno(), "wb", closefd=False) as file:
+            yield file
+        return
+    path = path.resolve()  # a link stays a link
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"Cannot write {path}: {'it is' if path.is_dir() else 'there is no'} folder of that name.")
+    if path.exists() and not path.is_file():  # a device or a pipe, which must not be replaced
+        with path.open("wb") as file:
+            yield file
+        return
+    beside = path.with_name(f"{path.name}.tmp")
+    try:
+        with beside.open("wb") as file:
+            yield file
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def chunks(stream: Readable, name: str) -> Iterator[list[str]]:
+    """Yields the lines of a stream as they arrive, many at a time where many are there.
+
+    A line ends at a newline and nowhere else, so the lines are those of every
+    other tool. A carriage return before it and a byte order mark at the very
+    start are no part of the text.
+
+    Args:
+      stream: standard input or an opened file.
+      name: what the messages call it.
+
+    Raises:
+      UserError: a line is not UTF-8, after the lines before it have been yielded;
+        or the file is not what gzip wrote.
+    """
+    number, rest = 0, b""
+    while piece := _read(stream, name):
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from _decode(lines, name, number)
+        number += len(lines)
+    if rest:
+        yield from _decode([rest], name, number)
+
+
+def _read(stream: Readable, name: str) -> bytes:
+    try:
+        return stream.read1(CHUNK)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise UserError(f"{name} is not a whole gzip file: {error}.") from None
+
+
+def _decode(lines: list[bytes], name: str, number: int) -> Iterator[list[str]]:
+    decoded: list[str] = []
+    for index, line in enumerate(lines):
+        try:
+            line = line.removeprefix(codecs.BOM_UTF8) if number + index == 0 else line
+            decoded.append(line.removesuffix(b"\r").decode("utf-8"))
+        except UnicodeDecodeError as error:
+            yield decoded
+            raise UserError(
+                f"{name}, line {number + index + 1:,}: not UTF-8 (byte {error.object[error.start]:#04x} at column"
+                f" {error.start + 1}); convert it with iconv -f YOUR-ENCODING -t utf-8."
+            ) from None
+    if decoded:
+        yield decoded

@@ -1,0 +1,276 @@
+"""A run from its configuration to its test scores, as one story: `train`."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from seq2seq_jax import run_directory
+from seq2seq_jax.checkpoint import Checkpoints, check_disk_space, restore_params
+from seq2seq_jax.config import Config
+from seq2seq_jax.data.pipeline import training_batches
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.evaluation import evaluate_split, teacher_forced
+from seq2seq_jax.metrics import check_moses, score_hypotheses
+from seq2seq_jax.training import report
+from seq2seq_jax.training.optimizer import make_schedule
+from seq2seq_jax.training.setup import Material, compile_steps, prepare
+from seq2seq_jax.training.sharding import by_rows, make_mesh, replicated
+from seq2seq_jax.training.step import TrainState, TrainStep, abstract_state, empty_window, initial_state
+from seq2seq_jax.training.writer import Writer
+from seq2seq_jax.translator import Params, Translator, vocab_sizes
+
+
+class TrainResult(NamedTuple):
+    """How a run ended: all steps done, stopped early, or asked to by SIGTERM; and its test scores by split."""
+
+    status: Literal["done", "stopped", "terminated"]
+    step: int
+    scores: dict[str, dict[str, Any]]
+
+
+@dataclass
+class Progress:
+    """What the loop knows beside the arrays; saved with every checkpoint."""
+
+    rows: int = 0
+    """Rows of metrics.jsonl."""
+    seconds: float = 0.0
+    """Wall time of the run, over all its sessions."""
+    evaluated_step: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    """Of train.best_metric, turned so that larger is better."""
+    stale: int = 0
+    """Evaluations since the best one."""
+    plateau: int = 0
+    """Evaluations since the best one or the last cut of the learning rate."""
+    stopped: bool = False
+    """Whether training has stopped early."""
+
+
+def train(config: Config, workdir: Path) -> TrainResult:
+    """Trains `config` in the run directory `workdir`, resuming what is there, and evaluates on the test splits.
+
+    Raises:
+      UserError: whatever the user can mend, before the first step where possible.
+    """
+    workdir = Path(workdir)
+    if config.moses_language:
+        check_moses()
+    run_directory.claim(workdir, config)
+    mesh = make_mesh(config.mesh)
+    material = prepare(config, workdir, num_devices=mesh.size)
+    sizes = vocab_sizes(material.vocabularies)
+    abstract = abstract_state(config, sizes, mesh)
+    check_disk_space(workdir, abstract._asdict())
+    checkpoints = Checkpoints(workdir)
+    with Writer(workdir, config.train.num_steps) as writer, _sigterm_noted() as asked_to_stop:
+        for line in report.describe(config, material, abstract.params, mesh):
+            writer.line(line)
+        restored = _restore(checkpoints, abstract, writer)
+        state, progress = restored or (initial_state(config, sizes, mesh), Progress())
+        writer.keep_rows(progress.rows)
+        steps = compile_steps(config, material, mesh, abstract, writer.line)
+        run = _Run(config, material, mesh, writer, checkpoints, progress, asked_to_stop)
+        state, status = run.steps(state, steps)
+        checkpoints.close()
+        step = int(state.step)
+        if status == "terminated":
+            writer.line(f"Asked to stop: saved at step {step:,}. The same command resumes.")
+            return TrainResult(status, step, {})
+        writer.end_progress()
+        best, best_step = restore_params(workdir, abstract.params)
+        writer.line(f"{report.ending(status, step, progress.seconds)} Best validation at step {best_step:,}.")
+        scores = _test(workdir, material, run.translator(best, config.decode.beam_size), writer)
+        for line in report.farewell(config, workdir):
+            writer.line(line)
+    return TrainResult(status, step, scores)
+
+
+def _restore(checkpoints: Checkpoints, abstract: TrainState, writer: Writer) -> tuple[TrainState, Progress] | None:
+    """The newest whole checkpoint's state and progress, if there is one; damaged ones are told."""
+    found = checkpoints.restore(abstract._asdict())
+    if found is None:
+        return None
+    state, progress, complaints = found
+    for complaint in complaints:
+        writer.line(complaint)
+    writer.line(f"Resuming at step {int(state['step']):,}.")
+    return TrainState(**state), Progress(**progress)
+
+
+class _Run:
+    """The training loop with what it holds from step to step."""
+
+    def __init__(
+        self,
+        config: Config,
+        material: Material,
+        mesh: Mesh,
+        writer: Writer,
+        checkpoints: Checkpoints,
+        progress: Progress,
+        asked_to_stop: threading.Event,
+    ):
+        self._config, self._material, self._mesh = config, material, mesh
+        self._writer, self._checkpoints, self._progress = writer, checkpoints, progress
+        self._asked_to_stop = asked_to_stop
+        self._schedule = make_schedule(config.optimizer, config.train.num_steps)
+        self._greedy: Translator | None = None
+        self._clock = time.perf_counter()
+
+    def steps(
+        self, state: TrainState, updates: dict[tuple[int, int], TrainStep]
+    ) -> tuple[TrainState, Literal["done", "stopped", "terminated"]]:
+        """Runs all steps that are left: evaluate, save, stop or step, log, in this order."""
+        train, step, sharding = self._config.train, int(state.step), by_rows(self._mesh)
+        batches = training_batches(self._material.train, self._material.plan, step, train.num_steps)
+        saved, window_start = step, time.perf_counter()
+        while True:
+            finished, asked = step == train.num_steps, self._asked_to_stop.is_set()
+            due = step % train.evaluate_every == 0 or finished
+            if due and not asked and self._progress.evaluated_step < step:
+                pause = time.perf_counter()
+                state, saved = self._evaluate(state, step), -1
+                window_start += time.perf_counter() - pause
+            ending = finished or asked or self._progress.stopped
+            if saved != step and (due or ending or step % train.checkpoint_every == 0):
+                self._save(state, step)
+                saved = step
+            if ending:
+                break
+            batch = next(batches)
+            update = updates[batch.source.shape[1], batch.target.shape[1]]
+            state = update(state, *jax.device_put(tuple(batch), sharding))
+            step += 1
+            if step % train.log_every == 0 or step == train.num_steps:
+                state = self._log(state, step, window_start)
+                window_start = time.perf_counter()
+        return state, "terminated" if asked else "done" if finished else "stopped"
+
+    def translator(self, params: Params, beam_size: int) -> Translator:
+        """A translator that spreads its batches over the mesh."""
+        decode = replace(self._config.decode, beam_size=beam_size)
+        return Translator(self._config, self._material.vocabularies, params, decode, by_rows(self._mesh))
+
+    def _log(self, state: TrainState, step: int, window_start: float) -> TrainState:
+        """Writes a row about the steps since the last one; returns the state with an empty window."""
+        window = jax.device_get(state.window)
+        seconds = time.perf_counter() - window_start
+        updates = max(int(window.updates), 1)
+        loss, rate = float(window.loss) / max(float(window.tokens), 1.0), float(window.tokens) / seconds
+        row = {
+            "step": step,
+            "loss": loss,
+            "grad_norm": float(window.grad_norm) / updates,
+            "learning_rate": float(self._schedule(jnp.int32(step - 1)) * state.rate_factor),
+            "nonfinite_steps": int(window.nonfinite),
+            "target_tokens_per_second": rate,
+        }
+        self._row(row)
+        self._writer.progress(step, loss=loss, target_tokens_per_second=rate)
+        if window.nonfinite:
+            self._check_finite(step, int(window.nonfinite), int(state.nonfinite_in_a_row))
+        return state._replace(window=jax.device_put(empty_window(), replicated(self._mesh)))
+
+    def _check_finite(self, step: int, skipped: int, in_a_row: int) -> None:
+        self._writer.line(f"Step {step:,}: {skipped} updates skipped, their gradients were not finite.")
+        if in_a_row >= self._config.train.max_nonfinite_steps:
+            raise UserError(
+                f"The last {in_a_row} gradients up to step {step:,} were not finite. Try a lower"
+                f" optimizer.learning_rate (now {self._config.optimizer.learning_rate:g}), a longer"
+                f" optimizer.warmup_steps ({self._config.optimizer.warmup_steps}), a smaller optimizer.clip_norm"
+                f" ({self._config.optimizer.clip_norm:g}) or model.compute_dtype float32."
+            )
+
+    def _evaluate(self, state: TrainState, step: int) -> TrainState:
+        """Validates, says so, and decides on the best checkpoint, the plateau schedule and an early stop."""
+        scores, samples = self._validate(state.params)
+        self._row({"step": step} | {f"validation_{name}": value for name, value in scores.items()})
+        for line in report.validation(step, scores, samples, self._progress.seconds):
+            self._writer.line(line)
+        progress, metric = self._progress, self._config.train.best_metric
+        value = -scores["loss"] if metric == "loss" else scores[metric]
+        value = -math.inf if math.isnan(value) else value  # nothing would be better than nan
+        progress.evaluated_step = step
+        if progress.best_value is None or value > progress.best_value:
+            progress.best_step, progress.best_value = step, value
+            progress.stale = progress.plateau = 0
+            return state
+        progress.stale += 1
+        progress.plateau += 1
+        if self._config.train.early_stopping and progress.stale >= self._config.train.early_stopping:
+            self._writer.line(f"Validation {metric} has not improved for {progress.stale} evaluations: stopping.")
+            progress.stopped = True
+        return self._cut_rate(state)
+
+    def _cut_rate(self, state: TrainState) -> TrainState:
+        optimizer = self._config.optimizer
+        if optimizer.schedule != "plateau" or self._progress.plateau < optimizer.plateau_patience:
+            return state
+        self._progress.plateau = 0
+        factor = state.rate_factor * optimizer.plateau_factor
+        self._writer.line(f"Learning rate cut to {optimizer.learning_rate * float(factor):.3g}.")
+        return state._replace(rate_factor=factor)
+
+    def _validate(self, params: Params) -> tuple[dict[str, float], list[tuple[str, str, str]]]:
+        """Scores of the validation split, and samples: source, reference, hypothesis."""
+        if self._greedy is None:
+            self._greedy = self.translator(params, beam_size=1)
+        self._greedy.params = params
+        scores = teacher_forced(self._greedy, self._material.validation)
+        split = self._material.corpus.split("validation")
+        sources, targets = split.read(0, min(len(split), self._config.train.decode_sentences))
+        if not sources:
+            return scores, []
+        hypotheses = [hypothesis.text for hypothesis in self._greedy.translate(sources)]
+        scores |= {name: score.value for name, score in score_hypotheses(hypotheses, targets).items()}
+        samples = list(zip(sources, targets, hypotheses, strict=True))
+        return scores, samples[: self._config.train.num_samples]
+
+    def _row(self, values: dict[str, Any]) -> None:
+        now = time.perf_counter()
+        self._progress.seconds += now - self._clock
+        self._clock = now
+        self._writer.row(values | {"seconds": round(self._progress.seconds, 3)})
+        self._progress.rows += 1
+
+    def _save(self, state: TrainState, step: int) -> None:
+        self._checkpoints.save(step, state._asdict(), asdict(self._progress))
+
+
+def _test(workdir: Path, material: Material, translator: Translator, writer: Writer) -> dict[str, dict[str, Any]]:
+    """Decodes and scores every test split, or the validation split where there is none."""
+    names = [name for name in material.corpus.splits if name.startswith("test")] or ["validation"]
+    results = {}
+    for name in names:
+        split = material.corpus.split(name)
+        sources, targets = split.read(0, len(split))
+        results[name] = evaluate_split(translator, workdir, name, sources, targets)
+        for line in report.test(name, results[name], translator.decode):
+            writer.line(line)
+    return results
+
+
+@contextmanager
+def _sigterm_noted() -> Generator[threading.Event]:
+    """Turns SIGTERM into an event that the loop looks at between steps."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # signals reach the main thread only
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGTERM, previous)

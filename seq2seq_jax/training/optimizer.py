@@ -1,0 +1,55 @@
+"""Update rules and learning rate schedules, from Optax."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from seq2seq_jax.config import OptimizerConfig
+
+Schedule = optax.Schedule
+"""From the number of the step, counted from 0, to the learning rate."""
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Clipping and update rule at learning rate 1: the step multiplies by the rate itself."""
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, _update_rule(config))
+
+
+def _update_rule(config: OptimizerConfig) -> optax.GradientTransformation:
+    match config.name:
+        case "adam":
+            return optax.adam(1.0, b1=config.beta1, b2=config.beta2)
+        case "adamw":
+            return optax.adamw(1.0, b1=config.beta1, b2=config.beta2, weight_decay=config.weight_decay, mask=_is_matrix)
+        case "sgd":
+            return optax.sgd(1.0, momentum=config.momentum or None)
+        case "adafactor":
+            return optax.adafactor(1.0)
+
+
+def _is_matrix(params: dict) -> dict:
+    """Weight decay pulls at matrices, not at biases."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "bias" not in jax.tree_util.keystr(path), params)
+
+
+def make_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:
+    """Learning rate of each step, counted from 0.
+
+    constant and plateau (whose factor the training loop keeps) stay at the peak;
+    inverse_sqrt falls as `sqrt(warmup / step)` (Vaswani et al. 2017, section
+    5.3, scaled to the peak); cosine falls to zero at `num_steps` (Loshchilov and
+    Hutter 2017). Before that, the rate rises linearly over `warmup_steps`.
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+    match config.schedule:
+        case "constant" | "plateau":
+            after = optax.constant_schedule(peak)
+        case "inverse_sqrt":
+            offset = max(warmup, 1)
+            after = lambda step: peak * jnp.sqrt(offset / (step + offset))  # noqa: E731
+        case "cosine":
+            after = optax.cosine_decay_schedule(peak, num_steps - warmup)
+    # The first update would be lost at a rate of 0.
+    rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup) if warmup else after
+    return optax.join_schedules([rise, after], [warmup])

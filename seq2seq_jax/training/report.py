@@ -1,0 +1,89 @@
+"""The lines a run prints about itself."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from seq2seq_jax.config import Config, DecodeConfig
+from seq2seq_jax.training.setup import Material
+
+SAMPLE_CHARACTERS = 140
+HEADLINES = (
+    "loss",
+    "perplexity",
+    "bleu",
+    "bleu_lowercase",
+    "bleu_moses_lowercase",
+    "chrf",
+    "exact_match",
+    "token_accuracy",
+)
+
+
+def describe(config: Config, material: Material, params: Any, mesh: Mesh) -> Iterator[str]:
+    """Corpus, vocabulary, batches, model, devices."""
+    corpus, plan = material.corpus, material.plan
+    sizes = ", ".join(f"{name} {len(split):,}" for name, split in corpus.splits.items())
+    yield f"Corpus      {corpus.name}, {corpus.source} to {corpus.target}: {sizes} pairs"
+    yield from (f"            {note}" for note in corpus.notes)
+    source, target = material.vocabularies.source, material.vocabularies.target
+    joint = f"{source.size:,} joint" if source is target else f"{source.size:,} source, {target.size:,} target"
+    yield f"Vocabulary  {config.data.vocabulary}, {joint} entries"
+    shapes = " ".join(f"{shape.batch}x{shape.source}x{shape.target}" for shape in plan.shapes)
+    share = f"{plan.padded_share:.1%} padding"
+    yield f"Batches     {plan.num_batches:,} an epoch in {len(plan.shapes)} shapes ({shapes}), {share}"
+    if plan.num_too_long:
+        limit = config.data.max_length
+        yield f"            {plan.num_too_long:,} training pairs longer than data.max_length {limit} left out"
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    model = config.model
+    yield f"Model       {model.cell} {model.hidden_size}, {model.attention} attention: {count:,} parameters"
+    device = mesh.devices.flat[0]
+    yield f"Devices     {mesh.size} {device.platform} ({device.device_kind}), {model.compute_dtype}, fast recurrence"
+
+
+def validation(
+    step: int, scores: dict[str, float], samples: list[tuple[str, str, str]], seconds: float
+) -> Iterator[str]:
+    """One line of scores, and the samples."""
+    numbers = "  ".join(f"{name} {scores[name]:.4g}" for name in HEADLINES if name in scores)
+    yield f"Step {step:,} after {_duration(seconds)}: validation {numbers}"
+    for source, reference, hypothesis in samples:
+        yield f"    source     {_shortened(source)}"
+        yield f"    reference  {_shortened(reference)}"
+        yield f"    output     {_shortened(hypothesis)}"
+
+
+def ending(status: str, step: int, seconds: float) -> str:
+    """How training ended."""
+    return f"{'Trained' if status == 'done' else 'Stopped early after'} {step:,} steps in {_duration(seconds)}."
+
+
+def test(name: str, scores: dict[str, Any], decode: DecodeConfig) -> Iterator[str]:
+    """Scores of a test split."""
+    search = "greedy" if decode.beam_size == 1 else f"beam {decode.beam_size}"
+    rate = f"{scores['sentences_per_second']:,.0f} sentences/s"
+    yield f"Split {name}, {scores['sentences']:,} sentences, {search}, {rate}:"
+    for metric in (name for name in HEADLINES if name in scores):
+        signature = scores.get(f"{metric}_signature", "")
+        yield f"    {metric:<20} {scores[metric]:>9.4f}  {signature}".rstrip()
+
+
+def farewell(config: Config, workdir: Path) -> Iterator[str]:
+    """The published result, and where to look next."""
+    if config.published:
+        yield f"Published   {config.published}"
+    yield f"Outputs     {workdir}/evaluations, curves in {workdir}/metrics.jsonl"
+    yield f"Use it      python -m seq2seq_jax translate --workdir {workdir}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SAMPLE_CHARACTERS else f"{text[: SAMPLE_CHARACTERS - 1]}…"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,162 @@
+"""What a run says while it trains: a progress bar, `metrics.jsonl`, and TensorBoard events where it is installed."""
+
+import importlib.util
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Writer:
+    """Writes one run's rows, lines and progress. A context manager; `close` ends the bar and the files.
+
+    `metrics.jsonl` grows by whole lines and is flushed after each, so that a killed
+    run loses at most the line it was writing. The bar appears only where standard
+    error is a terminal: nothing but plain lines ever reaches a pipe or a file.
+    """
+
+    def __init__(self, workdir: Path, num_steps: int) -> None:
+        """Opens `workdir/metrics.jsonl` for appending, first cutting off a line that was never finished.
+
+        Args:
+          workdir: the run directory; it exists.
+          num_steps: updates of the whole run, the end of the bar.
+        """
+        self._workdir = workdir
+        self._path = workdir / "metrics.jsonl"
+        self._num_steps = num_steps
+        self._progress: Progress | None = None
+        self._events: Any = None
+        self._purge_step: int | None = None
+        self._rewrite(_whole_rows(self._path))
+        self._file = self._path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def row(self, values: Mapping[str, Any]) -> None:
+        """Appends one row to `metrics.jsonl`, and its numbers to TensorBoard under their names.
+
+        Args:
+          values: `step` and whatever belongs to it: numbers (also NumPy and JAX
+            scalars) and text. Numbers that are not finite become null, which is
+            the only way JSON has to say so.
+        """
+        plain = {name: _plain(value) for name, value in values.items()}
+        self._file.write(json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+        self._write_events(plain)
+
+    def keep_rows(self, count: int) -> None:
+        """Drops every row after the first `count`, where a run resumes; the file is replaced as a whole.
+
+        Rows keep their bytes. In TensorBoard the events of later steps are hidden.
+        """
+        kept = list(islice(_whole_rows(self._path), count))
+        self._file.close()
+        self._rewrite(kept)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._purge_step = max((row["step"] for row, _ in kept), default=-1) + 1
+
+    def progress(self, step: int, *, loss: float, target_tokens_per_second: float) -> None:
+        """Moves the bar, if there is one, to `step` updates done.
+
+        Args:
+          step: updates done since the run's very beginning.
+          loss: nats per target token.
+          target_tokens_per_second: real target tokens, all devices.
+        """
+        if self._progress is None:
+            if not sys.stderr.isatty():
+                return
+            self._progress = self._start_bar(step)
+        rate = f"{target_tokens_per_second:,.0f}"
+        self._progress.update(self._progress.task_ids[0], completed=step, loss=f"{loss:.3f}", rate=rate)
+
+    def line(self, text: str = "") -> None:
+        """Prints `text` on standard output, above the bar where there is one."""
+        if self._progress is not None and sys.stdout.isatty():
+            self._progress.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+    def end_progress(self) -> None:
+        """Leaves the bar as it stands: the terminal is free for another."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def close(self) -> None:
+        """Ends the bar and closes the files. Closing twice is harmless."""
+        self.end_progress()
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+        self._file.close()
+
+    def _start_bar(self, step: int) -> Progress:
+        progress = Progress(
+            TextColumn("step {task.completed:,}/{task.total:,}"),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[rate]} target tokens/s  ETA"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            # Rich would send captured standard output to the bar's own stream: right only if both are the terminal.
+            redirect_stdout=sys.stdout.isatty(),
+            refresh_per_second=2,
+        )
+        progress.add_task("train", total=self._num_steps, completed=step, loss="-", rate="-")
+        progress.start()
+        return progress
+
+    def _write_events(self, row: Mapping[str, Any]) -> None:
+        if self._events is None:
+            if importlib.util.find_spec("tensorboardX") is None:
+                return
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(logdir=str(self._workdir), purge_step=self._purge_step)
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+                self._events.add_scalar(name, value, row["step"])
+
+    def _rewrite(self, rows: Iterable[tuple[dict[str, Any], str]]) -> None:
+        """Replaces `metrics.jsonl` by these of its rows, unless they are all there is."""
+        kept = "".join(line for _, line in rows).encode()
+        if not self._path.exists() or self._path.read_bytes() == kept:
+            return
+        beside = self._path.with_suffix(".jsonl.tmp")
+        beside.write_bytes(kept)
+        os.replace(beside, self._path)
+
+
+def _whole_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yields each row with its line; what a killed run left unfinished is passed over."""
+    if not path.exists():
+        return
+    for line in path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and "step" in row:
+            yield row, line + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Returns what JSON can hold: NumPy and JAX scalars as Python's own, numbers that are not finite as None."""
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

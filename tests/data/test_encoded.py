@@ -1,0 +1,123 @@
+import errno
+import pickle
+
+import numpy as np
+import pytest
+
+from seq2seq_jax.config import DataConfig
+from seq2seq_jax.data import encoded as module
+from seq2seq_jax.data.encoded import Rows, encode_lines, encode_split
+from seq2seq_jax.data.vocabulary import build_vocabularies
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.symbols import EOS, PAD
+from tests.data.pairs import Pairs, toy_pairs
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return toy_pairs(300)
+
+
+@pytest.fixture(scope="module")
+def vocabularies(pairs):
+    return build_vocabularies(DataConfig(vocabulary="words", joint_vocabulary=False), pairs)
+
+
+def rows(split):
+    return [(split.source(index).tolist(), split.target(index).tolist()) for index in range(len(split))]
+
+
+def test_ids_are_the_vocabulary_s_with_an_end(pairs, vocabularies, tmp_path):
+    split = encode_split(pairs, vocabularies, tmp_path, "toy")
+    sources, targets = vocabularies.source.encode(pairs.sources), vocabularies.target.encode(pairs.targets)
+    assert rows(split) == [([*s, EOS], [*t, EOS]) for s, t in zip(sources, targets, strict=True)]
+    assert split.source_lengths.tolist() == [len(row) + 1 for row in sources]
+    assert split.target_lengths.tolist() == [len(row) + 1 for row in targets]
+    assert split.source_lengths.dtype == split.source(0).dtype == np.int32
+
+
+def test_blocks_do_not_matter(pairs, vocabularies, tmp_path, monkeypatch):
+    whole = encode_split(pairs, vocabularies, tmp_path / "a", "toy")
+    monkeypatch.setattr(module, "_BLOCK", 7)
+    assert rows(encode_split(pairs, vocabularies, tmp_path / "b", "toy")) == rows(whole)
+
+
+def test_text_is_encoded_once(pairs, vocabularies, tmp_path):
+    first = encode_split(pairs, vocabularies, tmp_path, "toy")
+    untouched = Pairs(pairs.sources, pairs.targets)
+    assert rows(encode_split(untouched, vocabularies, tmp_path, "toy")) == rows(first)
+    assert untouched.num_reads == 0
+
+
+def test_other_text_or_another_vocabulary_is_encoded_anew(pairs, vocabularies, tmp_path):
+    encode_split(pairs, vocabularies, tmp_path, "toy")
+    again = Pairs(pairs.sources, pairs.targets)
+    encode_split(again, vocabularies, tmp_path, "other")
+    assert again.num_reads
+    smaller = build_vocabularies(DataConfig(vocabulary="words", vocab_size=20), pairs)
+    assert encode_split(pairs, smaller, tmp_path, "toy").source(0).max() < 20
+    assert len(list((tmp_path / "encoded").iterdir())) == 3
+
+
+@pytest.mark.parametrize("name", ["source.ids", "target.ids", "source_lengths.npy", "target_lengths.npy"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut"])
+def test_a_damaged_cache_is_made_again(pairs, vocabularies, tmp_path, name, damage):
+    whole = rows(encode_split(pairs, vocabularies, tmp_path, "toy"))
+    (path,) = (tmp_path / "encoded").glob(f"*/{name}")
+    content = path.read_bytes()
+    path.unlink() if damage == "missing" else path.write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
+    assert rows(encode_split(pairs, vocabularies, tmp_path, "toy")) == whole
+    assert path.read_bytes() == content
+
+
+def test_a_broken_off_write_leaves_nothing(pairs, vocabularies, tmp_path):
+    class Broken(Pairs):
+        def read(self, start, stop):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_split(Broken(pairs.sources, pairs.targets), vocabularies, tmp_path, "toy")
+    assert list((tmp_path / "encoded").iterdir()) == []
+
+
+@pytest.mark.parametrize("code, message", [(errno.ENOSPC, "No space left"), (errno.EACCES, "cannot be written")])
+def test_a_cache_that_cannot_be_written_is_said(pairs, vocabularies, tmp_path, monkeypatch, code, message):
+    def fail(*arguments, **settings):
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(module.np, "save", fail)
+    with pytest.raises(UserError, match=f"{message}.*SEQ2SEQ_JAX_CACHE|SEQ2SEQ_JAX_CACHE"):
+        encode_split(pairs, vocabularies, tmp_path, "toy")
+    assert list((tmp_path / "encoded").iterdir()) == []
+
+
+def test_lines_in_memory_equal_a_split(pairs, vocabularies, tmp_path):
+    split = encode_split(pairs, vocabularies, tmp_path, "toy")
+    assert rows(encode_lines(vocabularies, pairs.sources, pairs.targets)) == rows(split)
+
+
+def test_lines_without_targets_have_the_end_alone(vocabularies):
+    split = encode_lines(vocabularies, ["ba do", ""])
+    assert [target for _, target in rows(split)] == [[EOS], [EOS]]
+    assert split.source(1).tolist() == [EOS]
+    assert len(encode_lines(vocabularies, [])) == 0
+
+
+def test_padded_rows_are_the_sequences_then_padding():
+    sequences = Rows(np.arange(1, 11, dtype=np.int32), np.array([3, 1, 6], np.int32))
+    padded = sequences.padded(np.array([2, 0]), 4, 7)
+    expected = [[5, 6, 7, 8, 9, 10], [1, 2, 3], [], []]
+    assert padded.tolist() == [row + [PAD] * (7 - len(row)) for row in expected]
+
+
+def test_a_sequence_is_never_cut():
+    sequences = Rows(np.arange(1, 11, dtype=np.int32), np.array([3, 1, 6], np.int32))
+    with pytest.raises(ValueError, match="do not fit"):
+        sequences.padded(np.array([2]), 1, 5)
+    with pytest.raises(ValueError, match="do not fit"):
+        sequences.padded(np.array([0, 1]), 1, 5)
+
+
+def test_it_survives_pickling(pairs, vocabularies, tmp_path):
+    split = encode_split(pairs, vocabularies, tmp_path, "toy")
+    assert rows(pickle.loads(pickle.dumps(split))) == rows(split)

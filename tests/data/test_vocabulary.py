@@ -1,0 +1,254 @@
+import gzip
+import json
+import pickle
+import re
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+
+from seq2seq_jax.config import DataConfig
+from seq2seq_jax.data.vocabulary import (
+    BOS,
+    EOS,
+    PAD,
+    UNK,
+    UNKNOWN_TEXT,
+    Vocabulary,
+    build_vocabularies,
+    load_vocabularies,
+    save_vocabularies,
+)
+from seq2seq_jax.errors import UserError
+from tests.data.pairs import Pairs, toy_pairs
+
+# Sizes that 400 toy sentences support.
+SIZES = {"unigram": 70, "bpe": 70, "words": 50, "characters": 30}
+KINDS = pytest.mark.parametrize("kind", SIZES)
+
+
+def build(kind, pairs=None, **changes):
+    settings: dict[str, Any] = {"vocab_size": SIZES[kind], **changes}
+    return build_vocabularies(DataConfig(vocabulary=kind, **settings), pairs or toy_pairs(400))
+
+
+@KINDS
+def test_decoding_undoes_encoding(kind):
+    lines = toy_pairs(400).sources
+    vocabulary = build(kind, vocab_size=64 if kind == "words" else SIZES[kind]).source
+    ids = vocabulary.encode(lines)
+    assert vocabulary.decode(ids) == lines
+    assert all(row.dtype == np.int32 and row.min() > UNK and row.max() < vocabulary.size for row in ids)
+
+
+@KINDS
+def test_decoding_stops_at_the_end_and_drops_special_ids(kind):
+    vocabulary = build(kind).source
+    (ids,) = vocabulary.encode(["ba do"])
+    row = [BOS, *ids.tolist(), EOS, *ids.tolist(), PAD]
+    assert vocabulary.decode([row, np.array(row), [EOS], []]) == [vocabulary.decode([ids])[0]] * 2 + ["", ""]
+
+
+@KINDS
+def test_an_unknown_character_is_shown_as_unknown(kind):
+    vocabulary = build(kind).source
+    (ids,) = vocabulary.encode(["字"])
+    assert UNK in ids
+    assert vocabulary.decode([ids]) == [UNKNOWN_TEXT]
+
+
+@KINDS
+def test_text_that_looks_special_gives_no_special_id(kind):
+    lines = ["<s> </s> <pad> <unk>"] * 4
+    vocabulary = build(kind, Pairs(lines, lines), vocab_size=16).source
+    (ids,) = vocabulary.encode(lines[:1])
+    assert ids.min() > UNK
+    assert vocabulary.decode([ids]) == lines[:1]
+
+
+@KINDS
+def test_an_empty_line_has_no_ids(kind):
+    vocabulary = build(kind).source
+    assert [row.tolist() for row in vocabulary.encode(["", "", ""])] == [[], [], []]
+    assert vocabulary.encode([]) == []
+    assert vocabulary.decode([[]]) == [""]
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe", "words"])
+def test_white_space_is_one_blank(kind):
+    vocabulary = build(kind).source
+    plain, spaced = vocabulary.encode(["ba do ke", " ba \t do\r  ke\t"])
+    assert plain.tolist() == spaced.tolist()
+
+
+def test_characters_keep_all_white_space():
+    lines = ["a  b", "\ta ", "b\n"]
+    vocabulary = build("characters", Pairs(lines, lines)).source
+    assert vocabulary.decode(vocabulary.encode(lines)) == lines
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_no_sentencepiece_mark_reaches_the_text(kind):
+    vocabulary = build(kind).source
+    every_id = [[index] for index in range(vocabulary.size)] + [list(range(UNK, vocabulary.size))]
+    assert not any("\u2581" in text for text in vocabulary.decode(every_id))
+
+
+@KINDS
+def test_text_is_not_normalised(kind):
+    lines = ["\ufb01 \u00bd \u212b A\u030a \uff21 x\u00a0y\u3000z"] * 5  # all of which NFKC would change
+    vocabulary = build(kind, Pairs(lines, lines), vocab_size=16).source
+    assert vocabulary.decode(vocabulary.encode(lines)) == lines
+
+
+@KINDS
+def test_lowercase_makes_case_vanish(kind):
+    pairs = Pairs(["Ba DO Ä"] * 9, ["ba do ä"] * 9)
+    vocabulary = build(kind, pairs, lowercase=True, vocab_size=10).source
+    upper, lower = vocabulary.encode(["BA Do Ä", "ba do ä"])
+    assert upper.tolist() == lower.tolist()
+    assert vocabulary.decode([upper]) == ["ba do ä"]
+
+
+@KINDS
+def test_joint_is_one_object_and_separate_are_two(kind):
+    pairs = toy_pairs(400)
+    other = Pairs(pairs.sources, [line.upper() for line in pairs.targets])
+    joint = build(kind, other)
+    separate = build(kind, other, joint_vocabulary=False)
+    assert joint.joint and joint.source is joint.target
+    assert not separate.joint
+    assert separate.target.fingerprint != separate.source.fingerprint != joint.source.fingerprint
+    assert separate.source.fingerprint == build(kind, Pairs(pairs.sources, pairs.sources)).source.fingerprint or (
+        kind in ("unigram", "bpe")  # twice the text, other counts: pieces may differ
+    )
+
+
+@KINDS
+def test_building_is_deterministic(kind):
+    first, second = build(kind), build(kind)
+    assert first.source.fingerprint == second.source.fingerprint
+    assert build(kind, lowercase=True).source.fingerprint != first.source.fingerprint
+
+
+def test_words_are_cut_by_frequency_then_size_and_ties_by_text():
+    counts = Counter({"c": 5, "b": 3, "a": 3, "d": 2, "e": 1})
+    lines = list(counts.elements())
+    pairs = Pairs(lines, lines)
+
+    def words(**settings):
+        vocabulary = build("words", pairs, joint_vocabulary=False, **settings).source
+        return vocabulary.decode([range(UNK + 1, vocabulary.size)])[0].split()
+
+    assert words() == ["c", "a", "b", "d", "e"]
+    assert words(min_frequency=2) == ["c", "a", "b", "d"]
+    assert words(vocab_size=6) == ["c", "a"]
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_a_size_the_text_does_not_support_is_refused_with_the_largest_that_works(kind):
+    with pytest.raises(UserError, match=r"data\.vocab_size 5000 .* use (\d+) or less") as refused:
+        build(kind, vocab_size=5000)
+    largest = int(str(refused.value).split(" use ")[1].split()[0])
+    assert build(kind, vocab_size=largest).source.size == largest
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_a_size_below_the_characters_is_refused_with_the_smallest_that_works(kind):
+    with pytest.raises(UserError, match=r"data\.vocab_size 6 is less .* use (\d+) or more") as refused:
+        build(kind, vocab_size=6)
+    smallest = int(str(refused.value).split(" use ")[1].split()[0])
+    assert build(kind, vocab_size=smallest).source.size == smallest
+
+
+@KINDS
+def test_a_side_without_text_is_refused(kind):
+    with pytest.raises(UserError, match="no text on the target side"):
+        build(kind, Pairs(toy_pairs(400).sources, [""] * 400), joint_vocabulary=False)
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_a_large_corpus_is_sampled(kind, monkeypatch):
+    monkeypatch.setattr("seq2seq_jax.data.vocabulary._MAX_CHARACTERS", 40_000)
+    pairs = toy_pairs(20_000)
+    sampled = build(kind, pairs)
+    num_reads, pairs.num_reads = pairs.num_reads, 0
+    assert num_reads <= 2  # blocks of 1,000 lines, of 20
+    assert build(kind, pairs).source.fingerprint == sampled.source.fingerprint
+    assert sampled.source.size == SIZES[kind]
+
+
+@KINDS
+@pytest.mark.parametrize("joint", [True, False])
+def test_saving_and_loading_changes_nothing(kind, joint, tmp_path):
+    built = build(kind, joint_vocabulary=joint)
+    save_vocabularies(built, tmp_path / "vocabulary")
+    loaded = load_vocabularies(tmp_path / "vocabulary")
+    lines = [*toy_pairs(50, seed=1).sources, "字 x", ""]
+    assert loaded.joint == joint
+    for old, new in ((built.source, loaded.source), (built.target, loaded.target)):
+        assert (new.kind, new.size, new.fingerprint) == (kind, old.size, old.fingerprint)
+        assert [row.tolist() for row in new.encode(lines)] == [row.tolist() for row in old.encode(lines)]
+    assert not list(tmp_path.rglob("*partial*"))
+
+
+def test_lowercasing_is_saved(tmp_path):
+    build("words", lowercase=True).source.save(tmp_path, "v")
+    (ids,) = Vocabulary.load(tmp_path, "v").encode(["BA"])
+    assert UNK not in ids
+
+
+def test_the_vocabularies_saved_last_count(tmp_path):
+    for joint in (True, False, True):
+        save_vocabularies(build("words", joint_vocabulary=joint), tmp_path)
+        assert load_vocabularies(tmp_path).joint == joint
+
+
+@KINDS
+def test_it_survives_pickling(kind):
+    vocabulary = build(kind).source
+    copy = pickle.loads(pickle.dumps(vocabulary))
+    assert [row.tolist() for row in copy.encode(["ba do"])] == [row.tolist() for row in vocabulary.encode(["ba do"])]
+
+
+def test_a_missing_vocabulary_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no vocabulary in .*nowhere"):
+        load_vocabularies(tmp_path / "nowhere")
+
+
+@KINDS
+def test_a_missing_or_damaged_file_is_refused_by_name(kind, tmp_path):
+    save_vocabularies(build(kind), tmp_path)
+    for path in sorted(tmp_path.iterdir()):
+        whole = path.read_bytes()
+        for damaged in (b"", whole[: len(whole) // 2], b"\xff\x00" + whole, b"[]"):
+            path.write_bytes(damaged)
+            with pytest.raises(UserError, match=rf"{path.name} is damaged"):
+                load_vocabularies(tmp_path)
+        path.unlink()
+        with pytest.raises(UserError, match=rf"{path.name} cannot be read|no vocabulary"):
+            load_vocabularies(tmp_path)
+        path.write_bytes(whole)
+    load_vocabularies(tmp_path)
+
+
+def test_a_changed_entry_is_noticed(tmp_path):
+    save_vocabularies(build("words"), tmp_path)
+    path = tmp_path / "joint.txt"
+    path.write_text(path.read_text().replace('"ba', '"be'))
+    with pytest.raises(UserError, match="differs from what was saved"):
+        load_vocabularies(tmp_path)
+    head = json.loads((tmp_path / "joint.json").read_text())
+    (tmp_path / "joint.json").write_text(json.dumps({**head, "kind": "wordz"}))
+    with pytest.raises(UserError, match="joint.json is damaged"):
+        load_vocabularies(tmp_path)
+
+
+@pytest.mark.parametrize("folder, column", [("multi30k-de-en", "de"), ("nl2bash", "bash")])
+def test_real_text_survives_but_for_runs_of_blanks(corpora, folder, column):
+    with gzip.open(corpora / folder / f"validation.{column}.gz", "rt", encoding="utf-8", newline="\n") as file:
+        lines = file.read().split("\n")[:-1]
+    vocabulary = build("bpe", Pairs(lines, lines), vocab_size=1000).target
+    decoded = vocabulary.decode(vocabulary.encode(lines))
+    assert decoded == [" ".join(part for part in re.split("[ \t]", line) if part) for line in lines]

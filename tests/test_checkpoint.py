@@ -1,0 +1,207 @@
+import gc
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seq2seq_jax.checkpoint import Checkpoints, check_disk_space, restore_params
+from seq2seq_jax.errors import UserError
+
+# Where one array cannot be read, Orbax leaves the coroutines that read the others to the garbage collector, unfinished.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """Has it find them here, not in another test."""
+    yield
+    gc.collect()
+
+
+def state_at(step: int) -> dict:
+    """Arrays of the kinds that a training state has, all different at each step."""
+    draw = np.random.default_rng(step).standard_normal
+    params = {
+        "embedding": jnp.asarray(draw((40, 30)), jnp.float32),
+        "layers": {0: {"kernel": jnp.asarray(draw((8, 8)), jnp.bfloat16)}},
+    }
+    return {"step": jnp.int32(step), "params": params, "moments": (jnp.asarray(draw(5), jnp.float32), ())}
+
+
+def abstract() -> dict:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state_at(0))
+
+
+def same(one, other) -> bool:
+    """Whether all leaves have the same bits."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    return all(
+        first.dtype == second.dtype and np.asarray(first).tobytes() == np.asarray(second).tobytes()
+        for first, second in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
+
+
+def save(workdir: Path, *steps: int, best_step: int | None = None) -> None:
+    checkpoints = Checkpoints(workdir)
+    for step in steps:
+        checkpoints.save(step, state_at(step), {"rows": 10 * step, "best_step": best_step})
+    checkpoints.close()
+
+
+def restore(workdir: Path):
+    checkpoints = Checkpoints(workdir)
+    try:
+        return checkpoints.restore(abstract())
+    finally:
+        checkpoints.close()
+
+
+def steps_kept(workdir: Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def array_files(workdir: Path, step: int) -> list[Path]:
+    """The files with the arrays' bytes, the largest first."""
+    files = [path for path in (workdir / "checkpoints" / str(step) / "state").rglob("*") if path.is_file()]
+    data = [path for path in files if "/d/" in path.as_posix()]
+    assert data
+    return sorted(data, key=lambda path: -path.stat().st_size)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """Checkpoints of steps 1 and 2; tests damage copies of it."""
+    workdir = tmp_path_factory.mktemp("saved")
+    save(workdir, 1, 2)
+    return workdir
+
+
+@pytest.fixture
+def workdir(saved, tmp_path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "run"))
+
+
+def test_what_was_saved_comes_back_bit_for_bit(workdir):
+    state, progress, complaints = restore(workdir)
+    assert same(state, state_at(2))
+    assert (progress, complaints) == ({"rows": 20, "best_step": None}, [])
+
+
+def test_an_empty_run_has_nothing_to_restore(tmp_path):
+    assert restore(tmp_path) is None
+
+
+def test_two_latest_and_the_best_are_kept(tmp_path):
+    save(tmp_path, 1, 2, 3, 4, 5, best_step=2)
+    assert steps_kept(tmp_path) == [2, 4, 5]
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced(workdir):
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(2, state_at(7), {"rows": 7})
+    checkpoints.close()
+    state, progress, _ = restore(workdir)
+    assert same(state, state_at(7)) and progress == {"rows": 7}
+
+
+def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
+    checkpoints, state = Checkpoints(tmp_path), state_at(3)
+    checkpoints.save(3, state, {})
+    jax.tree.map(lambda leaf: leaf.delete(), state)
+    checkpoints.close()
+    found = restore(tmp_path)
+    assert found and same(found[0], state_at(3))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
+def test_a_damaged_checkpoint_is_told_and_passed_over_for_an_older_one(workdir, damage):
+    damage(array_files(workdir, 2)[0])
+    state, progress, complaints = restore(workdir)
+    assert same(state, state_at(1)) and progress["rows"] == 10
+    assert len(complaints) == 1 and f"{workdir / 'checkpoints' / '2'} is damaged (" in complaints[0]
+    assert steps_kept(workdir) == [1]
+
+
+@pytest.mark.parametrize("damage", [truncate, Path.unlink])
+def test_a_damaged_progress_file_is_a_damaged_checkpoint(workdir, damage):
+    path = workdir / "checkpoints" / "2" / "progress" / "metadata"
+    damage(path)
+    state, _, complaints = restore(workdir)
+    assert same(state, state_at(1)) and len(complaints) == 1
+
+
+def test_a_checksum_finds_what_the_files_themselves_do_not_show(workdir):
+    """The arrays of another checkpoint, whole and readable, under the progress of this one."""
+    inside = workdir / "checkpoints"
+    shutil.rmtree(inside / "2" / "state")
+    shutil.copytree(inside / "1" / "state", inside / "2" / "state")
+    state, _, complaints = restore(workdir)
+    assert same(state, state_at(1))
+    assert len(complaints) == 1 and "checksums differ" in complaints[0]
+
+
+def test_a_save_that_was_cut_short_leaves_the_older_checkpoint(workdir):
+    """What a killed process leaves: a folder under the temporary name that becomes the step's by renaming."""
+    inside = workdir / "checkpoints"
+    shutil.copytree(inside / "2", inside / "3.orbax-checkpoint-tmp")
+    array_file = next(path for path in (inside / "3.orbax-checkpoint-tmp").rglob("*") if "/d/" in path.as_posix())
+    array_file.unlink()
+    state, _, complaints = restore(workdir)
+    assert same(state, state_at(2)) and complaints == []
+
+
+def test_when_all_are_damaged_the_message_names_each_and_the_way_out(workdir):
+    for step in (1, 2):
+        truncate(array_files(workdir, step)[0])
+    with pytest.raises(UserError) as refused:
+        restore(workdir)
+    told = str(refused.value).splitlines()
+    assert len(told) == 3 and "checkpoints/2 is damaged" in told[0] and "checkpoints/1 is damaged" in told[1]
+    assert "remove the run directory" in told[2]
+    assert steps_kept(workdir) == [1, 2]  # nothing is lost that somebody might still mend
+
+
+def test_the_parameters_of_a_run_are_those_of_its_best_step(tmp_path):
+    save(tmp_path, 1, 2, 3, best_step=1)
+    params, step = restore_params(tmp_path, abstract()["params"])
+    assert step == 1 and same(params, state_at(1)["params"])
+
+
+def test_without_an_evaluation_the_newest_parameters_count(workdir):
+    params, step = restore_params(workdir, abstract()["params"])
+    assert step == 2 and same(params, state_at(2)["params"])
+
+
+def test_parameters_of_a_damaged_checkpoint_are_refused_with_the_way_out(workdir):
+    truncate(array_files(workdir, 2)[0])
+    with pytest.raises(UserError, match="cannot be read .*the training command mends it"):
+        restore_params(workdir, abstract()["params"])
+
+
+def test_a_run_without_checkpoints_has_no_parameters(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint yet; train it first"):
+        restore_params(tmp_path, abstract()["params"])
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_refused_before_training(monkeypatch, tmp_path):
+    Usage = namedtuple("Usage", "total used free")
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state_at(0)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 4 * size))
+    check_disk_space(tmp_path, abstract())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 4 * size - 1))
+    with pytest.raises(UserError, match=f"the disk of {tmp_path} has 0 MB left; free some, or choose another"):
+        check_disk_space(tmp_path, abstract())

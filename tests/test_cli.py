@@ -1,0 +1,551 @@
+"""The command line around stubs of what it calls; the commands on real models are tests of their own."""
+
+import errno
+import io
+import json
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+
+from seq2seq_jax import cli
+from seq2seq_jax.config import Config, DataConfig, DecodeConfig, ModelConfig, OptimizerConfig, TrainConfig, to_json
+from seq2seq_jax.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+STUB_TRANSLATOR = """
+import sys, types
+from collections import namedtuple
+Hypothesis = namedtuple("Hypothesis", "text score")
+class Translator:
+    def translate(self, lines):
+        return [Hypothesis(line.upper(), 0.0) for line in lines]
+stub = types.ModuleType("seq2seq_jax.translator")
+stub.load = lambda workdir, decode=None: Translator()
+sys.modules["seq2seq_jax.translator"] = stub
+from seq2seq_jax.cli import run
+run()
+"""
+
+
+class Hypothesis(NamedTuple):
+    text: str
+    score: float
+
+
+class Translator:
+    """Upper case for a translation; remembers the batches it was given."""
+
+    config = Config()
+
+    def __init__(self, decode: DecodeConfig | None):
+        self.decode = decode
+        self.calls: list[list[str]] = []
+
+    def translate(self, lines):
+        self.calls.append(list(lines))
+        return [Hypothesis(line.upper(), 0.0) for line in lines]
+
+    def score(self, sources, targets):
+        return [-float(len(source) + len(target)) for source, target in zip(sources, targets, strict=True)]
+
+
+class Called(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(capfd):
+    """Runs the command line in this process."""
+
+    def call(*arguments: str, repository: Path | None = None) -> Called:
+        code = cli.main([str(argument) for argument in arguments], repository=repository)
+        return Called(code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def refused(call):
+    """Runs a command that must fail with one message of the user's mistake; returns the message."""
+
+    def refused(*arguments: str) -> str:
+        code, out, err = call(*arguments)
+        assert (code, out) == (2, "")
+        assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1
+        return err.removeprefix("error: ").strip()
+
+    return refused
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """Puts a module with these names in the place of one of the package's."""
+
+    def stub(name: str, **names: object) -> None:
+        module = ModuleType(f"seq2seq_jax.{name}")
+        vars(module).update(names)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        parent, _, last = module.__name__.rpartition(".")
+        if parent in sys.modules:
+            monkeypatch.setattr(sys.modules[parent], last, module, raising=False)
+
+    return stub
+
+
+class TrainResult(NamedTuple):
+    status: str = "done"
+
+
+@pytest.fixture
+def trained(stub, tmp_path, monkeypatch):
+    """A stub of training; the list of (config, workdir) it was called with. Runs in an empty folder."""
+    calls = []
+    stub("training.loop", train=lambda config, workdir: calls.append((config, workdir)) or TrainResult())
+    monkeypatch.chdir(tmp_path)
+    return calls
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run directory as far as the command line reads it."""
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(to_json(Config(decode=DecodeConfig(beam_size=3, length_penalty=0.5))))
+    return folder
+
+
+@pytest.fixture
+def translators(stub):
+    """A stub of the translator; the list of those that were loaded."""
+    loaded = []
+
+    def load(workdir, decode=None):
+        loaded.append(Translator(decode))
+        return loaded[-1]
+
+    stub("translator", load=load)
+    return loaded
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """Puts bytes on standard input."""
+
+    def typed(content: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    return typed
+
+
+def write_config(path: Path, **sections: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arguments = ", ".join(f"{name}={value}" for name, value in sections.items())
+    path.write_text(f"from seq2seq_jax.config import *\n\n\ndef get_config():\n    return Config({arguments})\n")
+    return path
+
+
+# train
+
+
+def test_train_reads_configs_default_and_names_the_run_after_it(call, trained, tmp_path):
+    write_config(tmp_path / "configs" / "default.py", train="TrainConfig(seed=7)")
+    assert call("train") == (0, "", "")
+    assert trained == [(Config(train=TrainConfig(seed=7)), Path("runs/default"))]
+
+
+def test_train_py_finds_the_default_config_of_its_own_folder(call, trained, tmp_path):
+    write_config(tmp_path / "checkout" / "configs" / "default.py", train="TrainConfig(seed=8)")
+    assert call("train", repository=tmp_path / "checkout").code == 0
+    assert trained[0][0].train.seed == 8
+
+
+def test_options_change_the_fields_of_the_config_file_and_no_others(call, trained, tmp_path):
+    path = write_config(tmp_path / "small.py", model="ModelConfig(hidden_size=8)", train="TrainConfig(seed=7)")
+    options = ["--model.embed-size", "16", "--model.bidirectional", "False", "--optimizer.learning_rate=0.5"]
+    options += ["--data.batch_size", "None", "--data.batch-tokens", "512", "--data.columns", "de,en"]
+    options += ["--data.train_files", "a b.de", "c.en", "--published", "99.8 %", "--workdir", "here"]
+    assert call("train", "--config", path, *options).code == 0
+    expected = Config(
+        model=ModelConfig(hidden_size=8, embed_size=16, bidirectional=False),
+        data=DataConfig(batch_size=None, batch_tokens=512, columns=("de", "en"), train_files=("a b.de", "c.en")),
+        optimizer=OptimizerConfig(learning_rate=0.5),
+        train=TrainConfig(seed=7),
+        published="99.8 %",
+    )
+    assert trained == [(expected, Path("here"))]
+
+
+@pytest.mark.parametrize(("status", "code"), [("done", 0), ("stopped", 0), ("terminated", 143)])
+def test_the_exit_code_tells_how_training_ended(call, stub, trained, tmp_path, status, code):
+    stub("training.loop", train=lambda config, workdir: TrainResult(status))
+    path = write_config(tmp_path / "small.py")
+    assert call("train", "--config", path).code == code
+
+
+def test_without_any_config_the_message_says_how_to_name_one(refused, trained):
+    assert refused("train") == "There is no configs/default.py here; name a file with --config FILE."
+
+
+def test_an_installed_package_offers_the_help_of_train_without_any_config(call, trained):
+    code, out, err = call("train", "--help")
+    assert (code, err) == (0, "")
+    assert "--model.hidden-size" in out
+
+
+def test_the_help_of_train_shows_the_defaults_of_the_config_file(call, trained, tmp_path):
+    path = write_config(tmp_path / "small.py", model="ModelConfig(hidden_size=1234)")
+    code, out, err = call("train", "--config", path, "--help")
+    assert (code, err) == (0, "")
+    assert "1234" in out
+
+
+# mistakes
+
+MINE = ["--workdir", "runs/mine"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "Unknown command trian. Did you mean train?"),
+        (["qqq"], "Unknown command qqq. There are train, evaluate, translate, score."),
+        (["train", "--model.hiden-size", "5"], "Unknown option --model.hiden-size. Did you mean --model.hidden-size?"),
+        (["train", "--model.hiden_size=5"], "Unknown option --model.hiden_size. Did you mean --model.hidden_size?"),
+        (["train", "--modle.cell", "lstm"], "Unknown option --modle.cell. Did you mean --model.cell?"),
+        (["train", "--learning-rate", "1"], "--learning-rate. Did you mean --optimizer.learning-rate?"),
+        (["train", "--wrokdir", "x"], "Unknown option --wrokdir. Did you mean --workdir?"),
+        (["train", "--zzzz", "x"], "Unknown option --zzzz. See --help."),
+        (["train", "--model.hidden-size", "many"], "--model.hidden-size takes a whole number, got many."),
+        (["train", "--model.hidden-size", "4", "5"], "--model.hidden-size takes a whole number, got 4 5."),
+        (["train", "--model.hidden-size"], "--model.hidden-size takes a whole number, and none was given."),
+        (["train", "--model.hidden-size", "0"], "model.hidden_size must be at least 1, got 0."),
+        (["train", "--model.attention", "generl"], "got generl. Did you mean general?"),
+        (["train", "--model.bidirectional", "maybe"], "--model.bidirectional takes True or False, got maybe."),
+        (["train", "--data.batch-size", "x"], "--data.batch-size takes a whole number or None, got x."),
+        (["train", "--data.train-files", "a"], "--data.train-files takes 2 values or None, got a."),
+        (["train", "--train.seed", "-1"], "train.seed must be at least 0, got -1."),
+        (["train", "configs/mine.py"], "Unexpected argument configs/mine.py; options are given as --name value. Did"),
+        (["train", "--config", "configs/defualt.py"], "no config file configs/defualt.py. Did you mean configs/d"),
+        (["train", "--config", "configs"], "configs is a folder; --config names one file in it."),
+        (["train", "--config"], "--config takes a value or None, and none was given."),
+        (["translate"], "needs --workdir."),
+        (["translate", "--wrokdir", "x"], "Unknown option --wrokdir. Did you mean --workdir?"),
+        (["translate", "--workdir", "runs/mien"], "not a run directory: there is no runs/mien/config.json."),
+        (["translate", "--workdir", "runs/mien"], "Did you mean runs/mine?"),
+        (["translate", *MINE, "--decode.beam-size", "0"], "decode.beam_size must be at least 1"),
+        (["translate", *MINE, "--model.cell", "lstm"], "Unknown option --model.cell."),
+        (["translate", *MINE, "--input", "no.txt"], "There is no file no.txt. Did you mean not.txt?"),
+        (["translate", *MINE, "--input", "runs"], "runs is a folder; name a file of text."),
+        (["translate", *MINE, "--input", "not.txt", "--output", "x/y"], "there is no folder"),
+        (["evaluate", *MINE, "--source-file", "not.txt"], "--source-file and --target-file go together"),
+        (
+            ["evaluate", *MINE, "--split=a", "--source-file=not.txt", "--target-file=not.txt"],
+            "Give --split a or --source-file not.txt, not both.",
+        ),
+        (["score", *MINE], "needs --source-file and --target-file."),
+    ],
+)
+def test_a_mistake_is_answered_with_one_message_and_the_way_out(
+    refused, trained, translators, run_folder, tmp_path, arguments, message
+):
+    write_config(tmp_path / "configs" / "default.py")
+    (tmp_path / "not.txt").write_text("x\n")
+    assert message in refused(*arguments)
+    assert trained == []
+
+
+def test_a_mistake_in_a_config_file_is_told_with_its_line(refused, trained, tmp_path):
+    path = write_config(tmp_path / "mine.py", model="ModelConfig(hiden_size=5)")
+    assert refused("train", "--config", path) == (
+        f"{path}, line 5: Unknown config field model.hiden_size. Did you mean model.hidden_size?"
+    )
+
+
+def test_a_user_error_from_below_is_one_message_without_traceback(refused, stub, trained, tmp_path):
+    def train(config, workdir):
+        raise UserError("data.batch_size 60 is not divisible by 8 devices; use 56 or 64.")
+
+    stub("training.loop", train=train)
+    path = write_config(tmp_path / "mine.py")
+    assert refused("train", "--config", path) == "data.batch_size 60 is not divisible by 8 devices; use 56 or 64."
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "/data/runs/x"),
+        PermissionError(errno.EACCES, "Permission denied", "/data/runs/x"),
+        ValueError("RESOURCE_EXHAUSTED: writing chunk: [OS error 28: No space left on device]"),
+    ],
+)
+def test_a_full_or_forbidden_disk_is_a_message_also_when_a_library_wrapped_it(
+    refused, stub, trained, tmp_path, trouble
+):
+    def train(config, workdir):
+        try:
+            raise trouble
+        except Exception as error:
+            raise RuntimeError("could not save") from error
+
+    stub("training.loop", train=train)
+    message = refused("train", "--config", write_config(tmp_path / "mine.py"))
+    assert ("Permission denied: /data" if isinstance(trouble, PermissionError) else "No space left") in message
+
+
+def test_a_bug_keeps_its_traceback(stub, trained, tmp_path):
+    def train(config, workdir):
+        raise ZeroDivisionError
+
+    stub("training.loop", train=train)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train", "--config", str(write_config(tmp_path / "mine.py"))])
+
+
+def test_an_interrupt_is_quiet_and_exits_130(call, stub, trained, tmp_path):
+    def train(config, workdir):
+        raise KeyboardInterrupt
+
+    stub("training.loop", train=train)
+    assert call("train", "--config", write_config(tmp_path / "mine.py")) == (130, "", "interrupted\n")
+
+
+def test_a_warning_is_one_line_on_standard_error(call, stub, trained, tmp_path):
+    def train(config, workdir):
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.warn("3 lines are too long.", stacklevel=1)
+        return TrainResult()
+
+    stub("training.loop", train=train)
+    assert call("train", "--config", write_config(tmp_path / "mine.py")) == (0, "", "warning: 3 lines are too long.\n")
+
+
+# translate
+
+
+def test_translate_gives_one_line_for_each_line_in_order(call, translators, run_folder, typed):
+    typed("a b\n\nc\u2028d\x0ce\r\n  \nß".encode())
+    code, out, err = call("translate", "--workdir", run_folder)
+    assert (code, err) == (0, "")
+    assert out == "A B\n\nC\u2028D\x0cE\n  \nSS\n"  # a line ends at a newline and nowhere else
+
+
+def test_translate_searches_as_the_run_was_configured_unless_told_otherwise(call, translators, run_folder, typed):
+    for options, decode in (
+        ([], DecodeConfig(beam_size=3, length_penalty=0.5)),
+        (["--decode.beam_size", "1"], DecodeConfig(beam_size=1, length_penalty=0.5)),
+    ):
+        typed(b"a\n")
+        assert call("translate", "--workdir", run_folder, *options).code == 0
+        assert translators[-1].decode == decode
+
+
+def test_translate_takes_many_lines_at_a_time(call, translators, run_folder, tmp_path):
+    lines = [f"line {number}" for number in range(1000)]
+    (tmp_path / "in").write_text("\n".join(lines) + "\n")
+    code, out, _ = call("translate", "--workdir", run_folder, "--input", tmp_path / "in")
+    assert out.splitlines() == [line.upper() for line in lines]
+    assert len(translators[0].calls) == 1
+
+
+def test_translate_writes_a_file_that_appears_whole(call, translators, run_folder, tmp_path):
+    source, target = tmp_path / "in", tmp_path / "out"
+    target.write_text("what was there\n")
+    source.write_bytes(b"a\nb\n\xff\xfe\n")
+    code, out, err = call("translate", "--workdir", run_folder, "--input", source, "--output", target)
+    assert (code, out) == (2, "")
+    assert f"{source}, line 3: not UTF-8 (byte 0xff at column 1)" in err
+    assert target.read_text() == "what was there\n"
+    source.write_text("a\nb\n")
+    assert call("translate", "--workdir", run_folder, "--input", source, "--output", target) == (0, "", "")
+    assert target.read_text() == "A\nB\n"
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out", "runs"}
+
+
+def test_translate_gives_the_lines_before_one_that_is_not_text(call, translators, run_folder, typed):
+    typed(b"a\nb\n\xe4\nc\n")
+    code, out, err = call("translate", "--workdir", run_folder)
+    assert (code, out) == (2, "A\nB\n")
+    assert err.startswith("error: standard input, line 3: not UTF-8")
+
+
+def test_translate_is_a_prompt_on_a_terminal(call, translators, run_folder, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal("hello\n\nyou\n"))
+    code, out, err = call("translate", "--workdir", run_folder)
+    assert (code, out) == (0, "HELLO\n\nYOU\n")
+    assert "Ctrl-D ends" in err
+    assert translators[0].calls == [["hello"], [""], ["you"]]
+
+
+def start_translate(run_folder: Path, *options: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", STUB_TRANSLATOR, "translate", "--workdir", str(run_folder), *options],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_translate_answers_each_line_before_the_next_one_arrives(run_folder):
+    with start_translate(run_folder) as process:
+        assert process.stdin and process.stdout
+        for word in (b"one", b"two"):
+            process.stdin.write(word + b"\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == word.upper() + b"\n"
+        process.stdin.close()
+        assert process.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_reader_that_goes_away_ends_translate_quietly(run_folder, tmp_path, monkeypatch, unbuffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    (tmp_path / "in").write_text("one\n" * 100_000)  # more than a pipe holds: it breaks in the middle of a write
+    with start_translate(run_folder, "--input", str(tmp_path / "in")) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.readline() == b"ONE\n"
+        process.stdout.close()
+        assert process.wait(timeout=30) == 141
+        assert process.stderr.read() == b""
+
+
+def test_ctrl_c_ends_translate_quietly(run_folder):
+    with start_translate(run_folder) as process:
+        assert process.stdin and process.stdout and process.stderr
+        process.stdin.write(b"one\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+        assert process.stderr.read() == b"interrupted\n"
+
+
+# evaluate and score
+
+
+@pytest.fixture
+def evaluated(stub, translators, monkeypatch):
+    """Stubs of evaluation and corpus; the list of what was evaluated."""
+    calls = []
+    scores = {"bleu": 41.26, "bleu_signature": "nrefs:1|case:mixed", "sentences": 1000}
+
+    class Split:
+        def __len__(self):
+            return 2
+
+        def read(self, start, stop):
+            return ["a", "b"][start:stop], ["x", "y"][start:stop]
+
+    class Corpus:
+        def split(self, name):
+            if name != "test":
+                raise UserError(f"No split {name}.")
+            return Split()
+
+    stub("evaluation", evaluate_split=lambda translator, *arguments: calls.append(arguments) or scores)
+    monkeypatch.setattr("seq2seq_jax.data.corpora.load_corpus", lambda config: Corpus())
+    return calls
+
+
+def test_evaluate_decodes_the_test_split_and_prints_the_numbers(call, evaluated, run_folder):
+    code, out, err = call("evaluate", "--workdir", run_folder)
+    assert (code, err) == (0, "")
+    assert [line.split() for line in out.splitlines()] == [["bleu", "41.26"], ["sentences", "1,000"]]
+    assert evaluated == [(run_folder, "test", ["a", "b"], ["x", "y"])]
+
+
+def test_evaluate_names_an_evaluation_of_files_after_the_source_file(call, evaluated, run_folder, tmp_path):
+    source, target = tmp_path / "test.de", tmp_path / "test.en"
+    source.write_text("eins\n")
+    target.write_text("one\n")
+    assert call("evaluate", "--workdir", run_folder, "--source-file", source, "--target-file", target).code == 0
+    assert evaluated == [(run_folder, "test.de", ["eins"], ["one"])]
+
+
+def test_evaluate_of_a_split_that_is_not_there_is_refused(refused, evaluated, run_folder):
+    assert refused("evaluate", "--workdir", run_folder, "--split", "tset") == "No split tset."
+
+
+def test_score_prints_a_log_probability_for_each_pair(call, translators, run_folder, tmp_path):
+    (tmp_path / "a").write_text("xx\ny\n")
+    (tmp_path / "b").write_text("z\nzzz\n")
+    code, out, err = call(
+        "score", "--workdir", run_folder, "--source-file", tmp_path / "a", "--target-file", tmp_path / "b"
+    )
+    assert (code, out, err) == (0, "-3.0000\n-4.0000\n", "")
+
+
+def test_score_refuses_empty_files(refused, translators, run_folder, tmp_path):
+    (tmp_path / "a").touch()
+    message = refused(
+        "score", "--workdir", run_folder, "--source-file", tmp_path / "a", "--target-file", tmp_path / "a"
+    )
+    assert message == f"{tmp_path / 'a'} and {tmp_path / 'a'} are empty."
+
+
+def test_score_refuses_files_of_different_lengths(refused, translators, run_folder, tmp_path):
+    (tmp_path / "a").write_text("x\n" * 3)
+    (tmp_path / "b").write_text("one\n" * 3 + "too many\n")
+    message = refused(
+        "score", "--workdir", run_folder, "--source-file", tmp_path / "a", "--target-file", tmp_path / "b"
+    )
+    assert f"{tmp_path / 'b'} has 4 lines and {tmp_path / 'a'} has 3: line 4 of b" in message
+
+
+# the program as a whole
+
+
+def test_help_lists_the_commands(call):
+    code, out, err = call("--help")
+    assert (code, err) == (0, "")
+    for name in cli.COMMANDS:
+        assert f"\n  {name} " in out
+
+
+def test_no_command_at_all_is_answered_with_the_help(call):
+    code, out, _ = call()
+    assert code == 2 and "usage:" in out
+
+
+@pytest.mark.parametrize("command", ["evaluate", "translate", "score"])
+def test_every_command_has_help_without_a_run(call, command):
+    code, out, err = call(command, "--help")
+    assert (code, err) == (0, "")
+    assert "--workdir" in out
+
+
+def test_help_imports_nothing_slow():
+    """What makes `--help` answer in a third of a second; a clock would depend on the machine."""
+    program = (
+        "import json, sys; from seq2seq_jax.cli import main; code = main(['train', '--help']);"
+        "slow = {'jax', 'numpy', 'tensorflow_datasets', 'grain', 'sentencepiece', 'sacrebleu'};"
+        "print(json.dumps(sorted(slow & set(sys.modules)))); sys.exit(code)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "--optimizer.learning-rate" in result.stdout
+    assert json.loads(result.stdout.splitlines()[-1]) == []
+
+
+@pytest.mark.parametrize("program", [["-m", "seq2seq_jax", "train"], ["train.py"]], ids=["module", "train.py"])
+def test_the_programs_are_the_same(program):
+    result = subprocess.run(
+        [sys.executable, *program, "--trian.seed", "1"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: Unknown option --trian.seed. Did you mean --train.seed?\n"

@@ -1,0 +1,154 @@
+import ast
+import dataclasses
+import inspect
+from typing import get_type_hints
+
+import pytest
+
+from seq2seq_jax import config as config_module
+from seq2seq_jax.config import (
+    Config,
+    DataConfig,
+    DecodeConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    differences,
+    from_json,
+    to_json,
+)
+from seq2seq_jax.errors import UserError
+
+SECTIONS = [ModelConfig, DataConfig, OptimizerConfig, TrainConfig, DecodeConfig, MeshConfig]
+
+ODD = Config(
+    model=ModelConfig(hidden_size=6, dropout_rate=0, attention="none", input_feeding=False),
+    data=DataConfig(columns=("a", "b"), train_files=("x.de", "x.en"), batch_size=None, batch_tokens=512),
+    optimizer=OptimizerConfig(learning_rate=1e-4, schedule="cosine", warmup_steps=5),
+    published="99.8 % (Lake and Baroni 2018)",
+)
+
+
+@pytest.mark.parametrize("config", [Config(), ODD], ids=["default", "odd"])
+def test_json_gives_back_the_same_configuration(config):
+    assert from_json(to_json(config)) == config
+
+
+def test_json_of_a_configuration_is_stable():
+    assert to_json(from_json(to_json(ODD))) == to_json(ODD)
+
+
+def test_differences_name_each_field_and_both_values():
+    other = dataclasses.replace(ODD, train=TrainConfig(seed=3), data=DataConfig(corpus="files:x"))
+    told = differences(ODD, other)
+    assert "train.seed: 0 -> 3" in told
+    assert "data.corpus: 'scan/simple' -> 'files:x'" in told
+    assert "data.columns: ('a', 'b') -> ()" in told
+    assert not any(line.startswith(("model.", "optimizer.", "decode.")) for line in told)
+    assert differences(ODD, ODD) == []
+
+
+@pytest.mark.parametrize("section", [*SECTIONS, Config])
+def test_nothing_can_be_changed_after_the_checks(section):
+    name = dataclasses.fields(section)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(section(), name, None)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_field_says_what_it_is(section):
+    """The strings below the fields are the help of the command line."""
+    body = ast.parse(inspect.getsource(section)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign):
+            documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            assert documented, f"{section.__name__}: {ast.unparse(statement)}"
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_field_refuses_a_value_of_another_type(section):
+    prefix = next(name for name, hint in get_type_hints(Config).items() if hint is section)
+    for item in dataclasses.fields(section):
+        with pytest.raises(UserError, match=rf"^{prefix}\.{item.name} must be .* got \{{'a': 1\}}"):
+            section(**{item.name: {"a": 1}})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: ModelConfig(attention="generl"),
+            "model.attention .* got 'generl'. Did you mean general?",
+        ),
+        (lambda: ModelConfig(hidden_size=0), "model.hidden_size must be at least 1, got 0"),
+        (lambda: ModelConfig(hidden_size=True), "model.hidden_size must be int, got True"),
+        (lambda: ModelConfig(hidden_size=5), "model.hidden_size 5 is odd.* use 6, or model.bidirectional False"),
+        (lambda: ModelConfig(dropout_rate=1.5), r"model.dropout_rate must be in \[0, 1\), got 1.5"),
+        (lambda: ModelConfig(dropout_rate=float("nan")), "model.dropout_rate must be in"),
+        (lambda: ModelConfig(init_scale=0.0), "model.init_scale must be positive, got 0.0"),
+        (lambda: ModelConfig(attention="none"), "set model.input_feeding False"),
+        (lambda: DataConfig(batch_size=None), "exactly one of data.batch_size .* and data.batch_tokens"),
+        (lambda: DataConfig(batch_tokens=9), "exactly one of data.batch_size .* and data.batch_tokens"),
+        (lambda: DataConfig(vocab_size=4), "data.vocab_size must be at least 5, got 4"),
+        (lambda: DataConfig(max_length=1), "data.max_length must be at least 2, got 1"),
+        (
+            lambda: DataConfig(train_files=("a",)),
+            "data.train_files must be",
+        ),
+        (lambda: DataConfig(test_files=("a", "b")), "go with data.train_files, which is not set"),
+        (lambda: OptimizerConfig(learning_rate=0.0), "optimizer.learning_rate must be positive, got 0.0"),
+        (lambda: OptimizerConfig(learning_rate=float("nan")), "optimizer.learning_rate must be positive, got nan"),
+        (lambda: OptimizerConfig(weight_decay=0.1), "acts in adamw only, and optimizer.name is adam"),
+        (lambda: OptimizerConfig(beta1=1.0), r"optimizer.beta1 must be in \[0, 1\), got 1.0"),
+        (lambda: TrainConfig(num_steps=0), "train.num_steps must be at least 1, got 0"),
+        (lambda: TrainConfig(best_metric="bleu", decode_sentences=0), "train.decode_sentences is 0"),
+        (lambda: DecodeConfig(beam_size=0), "decode.beam_size must be at least 1, got 0"),
+        (lambda: DecodeConfig(max_length_ratio=0.0), "decode.max_length_ratio must be positive"),
+        (lambda: MeshConfig(data=0), "mesh.data must be at least 1, got 0"),
+        (
+            lambda: Config(model=ModelConfig(tied_embeddings="all"), data=DataConfig(joint_vocabulary=False)),
+            "needs data.joint_vocabulary True",
+        ),
+        (
+            lambda: Config(
+                optimizer=OptimizerConfig(schedule="cosine", warmup_steps=10), train=TrainConfig(num_steps=10)
+            ),
+            "optimizer.warmup_steps 10 leaves nothing of train.num_steps 10",
+        ),
+    ],
+)
+def test_a_bad_value_is_refused_with_field_value_and_way_out(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_a_whole_number_serves_where_a_number_is_asked_for():
+    assert OptimizerConfig(learning_rate=1).learning_rate == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"model": {"hiden_size": 4}}', "Unknown config field model.hiden_size. Did you mean model.hidden_size?"),
+        ('{"modle": {}}', "Unknown config field modle. Did you mean model?"),
+        ('{"model": {"cell": "lstm"', "not a configuration"),
+        ('{"model": {"hidden_size": "4"}}', "model.hidden_size must be int, got '4'"),
+        ('{"model": 5}', "model must be a group of fields, got 5"),
+        ("[]", "not a configuration"),
+    ],
+)
+def test_a_damaged_image_of_a_configuration_is_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        from_json(text)
+
+
+def test_older_images_without_a_newer_field_get_its_default():
+    assert from_json('{"train": {"seed": 7}}') == Config(train=TrainConfig(seed=7))
+
+
+def test_the_module_imports_only_the_standard_library_and_errors():
+    tree = ast.parse(inspect.getsource(config_module))
+    imported = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert imported == {"dataclasses", "typing", "seq2seq_jax.errors"}

@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import pytest
+
+from seq2seq_jax.config import Config
+from seq2seq_jax.config_file import load_config
+from seq2seq_jax.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+IMPORTS = "from seq2seq_jax.config import Config, DataConfig, ModelConfig, TrainConfig\n\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "mine.py"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_every_config_of_the_repository_loads_and_has_its_lab_note(path):
+    assert isinstance(load_config(path), Config)
+    assert path.read_text().startswith('"""')
+
+
+def test_a_file_gives_its_configuration_with_its_helpers(tmp_path):
+    text = "def steps():\n    return 7\n\ndef get_config():\n    return Config(train=TrainConfig(num_steps=steps()))\n"
+    assert load_config(write(tmp_path, IMPORTS + text)).train.num_steps == 7
+
+
+def test_an_edited_file_is_read_anew(tmp_path):
+    for seed in (1, 2):
+        path = write(tmp_path, f"{IMPORTS}def get_config():\n    return Config(train=TrainConfig(seed={seed}))\n")
+        assert load_config(path).train.seed == seed
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "def get_config():\n    return Config(\n        model=ModelConfig(hiden_size=4),\n    )\n",
+            "line 5: Unknown config field model.hiden_size. Did you mean model.hidden_size?",
+        ),
+        (
+            "def get_config():\n    return Config(train=TrainConfig(dropout_rate=0.1))\n",
+            "line 4: Unknown config field train.dropout_rate. Did you mean model.dropout_rate?",
+        ),
+        (
+            "def get_config():\n    return Config(modle=ModelConfig())\n",
+            "line 4: Unknown config field modle. Did you mean model?",
+        ),
+        (
+            "def get_config():\n    return Config(train=TrainConfig(qqqq=1))\n",
+            "line 4: Unknown config field train.qqqq. TrainConfig has num_steps, evaluate_every, ",
+        ),
+        (
+            "def get_config():\n    return Config(model=ModelConfig(hidden_size=0))\n",
+            "line 4: model.hidden_size must be at least 1, got 0.",
+        ),
+        ("def get_config():\n    return 1 / 0\n", "line 4: ZeroDivisionError: division by zero"),
+        ("import nonesuch\n", "line 3: ModuleNotFoundError: No module named 'nonesuch'"),
+        ("def get_config(:\n", "line 3: "),
+        (
+            "def getconfig():\n    return Config()\n",
+            "there is no function get_config() -> Config in it. Did you mean getconfig?",
+        ),
+        ("config = 1\n", "there is no function get_config() -> Config in it."),
+        ("def get_config():\n    return None\n", "get_config() must return a seq2seq_jax.config.Config, got None."),
+        ("def get_config(seed):\n    return Config()\n", "missing 1 required positional argument: 'seed'"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_with_its_line_and_the_way_out(tmp_path, body, message):
+    path = write(tmp_path, IMPORTS + body)
+    with pytest.raises(UserError) as refused:
+        load_config(path)
+    assert str(refused.value).startswith(str(path))
+    assert message in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_answered_with_the_nearest_one(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    for name in ("default.py", "multi30k_de_en.py"):
+        (tmp_path / "configs" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    for asked in ("configs/multi30k_deen.py", "multi30k_de_en.py", "multi30k_de_en", "nowhere/multi30k_de_en.py"):
+        with pytest.raises(UserError, match=f"no config file {asked}. Did you mean configs/multi30k_de_en.py?"):
+            load_config(Path(asked))
+    with pytest.raises(UserError, match="There are configs/default.py, configs/multi30k_de_en.py."):
+        load_config(Path("configs/zzz.py"))
+
+
+def test_a_folder_and_a_file_that_is_not_text_are_refused(tmp_path):
+    with pytest.raises(UserError, match="is a folder; --config names one file in it"):
+        load_config(tmp_path)
+    (tmp_path / "binary.py").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="binary.py is not UTF-8 text"):
+        load_config(tmp_path / "binary.py")

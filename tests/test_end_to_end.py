@@ -1,0 +1,235 @@
+"""The commands as a user types them, on two text files of their own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from seq2seq_jax import cli
+from seq2seq_jax.config import Config, DataConfig, DecodeConfig, ModelConfig, OptimizerConfig, TrainConfig
+from tests.tiny import rows, sentences, write_pairs
+
+CONFIG = """
+from seq2seq_jax.config import *
+
+
+def get_config():
+    return Config(
+        model=ModelConfig(hidden_size=32, embed_size=16, bidirectional=True, dropout_rate=0.0, init_scale=0.3),
+        data=DataConfig(vocabulary="words", joint_vocabulary=False, batch_size=16, num_shapes=1, max_length=8),
+        optimizer=OptimizerConfig(learning_rate=0.01),
+        train=TrainConfig(num_steps=300, evaluate_every=150, checkpoint_every=100, log_every=50),
+        decode=DecodeConfig(beam_size=2),
+    )
+"""
+
+
+class Called(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A user's folder: a config and a corpus."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "copy.py").write_text(CONFIG)
+    for seed, (split, count) in enumerate({"train": 400, "validation": 20, "test": 20}.items()):
+        write_pairs(folder, split, sentences(count, seed=seed))
+    return folder
+
+
+def program(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "seq2seq_jax", *map(str, arguments)]
+
+
+def run(repository: Path, *arguments: str | Path, text: str = "") -> Called:
+    """A command in a process of its own."""
+    command = program(*arguments)
+    done = subprocess.run(command, cwd=repository, input=text, capture_output=True, text=True, timeout=300)
+    return Called(done.returncode, done.stdout, done.stderr)
+
+
+def files(folder: Path, *splits: str) -> list[str | Path]:
+    """Options that name the files of these splits."""
+    options: list[str | Path] = ["--config", folder / "copy.py"]
+    for split in splits:
+        options += [f"--data.{split}-files", folder / f"{split}.low", folder / f"{split}.up"]
+    return options
+
+
+@pytest.fixture(scope="module")
+def trained_by_command(folder, repository) -> Called:
+    splits = files(folder, "train", "validation", "test")
+    return run(repository, "train", *splits, "--workdir", folder / "run")
+
+
+@pytest.fixture
+def workdir(folder, trained_by_command) -> Path:
+    assert trained_by_command.code == 0, trained_by_command.err
+    return folder / "run"
+
+
+@pytest.fixture
+def call(compiled, capfd):
+    """A command in this process, which has imported JAX already."""
+
+    def call(*arguments: str | Path) -> Called:
+        capfd.readouterr()
+        code = cli.main([str(argument) for argument in arguments])
+        return Called(code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def refused(call):
+    """A command that has to end with one message and the exit code of a user's mistake."""
+
+    def refused(*arguments: str | Path) -> str:
+        code, _, err = call(*arguments)
+        assert code == 2 and err.startswith("error: ") and "Traceback" not in err
+        return err
+
+    return refused
+
+
+def test_two_text_files_become_a_translator_with_a_test_score(trained_by_command, workdir):
+    assert trained_by_command.err == ""
+    scores = json.loads((workdir / "evaluations" / "test.json").read_text())
+    assert scores["exact_match"] > 80 and scores["bleu"] > 80 and scores["sentences"] == 20
+    losses = [row["loss"] for row in rows(workdir) if "loss" in row]
+    assert len(losses) == 6 and losses[-1] < 0.2 * losses[0]
+    assert "Split test, 20 sentences, beam 2" in trained_by_command.out
+    assert "\x1b" not in trained_by_command.out  # no control codes in a pipe
+
+
+def test_translate_answers_a_pipe_line_by_line(workdir, repository):
+    done = run(repository, "translate", "--workdir", workdir, text="ant bee\n\ncat\nhen gnu fox\n")
+    assert (done.code, done.out, done.err) == (0, "ANT BEE\n\nCAT\nHEN GNU FOX\n", "")
+
+
+def test_translate_ends_quietly_when_its_reader_goes_away(workdir, folder, repository):
+    (folder / "many").write_text("ant bee\n" * 20_000)
+    command = program("translate", "--workdir", workdir, "--input", folder / "many")
+    with subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.readline() == b"ANT BEE\n"
+        process.stdout.close()
+        assert process.wait(timeout=120) == 141
+        assert process.stderr.read() == b""
+
+
+def test_evaluate_scores_a_split_as_training_did(call, workdir):
+    trained = json.loads((workdir / "evaluations" / "test.json").read_text())
+    code, out, _ = call("evaluate", "--workdir", workdir, "--split", "test")
+    again = json.loads((workdir / "evaluations" / "test.json").read_text())
+    assert code == 0
+    for name in ("loss", "bleu", "chrf", "exact_match"):
+        assert again[name] == pytest.approx(trained[name], rel=1e-4)
+    assert dict(line.split() for line in out.splitlines())["sentences"] == "20"
+
+
+def test_evaluate_scores_files_beside_the_splits(call, workdir, folder):
+    source, target = write_pairs(folder, "mine", sentences(5, seed=9))
+    code, _, _ = call("evaluate", "--workdir", workdir, "--source-file", source, "--target-file", target)
+    assert code == 0
+    assert json.loads((workdir / "evaluations" / "mine.low.json").read_text())["sentences"] == 5
+    assert len((workdir / "evaluations" / "mine.low.hypotheses.txt").read_text().splitlines()) == 5
+
+
+def test_score_prefers_the_right_translation(call, workdir, tmp_path):
+    (tmp_path / "source").write_text("ant bee\nant bee\n")
+    (tmp_path / "target").write_text("ANT BEE\nBEE ANT\n")
+    code, out, _ = call(
+        "score", "--workdir", workdir, "--source-file", tmp_path / "source", "--target-file", tmp_path / "target"
+    )
+    right, wrong = map(float, out.split())
+    assert code == 0 and right > -1 and wrong < right - 2
+
+
+# mistakes
+
+
+def test_files_of_different_line_counts_are_told_with_both_counts(refused, folder, tmp_path):
+    write_pairs(tmp_path, "train", sentences(10, seed=0))
+    with (tmp_path / "train.up").open("a") as file:
+        file.write("EXTRA\n")
+    told = refused("train", *files(folder)[:2], "--workdir", tmp_path / "run",
+                   "--data.train-files", tmp_path / "train.low", tmp_path / "train.up")  # fmt: skip
+    assert "train.up has 11 lines" in told and "train.low has 10" in told and "line 11" in told and "EXTRA" in told
+
+
+def test_text_that_is_not_utf8_is_told_with_file_and_line(refused, folder, tmp_path):
+    write_pairs(tmp_path, "train", sentences(10, seed=0))
+    lines = (tmp_path / "train.low").read_bytes().split(b"\n")
+    (tmp_path / "train.low").write_bytes(b"\n".join([*lines[:3], b"caf\xe9", *lines[4:]]))
+    told = refused("train", *files(folder)[:2], "--workdir", tmp_path / "run",
+                   "--data.train-files", tmp_path / "train.low", tmp_path / "train.up")  # fmt: skip
+    assert "train.low, line 4" in told and "not UTF-8" in told
+
+
+def test_an_empty_split_is_told(refused, folder, tmp_path):
+    write_pairs(tmp_path, "train", [])
+    told = refused("train", *files(folder)[:2], "--workdir", tmp_path / "run",
+                   "--data.train-files", tmp_path / "train.low", tmp_path / "train.up")  # fmt: skip
+    assert "train" in told and ("empty" in told or "no pairs" in told)
+
+
+def test_a_folder_without_the_column_names_those_it_has(refused, folder, tmp_path):
+    told = refused("train", *files(folder), "--workdir", tmp_path / "run", "--data.corpus", f"files:{folder}",
+                   "--data.source", "low", "--data.target", "uq")  # fmt: skip
+    assert "uq" in told and "low" in told and "up" in told
+
+
+def test_an_unknown_corpus_is_answered_with_the_nearest(refused, folder, tmp_path):
+    told = refused("train", *files(folder), "--workdir", tmp_path / "run", "--data.corpus", "scan/simpel")
+    assert "simpel" in told and "Did you mean" in told and "simple" in told
+
+
+def test_a_split_that_is_not_there_is_answered_with_those_that_are(refused, workdir):
+    told = refused("evaluate", "--workdir", workdir, "--split", "tset")
+    assert "tset" in told and "test" in told
+
+
+def test_a_vocabulary_larger_than_the_text_supports_is_told_with_the_largest(refused, folder, tmp_path):
+    told = refused("train", *files(folder, "train"), "--workdir", tmp_path / "run", "--data.vocabulary", "bpe",
+                   "--data.vocab-size", "5000")  # fmt: skip
+    assert "data.vocab_size 5000" in told and "or less" in told
+
+
+def test_the_run_directory_of_another_configuration_is_refused_by_its_fields(refused, folder, workdir):
+    before = (workdir / "metrics.jsonl").read_bytes()
+    told = refused("train", *files(folder, "train", "validation", "test"), "--workdir", workdir,
+                   "--optimizer.learning-rate", "0.5")  # fmt: skip
+    assert "optimizer.learning_rate: 0.01 -> 0.5" in told and "data." not in told
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_mistake_in_a_process_of_its_own_is_one_message_and_exit_code_2(folder, repository, tmp_path):
+    told = run(repository, "train", *files(folder), "--workdir", tmp_path / "run", "--data.train-files", "no.a", "no.b")
+    assert (told.code, told.out) == (2, "")
+    assert told.err.startswith("error: data.train_files: there is no file") and told.err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_real_text_is_learnt_from(corpora, compiled, tmp_path):
+    """Sixty steps on ten thousand Japanese-English pairs."""
+    from seq2seq_jax.training.loop import train
+
+    corpus = f"files:{corpora / 'tanaka10k-ja-en'}"
+    data = DataConfig(corpus, "ja", "en", vocabulary="words", vocab_size=300, max_length=60, num_shapes=2)
+    config = Config(
+        model=ModelConfig(hidden_size=16, embed_size=16),
+        data=data,
+        optimizer=OptimizerConfig(learning_rate=0.01),
+        train=TrainConfig(num_steps=60, evaluate_every=60, log_every=10, decode_sentences=4),
+        decode=DecodeConfig(beam_size=1),
+    )
+    train(config, tmp_path)
+    losses = [row["loss"] for row in rows(tmp_path) if "loss" in row]
+    assert losses[-1] < 0.8 * losses[0]

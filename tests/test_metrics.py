@@ -1,0 +1,111 @@
+import importlib.util
+import math
+from collections import Counter
+
+import pytest
+
+from seq2seq_jax import metrics
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.metrics import score_hypotheses, score_moses_lowercase
+
+REFERENCES = ["A man in an orange hat is staring at something.", "Two dogs play in the grass.", "A girl, aged 3."]
+HYPOTHESES = ["A man in an orange cap stares at something.", "two dogs play on the Grass.", "A girl, aged 3."]
+
+
+def bleu_by_hand(hypotheses, references):
+    """Papineni et al. 2002 for text whose tokens are its words."""
+    matches, totals, length, reference_length = [0] * 4, [0] * 4, 0, 0
+    for hypothesis, reference in zip(hypotheses, references, strict=True):
+        words, expected = hypothesis.split(), reference.split()
+        length, reference_length = length + len(words), reference_length + len(expected)
+        for n in range(4):
+            found = Counter(tuple(words[i : i + n + 1]) for i in range(len(words) - n))
+            wanted = Counter(tuple(expected[i : i + n + 1]) for i in range(len(expected) - n))
+            matches[n] += sum((found & wanted).values())
+            totals[n] += sum(found.values())
+    brevity = min(1.0, math.exp(1 - reference_length / length))
+    return 100 * brevity * math.exp(sum(math.log(m / t) for m, t in zip(matches, totals, strict=True)) / 4)
+
+
+def test_bleu_is_that_of_the_paper():
+    hypotheses = ["the cat sat on the mat today", "a dog barks at the small cat"]
+    references = ["the cat sat on a mat today", "a dog barks at the very small cat"]
+    assert score_hypotheses(hypotheses, references)["bleu"].value == pytest.approx(bleu_by_hand(hypotheses, references))
+
+
+def test_equal_text_scores_one_hundred_everywhere():
+    for name, score in score_hypotheses(REFERENCES, REFERENCES).items():
+        assert score.value == pytest.approx(100.0), name
+
+
+def test_lowercase_scores_are_scores_of_lowercased_text():
+    scores = score_hypotheses(HYPOTHESES, REFERENCES)
+    lowered = score_hypotheses([line.lower() for line in HYPOTHESES], [line.lower() for line in REFERENCES])
+    for name in ("bleu", "chrf"):
+        assert scores[f"{name}_lowercase"].value == pytest.approx(lowered[name].value)
+        assert scores[f"{name}_lowercase"].value > scores[name].value
+
+
+def test_exact_match_counts_equal_lines():
+    assert score_hypotheses(HYPOTHESES, REFERENCES)["exact_match"].value == pytest.approx(100 / 3)
+
+
+def test_signatures_tell_case_and_tokens():
+    scores = score_hypotheses(HYPOTHESES, REFERENCES)
+    assert "case:mixed" in scores["bleu"].signature and "tok:13a" in scores["bleu"].signature
+    assert "case:lc" in scores["bleu_lowercase"].signature and "case:lc" in scores["chrf_lowercase"].signature
+    assert "version:" in scores["chrf"].signature
+
+
+@pytest.mark.parametrize("name", ["UPPER CASE, 1.5", "lower case, 1.5"])
+def test_text_in_one_case_is_scored_as_if_twice(name, monkeypatch):
+    hypotheses, references = [name, name[::-1]], [name, name]
+    shortcut = score_hypotheses(hypotheses, references)
+    monkeypatch.setattr(metrics, "_case_matters", lambda *_: True)
+    assert score_hypotheses(hypotheses, references) == shortcut
+
+
+def test_case_matters_only_where_letters_meet():
+    assert metrics._case_matters(["a", "A"], ["b"])
+    assert metrics._case_matters(["a"], ["A"])
+    assert metrics._case_matters(["ΟΔΟΣ"], ["X"])  # its last letter has two lowercase forms
+    assert metrics._case_matters(["&QUOT;"], ["X"])
+    assert not metrics._case_matters(["I_TURN_LEFT"], ["I_JUMP x"])
+
+
+def test_tokenised_text_is_scored_without_a_warning(caplog):
+    score_hypotheses(["it is tokenised ."] * 200, ["it is tokenised ."] * 200)
+    assert not caplog.records
+
+
+def test_pieces_never_reach_a_metric():
+    with pytest.raises(ValueError, match="Hypothesis 2 .*SentencePiece"):
+        score_hypotheses(["fine", "\u2581A \u2581man"], ["fine", "A man"])
+
+
+def test_numbers_of_lines_must_agree():
+    with pytest.raises(ValueError, match="2 hypotheses for 1 references"):
+        score_hypotheses(["a", "b"], ["a"])
+    with pytest.raises(ValueError, match="no hypothesis"):
+        score_hypotheses([], [])
+
+
+def test_moses_lowercase_sees_tokens_and_no_case():
+    pytest.importorskip("sacremoses")
+    score = score_moses_lowercase(["ein „Mann“ ,der geht ."], ['Ein "Mann", der geht.'], "de")["bleu_moses_lowercase"]
+    assert score.value == pytest.approx(100.0)
+    assert "tok:none" in score.signature and "norm.tok.lc-de" in score.signature
+
+
+def test_moses_tokens_are_those_of_the_perl_scripts():
+    pytest.importorskip("sacremoses")
+    line = "Ein Café namens „El Sol“, z. B. am Kids' Park (oder/und im T-Shirt)."
+    tokens = "ein café namens &quot; el sol &quot; , z. b. am kids &apos; park ( oder / und im t-shirt ) ."
+    assert metrics._moses_tokens([line], "de") == [tokens]
+    assert metrics._moses_tokens(["A man's hat; it isn't his."], "en") == ["a man &apos;s hat ; it isn &apos;t his ."]
+
+
+def test_moses_lowercase_names_the_package_that_it_needs(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="sacremoses"):
+        score_moses_lowercase(["a"], ["a"], "en")

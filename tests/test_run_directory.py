@@ -1,0 +1,65 @@
+import json
+
+import pytest
+
+from seq2seq_jax.config import from_json
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.run_directory import claim, read_config
+from tests.tiny import tiny_config
+
+
+def test_a_new_directory_gets_the_configuration_and_gives_it_back(tmp_path):
+    config = tiny_config(tmp_path / "corpus")
+    claim(tmp_path / "runs" / "mine", config)
+    assert read_config(tmp_path / "runs" / "mine") == config
+    assert [path.name for path in (tmp_path / "runs" / "mine").iterdir()] == ["config.json"]
+
+
+def test_the_same_configuration_may_come_again(tmp_path):
+    config = tiny_config(tmp_path / "corpus")
+    claim(tmp_path, config)
+    before = (tmp_path / "config.json").stat().st_mtime_ns
+    claim(tmp_path, config)
+    assert (tmp_path / "config.json").stat().st_mtime_ns == before
+
+
+def test_another_configuration_is_refused_naming_every_field_that_differs(tmp_path):
+    claim(tmp_path, tiny_config(tmp_path / "corpus"))
+    other = tiny_config(tmp_path / "corpus", model={"hidden_size": 32}, train={"seed": 7})
+    with pytest.raises(UserError) as refused:
+        claim(tmp_path, other)
+    told = str(refused.value)
+    assert "model.hidden_size: 16 -> 32" in told and "train.seed: 0 -> 7" in told and "--workdir" in told
+    assert told.count(" -> ") == 3  # these two and the legend
+    assert from_json((tmp_path / "config.json").read_text()) == tiny_config(tmp_path / "corpus")
+
+
+def test_a_folder_that_is_no_run_directory_is_told_with_the_nearest_run(tmp_path):
+    claim(tmp_path / "german", tiny_config(tmp_path / "corpus"))
+    with pytest.raises(UserError, match="germn is not a run directory.* Did you mean german?"):
+        read_config(tmp_path / "germn")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'{"model": {"cell": "lst', "not a configuration"),
+        (b'{"model": {"cel": "lstm"}}', "Unknown config field model.cel. Did you mean model.cell?"),
+        (b"\xff\xfe", "codec can't decode"),
+        (b"[1, 2]", "must be a group of fields"),
+    ],
+)
+def test_a_damaged_configuration_is_told_with_its_file(tmp_path, content, told):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        read_config(tmp_path)
+    assert str(refused.value).startswith(f"{tmp_path / 'config.json'}: ") and told in str(refused.value)
+
+
+def test_a_run_of_an_older_version_without_a_new_field_gets_its_default(tmp_path):
+    config = tiny_config(tmp_path / "corpus")
+    claim(tmp_path, config)
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["optimizer"]["momentum"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert read_config(tmp_path) == config

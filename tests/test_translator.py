@@ -1,0 +1,156 @@
+import json
+import shutil
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from seq2seq_jax.config import DecodeConfig, to_json
+from seq2seq_jax.data.vocabulary import Vocabulary
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.model import model_graph
+from seq2seq_jax.symbols import BOS, EOS
+from seq2seq_jax.translator import Translator, load, vocab_sizes
+from tests.tiny import sentences, tiny_config
+
+LINES = sentences(30, seed=4)
+
+
+@pytest.fixture(scope="module")
+def translator(trained):
+    return load(trained)
+
+
+def variant(translator: Translator, **fields) -> Translator:
+    """The same model under another search."""
+    decode = replace(translator.decode, **fields)
+    return Translator(translator.config, translator.vocabularies, translator.params, decode)
+
+
+def token_log_probs(translator: Translator, source: str, target: str) -> list[np.ndarray]:
+    """Log-probabilities of all tokens at each target position, one decoder step at a time, by numpy's arithmetic."""
+    vocabularies = translator.vocabularies
+    model = nnx.merge(model_graph(translator.config.model, vocab_sizes(vocabularies)), translator.params)
+    memory, carry = model.encode(jnp.asarray([ids(vocabularies.source, source)]))
+    carry = jax.tree.map(lambda leaf: leaf[:, None], carry)
+    found = []
+    for previous in [BOS, *ids(vocabularies.target, target)[:-1]]:
+        carry, logits = model.decode_step(memory, carry, jnp.full((1, 1), previous))
+        logits = np.asarray(logits[0, 0], np.float64)
+        found.append(logits - np.log(np.exp(logits).sum()))
+    return found
+
+
+def ids(vocabulary: Vocabulary, line: str) -> list[int]:
+    return [*vocabulary.encode([line])[0].tolist(), EOS]
+
+
+def log_prob(translator: Translator, source: str, target: str) -> float:
+    tokens = ids(translator.vocabularies.target, target)
+    return sum(
+        float(row[token]) for row, token in zip(token_log_probs(translator, source, target), tokens, strict=True)
+    )
+
+
+def test_translations_come_in_the_order_of_the_lines_whatever_their_lengths(translator):
+    backwards = translator.translate(LINES[::-1])[::-1]
+    assert [found.text for found in translator.translate(LINES)] == [found.text for found in backwards]
+    right = sum(found.text == line.upper() for found, line in zip(backwards, LINES, strict=True))
+    assert right > 20  # so the model has learnt which line is which
+
+
+def test_an_empty_line_gives_an_empty_one_in_its_place(translator):
+    found = translator.translate(["", "ant bee", " \t ", "cat", ""])
+    assert [hypothesis.text for hypothesis in found] == ["", "ANT BEE", "", "CAT", ""]
+    assert translator.translate([]) == []
+    assert [hypothesis.text for hypothesis in translator.translate([""])] == [""]
+
+
+def test_a_translation_does_not_depend_on_the_other_lines_of_its_batch(translator):
+    together = translator.translate(LINES)
+    for index in (0, 7, 20):
+        (alone,) = translator.translate([LINES[index]])
+        assert alone.text == together[index].text
+        assert alone.score == pytest.approx(together[index].score, rel=1e-4, abs=1e-5)
+
+
+def test_beam_one_takes_the_likeliest_token_at_every_step(translator):
+    lines = ["ant bee fox", "gnu hen gnu hen gnu hen gnu"]  # one well known and one longer than any
+    greedy = variant(translator, beam_size=1, length_penalty=0.0)
+    for line, found in zip(lines, greedy.translate(lines), strict=True):
+        rows = token_log_probs(translator, line, found.text)
+        assert [int(row.argmax()) for row in rows] == ids(translator.vocabularies.target, found.text)
+        assert found.score == pytest.approx(sum(float(row.max()) for row in rows), rel=1e-4, abs=1e-5)
+
+
+def test_a_wider_beam_never_finds_a_less_likely_translation(translator):
+    """True of these lines, not of all: a beam may lose what greedy search finds."""
+    narrow, wide = (variant(translator, beam_size=size, length_penalty=0.0).translate(LINES) for size in (1, 4))
+    assert all(w.score >= n.score - 1e-4 for n, w in zip(narrow, wide, strict=True))
+
+
+def test_the_score_of_a_pair_is_the_sum_of_its_token_log_probabilities(translator):
+    sources = ["ant bee cat", "dog", "eel eel fox gnu hen"]
+    targets = ["ANT BEE CAT", "DOG CAT", "HEN"]
+    expected = [log_prob(translator, *pair) for pair in zip(sources, targets, strict=True)]
+    np.testing.assert_allclose(translator.score(sources, targets), expected, rtol=1e-4)
+
+
+def test_the_score_of_a_hypothesis_is_its_log_probability_over_the_length_penalty(translator):
+    line = "ant bee cat dog"
+    (found,) = variant(translator, length_penalty=0.6).translate([line])
+    length = len(found.text.split()) + 1
+    expected = log_prob(translator, line, found.text) / ((5 + length) / 6) ** 0.6
+    assert found.score == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_line_longer_than_any_in_training_is_translated_with_a_warning(translator):
+    long = " ".join(["ant"] * 9)  # ten tokens with the end mark, and data.max_length is 8
+    with pytest.warns(UserWarning, match="1 of 2 lines are longer than the 8 tokens seen in training.* with 10: 'ant"):
+        found = translator.translate(["bee", long])
+    assert found[0].text == "BEE" and found[1].text
+
+
+def test_alignments_have_a_source_position_for_each_output_token(translator):
+    lines = ["ant bee cat", "", "dog"]
+    found = translator.translate(lines, alignments=True)
+    for line, hypothesis in zip(lines, found, strict=True):
+        length = len(hypothesis.text.split()) + 1 if line else 0
+        assert hypothesis.alignment is not None and len(hypothesis.alignment) == length
+        assert all(0 <= position <= len(line.split()) for position in hypothesis.alignment)
+    assert [hypothesis.text for hypothesis in found] == [hypothesis.text for hypothesis in translator.translate(lines)]
+
+
+def test_loading_what_is_not_a_run_directory_names_the_nearest_one(trained):
+    with pytest.raises(UserError, match="is not a run directory: there is no .*rnu/config.json. Did you mean run"):
+        load(trained.parent / "rnu")
+
+
+def test_loading_a_run_without_a_checkpoint_says_so(trained, tmp_path):
+    shutil.copytree(trained / "vocabulary", tmp_path / "vocabulary")
+    shutil.copy(trained / "config.json", tmp_path)
+    with pytest.raises(UserError, match="holds no checkpoint yet; train it first"):
+        load(tmp_path)
+
+
+def test_loading_a_run_with_a_damaged_vocabulary_names_the_file(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    path = tmp_path / "run" / "vocabulary" / "source.txt"
+    path.write_bytes(path.read_bytes().replace(b"ant", b"aunt"))
+    with pytest.raises(UserError, match="vocabulary file .*source.txt is damaged"):
+        load(tmp_path / "run")
+
+
+def test_loading_a_run_with_a_damaged_configuration_names_the_file(tmp_path):
+    (tmp_path / "config.json").write_text(to_json(tiny_config(tmp_path))[:-20])
+    with pytest.raises(UserError, match="config.json: not a configuration"):
+        load(tmp_path)
+
+
+def test_the_search_can_be_another_than_the_runs_own(trained):
+    assert load(trained).decode == DecodeConfig(beam_size=2, batch_size=8)
+    assert load(trained, DecodeConfig(beam_size=1)).decode.beam_size == 1
+    assert json.loads((trained / "config.json").read_text())["decode"]["beam_size"] == 2

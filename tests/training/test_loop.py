@@ -1,0 +1,254 @@
+"""Whole runs on the tiny task: what is said, kept and resumed."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax import monitoring
+
+from seq2seq_jax.config import to_json
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.training import loop
+from seq2seq_jax.training.loop import train
+from seq2seq_jax.translator import load
+from tests.tiny import rows, tiny_config, write_pairs
+
+pytestmark = pytest.mark.usefixtures("compiled")
+
+FAST = {"num_steps": 12, "evaluate_every": 4, "checkpoint_every": 3, "log_every": 2, "decode_sentences": 0}
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from seq2seq_jax.cli import _keep_compiled
+from seq2seq_jax.config import from_json
+from seq2seq_jax.training.loop import train
+_keep_compiled()
+result = train(from_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+sys.exit(143 if result.status == "terminated" else 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("loop")
+
+
+def steps_kept(workdir: Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit())
+
+
+def same_params(one: Path, other: Path) -> bool:
+    """Whether two runs' best parameters have the same bits."""
+    pairs = zip(*(jax.tree.leaves(load(workdir).params) for workdir in (one, other)), strict=True)
+    return all(np.asarray(first).tobytes() == np.asarray(second).tobytes() for first, second in pairs)
+
+
+# exact resume; a run long enough to be killed within
+
+
+@pytest.fixture(scope="module")
+def long_config(folder):
+    return tiny_config(folder / "corpus", train=FAST | {"num_steps": 60, "evaluate_every": 20, "checkpoint_every": 5})
+
+
+@pytest.fixture(scope="module")
+def unbroken(folder, long_config) -> Path:
+    train(long_config, folder / "unbroken")
+    return folder / "unbroken"
+
+
+def start(config, workdir: Path, repository: Path) -> subprocess.Popen:
+    config_file = workdir.with_suffix(".json")
+    config_file.write_text(to_json(config))
+    command = [sys.executable, "-c", PROGRAM, str(config_file), str(workdir)]
+    return subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
+    """Returns as soon as a checkpoint of `step` or a later one is there."""
+    while not (steps_kept(workdir) and steps_kept(workdir)[-1] >= step):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.002)
+
+
+def test_a_run_killed_in_the_middle_of_a_save_ends_with_the_bits_and_rows_of_an_unbroken_one(
+    folder, repository, long_config, unbroken
+):
+    workdir = folder / "killed"
+    with start(long_config, workdir, repository) as process:
+        wait_for_step(process, workdir, 10)
+        while all(path.name.isdigit() for path in (workdir / "checkpoints").iterdir()):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.0005)
+        process.kill()
+    assert steps_kept(workdir)[-1] < 60
+    assert train(long_config, workdir).status == "done"
+    assert rows(workdir) == rows(unbroken)
+    assert same_params(workdir, unbroken)
+
+
+def test_sigterm_saves_and_exits_143_and_the_run_resumes_to_the_same_bits(folder, repository, long_config, unbroken):
+    workdir = folder / "terminated"
+    with start(long_config, workdir, repository) as process:
+        wait_for_step(process, workdir, 5)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    last = steps_kept(workdir)[-1]
+    assert f"Asked to stop: saved at step {last}. The same command resumes." in out
+    assert not (workdir / "evaluations").exists()
+    assert train(long_config, workdir).status == "done"
+    assert rows(workdir) == rows(unbroken)
+    assert same_params(workdir, unbroken)
+
+
+def test_a_damaged_latest_checkpoint_costs_steps_and_no_bits(folder, repository, long_config, unbroken, capfd):
+    workdir = folder / "damaged"
+    with start(long_config, workdir, repository) as process:
+        wait_for_step(process, workdir, 15)
+        process.kill()
+    older, latest = steps_kept(workdir)[-2:]
+    for path in (workdir / "checkpoints" / str(latest) / "progress").iterdir():
+        path.write_bytes(b"")
+    assert train(long_config, workdir).status == "done"
+    out = capfd.readouterr().out
+    assert f"checkpoints/{latest} is damaged" in out and f"Resuming at step {older}." in out
+    assert rows(workdir) == rows(unbroken)
+    assert same_params(workdir, unbroken)
+
+
+def test_a_finished_run_started_again_trains_nothing_and_scores_alike(unbroken, long_config):
+    before = rows(unbroken, timed=True), steps_kept(unbroken)
+    scores = (unbroken / "evaluations" / "test.hypotheses.txt").read_text()
+    result = train(long_config, unbroken)
+    assert (result.status, result.step) == ("done", 60)
+    assert (rows(unbroken, timed=True), steps_kept(unbroken)) == before
+    assert (unbroken / "evaluations" / "test.hypotheses.txt").read_text() == scores
+
+
+# one finished run
+
+
+def test_a_run_logs_evaluates_and_ends_with_test_scores(unbroken, long_config):
+    found = rows(unbroken)
+    logged = [row["step"] for row in found if "loss" in row]
+    evaluated = [row["step"] for row in found if "validation_loss" in row]
+    assert logged == list(range(2, 61, 2)) and evaluated == [20, 40, 60]
+    assert all(
+        row["learning_rate"] == pytest.approx(0.02) and row["nonfinite_steps"] == 0 for row in found if "loss" in row
+    )
+    losses = [row["loss"] for row in found if "loss" in row]
+    assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
+    assert {path.name for path in (unbroken / "evaluations").iterdir()} == {"test.json", "test.hypotheses.txt"}
+
+
+def test_nothing_is_compiled_after_the_first_step(folder, capfd):
+    """Two batch shapes, all of them compiled beforehand; only the evaluation at the end compiles anything more."""
+    config = tiny_config(
+        folder / "corpus", data={"num_shapes": 2}, train=FAST | {"num_steps": 12, "evaluate_every": 12}
+    )
+    compilations, at_step = [], []
+    listen = lambda event, *_, **__: compilations.append(event) if "backend_compile" in event else None  # noqa: E731
+    original = loop.training_batches
+
+    def watched(*arguments):
+        for batch in original(*arguments):
+            at_step.append((len(compilations), batch.source.shape[1]))
+            yield batch
+
+    monitoring.register_event_duration_secs_listener(listen)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "training_batches", watched)
+            train(config, folder / "watched")
+    finally:
+        monitoring.unregister_event_duration_listener(listen)
+    assert "Compiled 2 batch shapes" in capfd.readouterr().out
+    counts, widths = zip(*at_step, strict=True)
+    assert len(counts) == 12 and len(set(widths)) == 2
+    assert len(compilations) > 0
+    assert len(set(counts[2:])) == 1  # the first log line and the first step may compile their trifles
+
+
+def test_many_gradients_in_a_row_that_are_not_finite_stop_the_run_with_what_to_try(folder):
+    options = {"name": "sgd", "learning_rate": 3e38, "clip_norm": 0.0}
+    config = tiny_config(folder / "corpus", optimizer=options, train=FAST | {"max_nonfinite_steps": 4})
+    with pytest.raises(
+        UserError, match="(?s)gradients up to step .* were not finite. Try a lower optimizer.learning_rate"
+    ):
+        train(config, folder / "exploded")
+    assert sum(row.get("nonfinite_steps", 0) for row in rows(folder / "exploded")) >= 4
+
+
+# what evaluations decide
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Makes validation give these losses, one after another."""
+
+    def scripted(*losses: float) -> None:
+        remaining = iter(losses)
+        monkeypatch.setattr(loop._Run, "_validate", lambda self, params: (fake_scores(next(remaining)), []))
+
+    return scripted
+
+
+def fake_scores(loss: float) -> dict[str, float]:
+    return {"loss": loss, "perplexity": 1.0, "token_accuracy": 0.0, "exact_match": 100 - 10 * (loss - 3) ** 2}
+
+
+def test_training_stops_early_and_keeps_the_best_beside_the_two_latest(folder, scripted, capfd):
+    scripted(5.0, 2.0, 3.0, 2.5, 2.1)
+    config = tiny_config(folder / "corpus", train=FAST | {"num_steps": 100, "early_stopping": 3, "evaluate_every": 4})
+    result = train(config, folder / "stopped")
+    assert (result.status, result.step) == ("stopped", 20)
+    assert steps_kept(folder / "stopped") == [8, 18, 20]
+    out = capfd.readouterr().out
+    assert "has not improved for 3 evaluations: stopping" in out and "Best validation at step 8." in out
+    again = train(config, folder / "stopped")
+    assert (again.status, again.step) == ("stopped", 20)
+
+
+def test_a_loss_that_is_not_a_number_is_never_the_best(folder, scripted, capfd):
+    scripted(float("nan"), 4.0, float("nan"))
+    config = tiny_config(folder / "corpus", train=FAST)
+    train(config, folder / "nan")
+    assert "Best validation at step 8." in capfd.readouterr().out
+
+
+def test_the_best_metric_decides_which_checkpoint_is_best(folder, scripted, capfd):
+    scripted(4.0, 3.1, 2.0)  # by loss the last, by exact match the second
+    config = tiny_config(
+        folder / "corpus", train=FAST | {"best_metric": "exact_match", "decode_sentences": 1, "evaluate_every": 4}
+    )
+    train(config, folder / "best")
+    assert "Best validation at step 8." in capfd.readouterr().out
+
+
+def test_the_plateau_schedule_cuts_the_rate_when_validation_stands_still(folder, scripted):
+    scripted(3.0, 3.0, 3.5, 2.0, 3.0, 3.0)
+    schedule = {"schedule": "plateau", "plateau_patience": 2, "plateau_factor": 0.5}
+    config = tiny_config(folder / "corpus", optimizer=schedule, train=FAST | {"evaluate_every": 2})
+    train(config, folder / "plateau")
+    rates = [row["learning_rate"] for row in rows(folder / "plateau") if "loss" in row]
+    # Evaluations after steps 2, 4, ...: two without improvement after step 6; the third cut would come after the end.
+    np.testing.assert_allclose(rates, [0.02, 0.02, 0.02, 0.01, 0.01, 0.01], rtol=1e-6)
+
+
+def test_a_corpus_that_has_changed_is_refused(folder, unbroken, long_config):
+    """The same files, another text: the configuration alone does not show it."""
+    before = [Path(name).read_text() for name in long_config.data.train_files]
+    try:
+        write_pairs(folder / "corpus", "train", ["ant bee"] * 50)
+        with pytest.raises(UserError, match="The text of files:.* is no longer the one that .*unbroken was trained on"):
+            train(long_config, unbroken)
+    finally:
+        for name, text in zip(long_config.data.train_files, before, strict=True):
+            Path(name).write_text(text)

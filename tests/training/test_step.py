@@ -1,0 +1,166 @@
+import functools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seq2seq_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from seq2seq_jax.training.sharding import make_mesh
+from seq2seq_jax.training.step import TrainState, initial_state, jit_train_step
+
+SIZES = (11, 13)
+# The update of sgd is proportional to the gradient: Adam's would hide a wrong scale.
+PLAIN = Config(
+    model=ModelConfig(hidden_size=8, embed_size=8, dropout_rate=0.0),
+    optimizer=OptimizerConfig(name="sgd", learning_rate=0.5, momentum=0.5, clip_norm=0.0),
+)
+DROPOUT = replace(PLAIN, model=replace(PLAIN.model, dropout_rate=0.3))
+
+
+def pairs(rows: int = 8, width: int = 6, seed: int = 0):
+    """A batch of random ids, sequences of 2 to 6 tokens that end with an end id, padded to `width`."""
+    random = np.random.default_rng(seed)
+    batch = []
+    for size in SIZES:
+        ids = np.zeros((rows, width), np.int32)
+        for row in ids:
+            length = random.integers(2, 7)
+            row[:length] = [*random.integers(4, size, length - 1), 2]
+        batch.append(ids)
+    return batch
+
+
+@functools.cache
+def compiled_step(config: Config, devices: int = 1):
+    return jit_train_step(config, SIZES, make_mesh(MeshConfig(data=devices)))
+
+
+@functools.cache
+def first_state(config: Config) -> TrainState:
+    return jax.device_get(initial_state(config, SIZES, make_mesh(MeshConfig(data=1))))
+
+
+def run(config: Config, *batches, state: TrainState | None = None, devices: int = 1) -> TrainState:
+    """The state after an update with each of the batches."""
+    state = jax.tree.map(jnp.asarray, first_state(config) if state is None else state)
+    for batch in batches:
+        state = compiled_step(config, devices)(state, *map(jnp.asarray, batch))
+    return jax.device_get(state)
+
+
+def assert_close(one, other, rtol=1e-5):
+    """Parameters equal up to the order of float32 sums; atol for those that are all but zero."""
+    for first, second in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
+        np.testing.assert_allclose(first, second, rtol=rtol, atol=1e-6)
+    np.testing.assert_allclose(float(one.window.loss), float(other.window.loss), rtol=rtol)
+    np.testing.assert_allclose(float(one.window.grad_norm), float(other.window.grad_norm), rtol=rtol)
+
+
+def same_bits(one, other) -> bool:
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.asarray(first).tobytes() == np.asarray(second).tobytes() for first, second in leaves)
+
+
+def test_two_halves_one_after_another_are_one_whole_batch():
+    batch = pairs()
+    batch[1][::2, 2:] = 0  # the halves have unequal numbers of tokens
+    batch[1][::2, 1] = 2
+    halves = replace(PLAIN, train=TrainConfig(accumulate_steps=2))
+    assert_close(run(PLAIN, batch), run(halves, batch))
+
+
+def test_padding_rows_and_columns_change_no_update():
+    source, target = pairs()
+    wider = [np.pad(ids, ((0, 4), (0, 3))) for ids in (source, target)]
+    plain, padded = run(PLAIN, (source, target)), run(PLAIN, wider)
+    assert_close(plain, padded)
+    assert float(plain.window.tokens) == float(padded.window.tokens) == (target != 0).sum()
+
+
+def test_the_same_step_gives_the_same_bits():
+    assert same_bits(run(DROPOUT, pairs(), pairs(seed=1)), run(DROPOUT, pairs(), pairs(seed=1)))
+
+
+def test_another_seed_starts_elsewhere():
+    other = replace(PLAIN, train=TrainConfig(seed=1))
+    assert not same_bits(first_state(PLAIN).params, first_state(other).params)
+
+
+def test_dropout_differs_from_step_to_step():
+    start = first_state(DROPOUT)
+    losses = [run(DROPOUT, pairs(), state=start._replace(step=np.int32(step))).window.loss for step in (0, 1)]
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+def test_a_window_sums_loss_tokens_and_updates_and_the_loss_falls():
+    batch = pairs()
+    first, state = run(PLAIN, batch), run(PLAIN, *[batch] * 40)
+    num_tokens = (batch[1] != 0).sum()
+    assert state.step == state.window.updates == 40 and state.window.nonfinite == 0
+    assert state.window.tokens == 40 * num_tokens
+    # A model that knows nothing gives each token about log(vocabulary) nats.
+    assert first.window.loss / num_tokens == pytest.approx(np.log(SIZES[1]), rel=0.15)
+    assert state.window.loss / 40 < 0.9 * first.window.loss
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
+    before = run(PLAIN, pairs())
+    before = before._replace(params=before.params | {"output_bias": np.full(SIZES[1], np.nan, np.float32)})
+    state = run(PLAIN, pairs(), state=before)
+    assert same_bits(state.params, before.params) and same_bits(state.optimizer_state, before.optimizer_state)
+    assert (state.step, state.nonfinite_in_a_row, state.window.nonfinite, state.window.updates) == (2, 1, 1, 1)
+    assert state.window.loss == before.window.loss and state.window.tokens == before.window.tokens
+    healthy = state._replace(params=state.params | {"output_bias": np.zeros(SIZES[1], np.float32)})
+    after = run(PLAIN, pairs(), state=healthy)
+    assert (after.nonfinite_in_a_row, after.window.nonfinite, after.window.updates) == (0, 1, 2)
+
+
+def test_the_plateau_factor_scales_the_update():
+    start = first_state(PLAIN)
+    whole, quarter = (
+        run(PLAIN, pairs(), state=start._replace(rate_factor=np.float32(factor))).params["output_bias"]
+        - start.params["output_bias"]
+        for factor in (1.0, 0.25)
+    )
+    assert np.abs(whole).max() > 1e-3
+    np.testing.assert_allclose(quarter, whole / 4, rtol=1e-4, atol=1e-7)
+
+
+def test_label_smoothing_is_in_the_training_loss():
+    smooth = replace(PLAIN, train=TrainConfig(label_smoothing=0.5))
+    start = first_state(PLAIN)
+    # Every logit is 0 except that of token 5: the smoothed loss must see it in all positions.
+    bias = 10.0 * (np.arange(SIZES[1]) == 5).astype(np.float32)
+    zeros = {name: np.zeros_like(start.params[name]) for name in ("output_kernel",)}
+    start = start._replace(params=start.params | zeros | {"output_bias": bias})
+    _, target = batch = pairs()
+    log_probs = bias - np.log(np.exp(bias).sum())
+    expected = [-0.5 * log_probs[token] - 0.5 * log_probs.mean() for token in target[target != 0]]
+    assert run(smooth, batch, state=start).window.loss == pytest.approx(sum(expected), rel=1e-5)
+
+
+LOSSES = """
+import json, jax
+from tests.training.test_step import PLAIN, pairs, run
+assert len(jax.local_devices()) == 8
+batches = [pairs(rows=16, seed=seed) for seed in range(4)]
+batches[2][0][5:] = batches[2][1][5:] = 0  # a last batch: some devices have empty rows only
+def losses(devices):
+    return [float(run(PLAIN, *batches[:steps], devices=devices).window.loss) for steps in range(1, 5)]
+print(json.dumps([losses(1), losses(8)]))
+"""
+
+
+def test_eight_devices_give_the_losses_of_one(repository):
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-c", LOSSES]
+    done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, eight = json.loads(done.stdout)
+    assert one == pytest.approx(eight, rel=1e-5)

@@ -1,0 +1,9 @@
+"""Trains, evaluates and reports: `python train.py [--config FILE] [--workdir DIR] [--section.field value ...]`."""
+
+import sys
+from pathlib import Path
+
+from seq2seq_jax.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]], repository=Path(__file__).resolve().parent))
