@@ -41,7 +41,7 @@ def attend(
     product: Product,
     query: Float[Array, "... H"],
     mask: Bool[Array, "... S"],
-    additive: tuple[Float[Array, "... S A"], Float[Array, " A"]] | None = None,
+    additive: tuple[Float[Array, "... S A"], Float[Array, "... A"]] | None = None,
 ) -> tuple[Float[Array, "... E"], Float[Array, "... S"]]:
     """Attends from decoder states to all source positions.
 
@@ -53,8 +53,8 @@ def attend(
       product: takes "keys" and "values", or "query" and "values" for additive.
       query: decoder states.
       mask: True at real source tokens, broadcast against the scores.
-      additive: keys, broadcast against [..., S, A], and v; None for a score by
-        dot product.
+      additive: keys, broadcast against [..., S, A], and v, against [..., A]; None
+        for a score by dot product.
 
     Returns:
       The context, and the attention weights: rows sum to 1 and are exactly 0
@@ -79,14 +79,14 @@ def masked_softmax(scores: Float[Array, "... S"], mask: Bool[Array, "... S"]) ->
 
 @jax.custom_vjp
 def additive_scores(
-    query: Float[Array, "*Q A"], keys: Float[Array, "*K S A"], v: Float[Array, " A"]
+    query: Float[Array, "*Q A"], keys: Float[Array, "*K S A"], v: Float[Array, "*V A"]
 ) -> Float[Array, "*Q S"]:
     """`v . tanh(query + key)` for every source position.
 
     The sum under the tanh, by far the largest array here, is formed again in the
     backward pass and never kept over the time loop.
     """
-    return _squashed(query, keys) @ v
+    return (_squashed(query, keys) * v[..., None, :]).sum(-1)
 
 
 def _squashed(query: Array, keys: Array) -> Array:
@@ -100,9 +100,9 @@ def _additive_forward(query: Array, keys: Array, v: Array):
 def _additive_backward(residuals, d_scores):
     query, keys, v = residuals
     squashed = _squashed(query, keys)
-    d_sum = d_scores[..., None] * v * (1 - squashed * squashed)
-    d_v = jnp.tensordot(d_scores, squashed, axes=d_scores.ndim)
-    return d_sum.sum(-2), _unbroadcast(d_sum, keys.shape), d_v
+    d_sum = d_scores[..., None] * v[..., None, :] * (1 - squashed * squashed)
+    d_v = (d_scores[..., None] * squashed).sum(-2)
+    return d_sum.sum(-2), _unbroadcast(d_sum, keys.shape), _unbroadcast(d_v, v.shape)
 
 
 def _unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:

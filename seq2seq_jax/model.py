@@ -244,7 +244,7 @@ class Decoder(nnx.Module):
                 kept = None if keep_between is None else keep_between[depth - 1]
                 inputs = [_drop(states[-1][1], self.config.dropout_rate, kept)]
             gates = product(f"layer{depth}", jnp.concatenate([*inputs, hidden], axis=-1))
-            states.append(lstm_cell(gates + shared["biases"][depth] if depth else gates, cell))
+            states.append(lstm_cell(gates + shared["biases"][depth - 1] if depth else gates, cell))
         vector, weights = self._vector(product, shared, states[-1][1])
         vector = _drop(vector, self.config.dropout_rate, keep_vector)
         feed = vector if self.config.input_feeding else None
@@ -273,10 +273,22 @@ class Decoder(nnx.Module):
         return operands
 
     def _shared(self, memory: Memory) -> dict[str, Any]:
-        dtype = memory.values.dtype
-        shared: dict[str, Any] = {"mask": memory.mask, "biases": [_of(layer.bias, dtype) for layer in self.layers]}
+        """What else a step reads. Parameters come once for every row of the batch.
+
+        So a loop sums their gradients row by row, and devices that share the batch
+        meet once after it, not at every step.
+        """
+        dtype, rows = memory.values.dtype, memory.mask.shape[:-1]
+
+        def for_rows(param: Array) -> Array:
+            return jnp.broadcast_to(param.astype(dtype), (*rows, *param.shape))
+
+        shared: dict[str, Any] = {
+            "mask": memory.mask,
+            "biases": [for_rows(layer.bias[...][0]) for layer in self.layers[1:]],
+        }
         if self.config.attention == "additive":
-            shared["additive"] = memory.keys, self.score_kernel[...][:, 0].astype(dtype)
+            shared["additive"] = memory.keys, for_rows(self.score_kernel[...][:, 0])
         return shared
 
 

@@ -101,18 +101,18 @@ def test_weights_sum_to_one_and_are_exactly_zero_at_padding(dtype):
 
 
 @pytest.mark.parametrize(
-    "query_shape, key_shape",
+    "query_shape, key_shape, v_shape",
     [
-        ((BATCH, SIZE), (BATCH, LENGTH, SIZE)),  # one step
-        ((STEPS, BATCH, SIZE), (BATCH, LENGTH, SIZE)),  # all steps
-        ((BATCH, 2, SIZE), (BATCH, 1, LENGTH, SIZE)),  # beams
+        ((BATCH, SIZE), (BATCH, LENGTH, SIZE), (BATCH, SIZE)),  # one step
+        ((STEPS, BATCH, SIZE), (BATCH, LENGTH, SIZE), (SIZE,)),  # all steps
+        ((BATCH, 2, SIZE), (BATCH, 1, LENGTH, SIZE), (BATCH, 1, SIZE)),  # beams
     ],
 )
-def test_gradient_of_additive_scores_is_that_of_automatic_differentiation(query_shape, key_shape):
-    arguments = draw(*query_shape), draw(*key_shape, seed=1), draw(SIZE, seed=2)
+def test_gradient_of_additive_scores_is_that_of_automatic_differentiation(query_shape, key_shape, v_shape):
+    arguments = draw(*query_shape), draw(*key_shape, seed=1), draw(*v_shape, seed=2)
 
     def plain(query, keys, v):
-        return jnp.sum(v * jnp.tanh(query[..., None, :] + keys), axis=-1)
+        return jnp.sum(v[..., None, :] * jnp.tanh(query[..., None, :] + keys), axis=-1)
 
     with jax.enable_x64(True):
         cotangent = draw(*query_shape[:-1], LENGTH, seed=3)
