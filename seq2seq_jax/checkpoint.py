@@ -7,7 +7,11 @@ and the best.
 """
 
 import shutil
+import sys
+import textwrap
 import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +85,8 @@ class Checkpoints:
 
     def _read(self, step: int, abstract_state: dict[str, Any]) -> tuple[dict[str, Any], Progress]:
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore())
-        restored: Any = self._manager.restore(step, args=arguments)
+        with _no_word_of_late_reads():
+            restored: Any = self._manager.restore(step, args=arguments)
         if _checksums(restored.state) != restored.progress["checksums"]:
             raise ValueError("checksums differ")
         return restored.state, restored.progress["progress"]
@@ -119,7 +124,7 @@ def _read_params(path: Path, abstract_params: dict[str, Any]) -> dict[str, Any]:
         restore_args=ocp.checkpoint_utils.construct_restore_args(target),
         partial_restore=True,
     )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, _no_word_of_late_reads():
         return checkpointer.restore(path, args=arguments)["params"]
 
 
@@ -150,5 +155,23 @@ def _checksums(state: dict[str, Any]) -> dict[str, int]:
     return {jax.tree_util.keystr(path): zlib.crc32(np.asarray(leaf).tobytes()) for path, leaf in leaves}
 
 
+@contextmanager
+def _no_word_of_late_reads() -> Generator[None]:
+    """Silences reads that end after another one has failed, and stays in force then.
+
+    TensorStore reports each of them to an event loop that Orbax has closed, and
+    prints the traceback of that from a thread of its own.
+    """
+    before = sys.unraisablehook
+
+    def hook(failure: Any) -> None:
+        if str(failure.exc_value) != "Event loop is closed":
+            before(failure)
+
+    sys.unraisablehook = hook
+    yield
+    sys.unraisablehook = before
+
+
 def _brief(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+    return textwrap.shorten(str(error).strip().partition("\n")[0], 160, placeholder=" …") or type(error).__name__
