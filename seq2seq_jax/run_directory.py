@@ -20,8 +20,8 @@ def read_config(workdir: Path) -> Config:
     try:
         return from_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        runs = [run.parent.name for run in sorted(workdir.parent.glob("*/config.json"))]
-        hint = did_you_mean(workdir.name, runs)
+        runs = [str(run.parent) for run in sorted(workdir.parent.glob("*/config.json"))]
+        hint = did_you_mean(str(workdir), runs)
         raise UserError(f"{workdir} is not a run directory: there is no {path}.{hint}") from None
     except (UserError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
