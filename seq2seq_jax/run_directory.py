@@ -7,7 +7,7 @@ from pathlib import Path
 
 from seq2seq_jax.cache import write_whole
 from seq2seq_jax.config import Config, differences, from_json, to_json
-from seq2seq_jax.errors import UserError, did_you_mean
+from seq2seq_jax.errors import UserError, nearest
 
 
 def read_config(workdir: Path) -> Config:
@@ -20,8 +20,8 @@ def read_config(workdir: Path) -> Config:
     try:
         return from_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        runs = [str(run.parent) for run in sorted(workdir.parent.glob("*/config.json"))]
-        hint = did_you_mean(str(workdir), runs)
+        near = nearest(workdir.name, [run.parent.name for run in sorted(workdir.parent.glob("*/config.json"))])
+        hint = f" Did you mean {workdir.parent / near}?" if near else ""
         raise UserError(f"{workdir} is not a run directory: there is no {path}.{hint}") from None
     except (UserError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
