@@ -12,6 +12,7 @@ import textwrap
 import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,19 @@ class Checkpoints:
           step: names the directory; a checkpoint of the same step is replaced.
           state: arrays.
           progress: plain values. `progress["best_step"]`, if any, is kept too.
+
+        Raises:
+          UserError: the disk is full, now or when the last checkpoint was written.
         """
-        self._manager.wait_until_finished()
-        if step in self._manager.all_steps():
-            self._manager.delete(step)
-        for old in self._superfluous(progress.get("best_step")):
-            self._manager.delete(old)
-        content = {"progress": progress, "checksums": _checksums(state)}
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(content))
-        self._manager.save(step, args=arguments, force=True)
+        with _full_disk_told(self._directory):
+            self._manager.wait_until_finished()
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
+            for old in self._superfluous(progress.get("best_step")):
+                self._manager.delete(old)
+            content = {"progress": progress, "checksums": _checksums(state)}
+            arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(content))
+            self._manager.save(step, args=arguments, force=True)
 
     def restore(self, abstract_state: dict[str, Any]) -> tuple[dict[str, Any], Progress, list[str]] | None:
         """Returns state and progress of the newest whole checkpoint, or None if there is none.
@@ -79,14 +84,18 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Waits for the last save."""
-        self._manager.wait_until_finished()
+        """Waits for the last save.
+
+        Raises:
+          UserError: the disk is full.
+        """
+        with _full_disk_told(self._directory):
+            self._manager.wait_until_finished()
         self._manager.close()
 
     def _read(self, step: int, abstract_state: dict[str, Any]) -> tuple[dict[str, Any], Progress]:
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore())
-        with _no_word_of_late_reads():
-            restored: Any = self._manager.restore(step, args=arguments)
+        restored: Any = self._manager.restore(step, args=arguments)
         if _checksums(restored.state) != restored.progress["checksums"]:
             raise ValueError("checksums differ")
         return restored.state, restored.progress["progress"]
@@ -124,7 +133,7 @@ def _read_params(path: Path, abstract_params: dict[str, Any]) -> dict[str, Any]:
         restore_args=ocp.checkpoint_utils.construct_restore_args(target),
         partial_restore=True,
     )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer, _no_word_of_late_reads():
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(path, args=arguments)["params"]
 
 
@@ -144,7 +153,7 @@ def check_disk_space(workdir: Path, abstract_state: dict[str, Any]) -> None:
 
 
 def _manager(directory: Path) -> ocp.CheckpointManager:
-    logging.set_verbosity(logging.ERROR)
+    _quiet_libraries()
     options = ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True)
     return ocp.CheckpointManager(directory, options=options)
 
@@ -155,13 +164,14 @@ def _checksums(state: dict[str, Any]) -> dict[str, int]:
     return {jax.tree_util.keystr(path): zlib.crc32(np.asarray(leaf).tobytes()) for path, leaf in leaves}
 
 
-@contextmanager
-def _no_word_of_late_reads() -> Generator[None]:
-    """Silences reads that end after another one has failed, and stays in force then.
+@cache
+def _quiet_libraries() -> None:
+    """Leaves errors to the exceptions that bring them here, for Orbax and TensorStore also print them, many times over.
 
-    TensorStore reports each of them to an event loop that Orbax has closed, and
-    prints the traceback of that from a thread of its own.
+    When a read or a write fails, those beside it end on an event loop that Orbax
+    has closed, each with a traceback from a thread of its own.
     """
+    logging.set_verbosity(logging.FATAL)
     before = sys.unraisablehook
 
     def hook(failure: Any) -> None:
@@ -169,8 +179,19 @@ def _no_word_of_late_reads() -> Generator[None]:
             before(failure)
 
     sys.unraisablehook = hook
-    yield
-    sys.unraisablehook = before
+
+
+@contextmanager
+def _full_disk_told(directory: Path) -> Generator[None]:
+    try:
+        yield
+    except Exception as error:  # TensorStore keeps nothing of the system's error but its words
+        if not any(words in str(error) for words in ("No space left on device", "Disk quota exceeded")):
+            raise
+        raise UserError(
+            f"No space left on the disk of {directory}: the checkpoint under way is lost, those before it are kept."
+            " Free some space; the same command resumes from the last of them."
+        ) from error
 
 
 def _brief(error: Exception) -> str:

@@ -29,6 +29,7 @@ from seq2seq_jax.errors import UserError, did_you_mean
 from seq2seq_jax.run_directory import read_config
 
 DEFAULT_CONFIG = Path("configs") / "default.py"
+KEPT = "What was saved before is kept; mend this and give the same command again."
 INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 130, 141, 143  # as shells have it: 128 and the number of the signal
 
 
@@ -328,8 +329,8 @@ def _machine_trouble(error: BaseException | None) -> str | None:
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
     while error is not None:
         if isinstance(error, OSError) and error.errno in codes:
-            return f"{error.strerror}: {error.filename or 'while writing'}."
+            return f"{error.strerror}: {error.filename or 'while writing'}. {KEPT}"
         if "No space left on device" in str(error):
-            return f"No space left on device: {error}"
+            return f"No space left on device: {error}. {KEPT}"
         error = error.__cause__ or error.__context__
     return None

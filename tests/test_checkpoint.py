@@ -1,3 +1,4 @@
+import errno
 import gc
 import shutil
 from collections import namedtuple
@@ -205,3 +206,33 @@ def test_a_disk_too_small_for_the_checkpoints_is_refused_before_training(monkeyp
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 4 * size - 1))
     with pytest.raises(UserError, match=f"the disk of {tmp_path} has 0 MB left; free some, or choose another"):
         check_disk_space(tmp_path, abstract())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        ValueError("RESOURCE_EXHAUSTED: Failed to write 108 bytes: No space left on device [os_error_code='28']"),
+    ],
+)
+def test_a_disk_that_fills_during_a_save_is_told_and_costs_no_older_checkpoint(workdir, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    checkpoints = Checkpoints(workdir)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "save", fail)
+        with pytest.raises(UserError, match="No space left on the disk of .*checkpoints: .* the same command resumes"):
+            checkpoints.save(3, state_at(3), {"best_step": 1})
+    checkpoints.close()
+    assert steps_kept(workdir) == [1, 2]
+
+
+def test_a_save_that_fails_otherwise_is_a_bug(workdir, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError("unknown dtype")
+
+    checkpoints = Checkpoints(workdir)
+    monkeypatch.setattr(checkpoints._manager, "save", fail)
+    with pytest.raises(ValueError, match="unknown dtype"):
+        checkpoints.save(3, state_at(3), {"best_step": 1})
