@@ -2,7 +2,8 @@
 
     pip install '.[moses]' && python train.py --config configs/multi30k_en_de.py --data.corpus files:DIR
 
-with the corpus's `train.de[.gz]`, `train.en[.gz]`, `validation.*`, `test_*.*` in DIR. Not measured yet.
+with the corpus's `train.de[.gz]`, `train.en[.gz]`, `validation.*`, `test_*.*` in DIR. 38.0 BLEU, tokenised and
+lowercased, on test_2016_flickr after 29 minutes on 2 CPU cores (one seed; docs/reproductions.md).
 """
 
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig, ModelConfig, OptimizerConfig, TrainConfig
