@@ -9,8 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-LSTMCarry = tuple[Float[Array, "*B H"], Float[Array, "*B H"]]
-
 
 @jax.custom_vjp
 def lstm_cell(

@@ -9,6 +9,7 @@ and the best.
 import shutil
 import sys
 import textwrap
+import warnings
 import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -109,32 +110,58 @@ class Checkpoints:
 def restore_params(workdir: Path, abstract_params: dict[str, Any]) -> tuple[dict[str, Any], int]:
     """Returns the parameters of the best checkpoint (the newest, where none was evaluated) and its step.
 
+    Where that one is damaged the newest whole one takes its place, with a warning.
+
     Raises:
-      UserError: there is no checkpoint, or the one wanted is damaged.
+      UserError: there is no checkpoint, or all are damaged.
     """
     directory = (workdir / "checkpoints").absolute()
-    steps = sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit())
-    if not steps:
+    newest_first = sorted((int(path.name) for path in directory.glob("*") if path.name.isdigit()), reverse=True)
+    if not newest_first:
         raise UserError(f"{workdir} holds no checkpoint yet; train it first.")
-    try:
-        newest: Any = _manager(directory).restore(steps[-1], args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
-        step = newest.progress["progress"].get("best_step") or steps[-1]
-        return _read_params(directory / str(step) / "state", abstract_params), step
-    except Exception as error:  # whatever a library makes of a damaged file
-        raise UserError(
-            f"The checkpoint in {directory} cannot be read ({_brief(error)}); the training command mends it."
-        ) from error
+    manager, complaints = _manager(directory), []
+    best = _best_step(manager, newest_first)
+    for step in sorted(newest_first, key=lambda step: step != best):  # the best one first
+        try:
+            params = _read_params(manager, directory, step, abstract_params)
+        except Exception as error:  # whatever a library makes of a damaged file
+            complaints.append(f"Checkpoint {directory / str(step)} is damaged ({_brief(error)}).")
+            continue
+        if complaints:
+            warnings.warn("\n".join([*complaints, f"That of step {step:,} takes its place."]), stacklevel=2)
+        return params, step
+    raise UserError("\n".join([*complaints, "No other is left: remove the run directory and train anew."]))
 
 
-def _read_params(path: Path, abstract_params: dict[str, Any]) -> dict[str, Any]:
-    target = {"params": abstract_params}
+def _best_step(manager: ocp.CheckpointManager, newest_first: list[int]) -> int:
+    """The step that the newest readable checkpoint calls the best, or the newest."""
+    for step in newest_first:
+        try:
+            return _content(manager, step)["progress"].get("best_step") or step
+        except Exception:  # damaged; told when its parameters are read
+            continue
+    return newest_first[0]
+
+
+def _content(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    restored: Any = manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
+    return restored.progress
+
+
+def _read_params(
+    manager: ocp.CheckpointManager, directory: Path, step: int, abstract_params: dict[str, Any]
+) -> dict[str, Any]:
+    checksums, target = _content(manager, step)["checksums"], {"params": abstract_params}
     arguments = ocp.args.PyTreeRestore(
         item=target,
         restore_args=ocp.checkpoint_utils.construct_restore_args(target),
         partial_restore=True,
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(path, args=arguments)["params"]
+        restored = checkpointer.restore(directory / str(step) / "state", args=arguments)
+    if any(checksums[name] != checksum for name, checksum in _checksums(restored).items()):
+        raise ValueError("checksums differ")
+    return restored["params"]
 
 
 def check_disk_space(workdir: Path, abstract_state: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -23,7 +23,7 @@ import tyro
 from seq2seq_jax import text_files
 from seq2seq_jax.arguments import HELP, Given, parse, split, value_of
 from seq2seq_jax.cache import cache_dir
-from seq2seq_jax.config import Config, DecodeConfig
+from seq2seq_jax.config import Config, DataConfig, DecodeConfig
 from seq2seq_jax.config_file import load_config
 from seq2seq_jax.errors import UserError, did_you_mean
 from seq2seq_jax.run_directory import read_config
@@ -31,6 +31,7 @@ from seq2seq_jax.run_directory import read_config
 DEFAULT_CONFIG = Path("configs") / "default.py"
 KEPT = "What was saved before is kept; mend this and give the same command again."
 INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 130, 141, 143  # as shells have it: 128 and the number of the signal
+EXIT_CODES = {"interrupted": INTERRUPTED, "terminated": TERMINATED}
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,10 @@ def _train(given: Sequence[Given], repository: Path | None) -> int:
     _keep_compiled()
     from seq2seq_jax.training.loop import train
 
-    workdir = arguments.workdir or Path("runs") / path.stem
-    result = train(arguments.settings, workdir)
-    return TERMINATED if result.status == "terminated" else 0
+    settings, workdir = arguments.settings, arguments.workdir or Path("runs") / path.stem
+    if settings.published == default.settings.published and _is_another_task(settings.data, default.settings.data):
+        settings = replace(settings, published=None)  # nobody published anything about it
+    return EXIT_CODES.get(train(settings, workdir).status, 0)
 
 
 def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
@@ -193,6 +195,7 @@ def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
         pairs = load_corpus(model.config.data).split(name)
         sources, targets = pairs.read(0, len(pairs))
     print(_table(evaluation.evaluate_split(model, arguments.workdir, name, sources, targets)))
+    print(f"written to {arguments.workdir / 'evaluations' / name}.json, beam {arguments.decode.beam_size}")
     return 0
 
 
@@ -259,6 +262,15 @@ def _keep_compiled() -> None:
         folder = cache_dir() / "compiled" / hashlib.sha256(flags.encode()).hexdigest()[:16]
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _is_another_task(data: DataConfig, configured: DataConfig) -> bool:
+    """Whether the command line trains on other text than the config file; where a folder lies is everyone's own."""
+    fields = ("source", "target", "train_split", "train_files")
+    folders = data.corpus.startswith("files:") and configured.corpus.startswith("files:")
+    return any(getattr(data, name) != getattr(configured, name) for name in fields) or not (
+        folders or data.corpus == configured.corpus
+    )
 
 
 def _config_path(named: str | None, repository: Path | None) -> Path | None:

@@ -267,7 +267,8 @@ class Config:
         if self.optimizer.schedule == "cosine" and self.optimizer.warmup_steps >= self.train.num_steps:
             raise UserError(
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} leaves nothing of"
-                f" train.num_steps {self.train.num_steps} for the cosine."
+                f" train.num_steps {self.train.num_steps} for the cosine; use fewer, say"
+                f" {self.train.num_steps // 20}, or more steps."
             )
 
 

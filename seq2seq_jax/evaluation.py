@@ -1,5 +1,6 @@
 """A split decoded and scored."""
 
+import dataclasses
 import json
 import math
 import time
@@ -32,7 +33,7 @@ def evaluate_lines(
     """Decodes `sources`, scores the result against `targets`.
 
     Returns:
-      Scores by name (`NAME_signature` beside those of sacreBLEU), and the hypotheses.
+      Scores by name (`NAME_signature` beside those of sacreBLEU) with the search settings, and the hypotheses.
     """
     scores: dict[str, Any] = dict(teacher_forced(translator, encode_lines(translator.vocabularies, sources, targets)))
     start = time.perf_counter()
@@ -45,7 +46,8 @@ def evaluate_lines(
         scores[name] = score.value
         if score.signature:
             scores[f"{name}_signature"] = score.signature
-    return scores | {"sentences": len(sources), "sentences_per_second": len(sources) / seconds}, hypotheses
+    scores |= {"sentences": len(sources), "sentences_per_second": len(sources) / seconds}
+    return scores | {"decode": dataclasses.asdict(translator.decode)}, hypotheses
 
 
 def evaluate_split(

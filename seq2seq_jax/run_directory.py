@@ -27,21 +27,27 @@ def read_config(workdir: Path) -> Config:
         raise UserError(f"{path}: {error}") from None
 
 
+def is_claimed(workdir: Path) -> bool:
+    """Whether a run has begun in `workdir`; what lies there otherwise is the rest of one that never did."""
+    return (workdir / "config.json").exists()
+
+
 def claim(workdir: Path, config: Config) -> None:
-    """Makes `workdir` the run directory of `config`, or checks that it is.
+    """Makes `workdir` the run directory of `config`: from here on it is resumed, and no other run may use it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_whole(workdir / "config.json", to_json(config))
+
+
+def check_is_free(workdir: Path, config: Config) -> None:
+    """Refuses a directory that is not for a run of `config`.
 
     Raises:
       UserError: it holds a run of another configuration; the differing fields are named.
     """
-    path = workdir / "config.json"
-    if not path.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_whole(path, to_json(config))
-        return
-    changed = differences(read_config(workdir), config)
+    changed = differences(read_config(workdir), config) if is_claimed(workdir) else []
     if changed:
         fields = "\n  ".join(changed)
         raise UserError(
             f"{workdir} holds a run of another configuration (there -> here):\n  {fields}\n"
-            "Choose another --workdir, or set these fields as they were to resume that run."
+            "Choose another --workdir, or set these fields as they were to resume that run, or remove it."
         )

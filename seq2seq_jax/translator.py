@@ -41,8 +41,9 @@ class Hypothesis(NamedTuple):
     Attributes:
       text: the line.
       score: log-probability over the length penalty, nats.
-      alignment: for each output token, the end included, the source token it
-        attended to most; None unless asked for.
+      alignment: for each output token (entry of the vocabulary, the end
+        included) the index of the source token it attended to most; None unless
+        asked for.
     """
 
     text: str
@@ -89,6 +90,8 @@ class Translator:
         self, lines: Sequence[str], *, alignments: bool = False, progress: Progress = silent
     ) -> list[Hypothesis]:
         """Returns the best hypothesis for each line, in order; an empty line gives an empty one."""
+        if isinstance(lines, str):
+            raise TypeError(f"lines is a list of lines, got one string; use [{lines[:40]!r}]")
         encoded = encode_lines(self.vocabularies, lines)
         self._warn_of_long_lines(lines, encoded.source_lengths)
         hypotheses = [Hypothesis("", 0.0, () if alignments else None)] * len(lines)

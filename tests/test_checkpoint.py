@@ -1,5 +1,6 @@
 import errno
 import gc
+import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -187,10 +188,40 @@ def test_without_an_evaluation_the_newest_parameters_count(workdir):
     assert step == 2 and same(params, state_at(2)["params"])
 
 
-def test_parameters_of_a_damaged_checkpoint_are_refused_with_the_way_out(workdir):
-    truncate(array_files(workdir, 2)[0])
-    with pytest.raises(UserError, match="cannot be read .*the training command mends it"):
+def test_where_the_best_checkpoint_is_damaged_the_newest_whole_one_takes_its_place_with_a_warning(tmp_path):
+    save(tmp_path, 1, 2, 3, best_step=1)
+    truncate(array_files(tmp_path, 1)[0])
+    with pytest.warns(UserWarning, match=r"(?s)checkpoints/1 is damaged .* step 3 takes its place"):
+        params, step = restore_params(tmp_path, abstract()["params"])
+    assert step == 3 and same(params, state_at(3)["params"])
+
+
+def test_a_best_step_is_known_from_an_older_checkpoint_where_the_newest_is_damaged(tmp_path):
+    save(tmp_path, 1, 2, 3, best_step=1)
+    shutil.rmtree(tmp_path / "checkpoints" / "3" / "progress")
+    params, step = restore_params(tmp_path, abstract()["params"])
+    assert step == 1 and same(params, state_at(1)["params"])
+
+
+def test_parameters_with_a_wrong_checksum_are_damaged(tmp_path):
+    save(tmp_path, 1)
+    path = next((tmp_path / "checkpoints" / "1" / "progress").rglob("*.json"), None)
+    path = path or next(p for p in (tmp_path / "checkpoints" / "1" / "progress").iterdir() if p.is_file())
+    content = json.loads(path.read_text())
+    content["checksums"] = {name: value ^ 1 for name, value in content["checksums"].items()}
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="checksums differ"):
+        restore_params(tmp_path, abstract()["params"])
+
+
+def test_where_all_parameters_are_damaged_the_message_names_each_and_the_way_out(workdir):
+    for step in (1, 2):
+        truncate(array_files(workdir, step)[0])
+    with pytest.raises(UserError) as refused:
         restore_params(workdir, abstract()["params"])
+    told = str(refused.value)
+    assert "checkpoints/1 is damaged" in told and "checkpoints/2 is damaged" in told
+    assert "remove the run directory" in told
 
 
 def test_a_run_without_checkpoints_has_no_parameters(tmp_path):

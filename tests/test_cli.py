@@ -184,7 +184,30 @@ def test_options_change_the_fields_of_the_config_file_and_no_others(call, traine
     assert trained == [(expected, Path("here"))]
 
 
-@pytest.mark.parametrize(("status", "code"), [("done", 0), ("stopped", 0), ("terminated", 143)])
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ([], True),
+        (["--train.seed", "3"], True),
+        (["--data.corpus", "scan/length"], False),
+        (["--data.corpus", "files:mine", "--data.source", "a", "--data.target", "b"], False),
+        (["--data.train-files", "a", "b"], False),
+        (["--data.corpus", "scan/length", "--published", "20.8 %"], True),
+    ],
+)
+def test_a_published_result_is_not_held_against_another_task(call, trained, tmp_path, options, kept):
+    path = write_config(tmp_path / "scan.py", published="'99.8 %'")
+    assert call("train", "--config", path, *options).code == 0
+    assert (trained[0][0].published is not None) == kept
+
+
+def test_a_published_result_holds_wherever_the_folder_lies(call, trained, tmp_path):
+    path = write_config(tmp_path / "de.py", published="'39.0'", data="DataConfig(corpus='files:data/multi30k')")
+    assert call("train", "--config", path, "--data.corpus", "files:elsewhere").code == 0
+    assert trained[0][0].published == "39.0"
+
+
+@pytest.mark.parametrize(("status", "code"), [("done", 0), ("stopped", 0), ("terminated", 143), ("interrupted", 130)])
 def test_the_exit_code_tells_how_training_ended(call, stub, trained, tmp_path, status, code):
     stub("training.loop", train=lambda config, workdir: TrainResult(status))
     path = write_config(tmp_path / "small.py")
@@ -464,7 +487,9 @@ def evaluated(stub, translators, monkeypatch):
 def test_evaluate_decodes_the_test_split_and_prints_the_numbers(call, evaluated, run_folder):
     code, out, err = call("evaluate", "--workdir", run_folder)
     assert (code, err) == (0, "")
-    assert [line.split() for line in out.splitlines()] == [["bleu", "41.26"], ["sentences", "1,000"]]
+    *table, written = out.splitlines()
+    assert [line.split() for line in table] == [["bleu", "41.26"], ["sentences", "1,000"]]
+    assert written == f"written to {run_folder}/evaluations/test.json, beam 3"
     assert evaluated == [(run_folder, "test", ["a", "b"], ["x", "y"])]
 
 

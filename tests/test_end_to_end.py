@@ -131,7 +131,9 @@ def test_evaluate_scores_a_split_as_training_did(call, workdir):
     assert code == 0
     for name in ("loss", "bleu", "chrf", "exact_match"):
         assert again[name] == pytest.approx(trained[name], rel=1e-4)
-    assert dict(line.split() for line in out.splitlines())["sentences"] == "20"
+    *table, written = out.splitlines()
+    assert dict(line.split() for line in table)["sentences"] == "20"
+    assert written == f"written to {workdir}/evaluations/test.json, beam 2" and again["decode"]["beam_size"] == 2
 
 
 def test_evaluate_scores_files_beside_the_splits(call, workdir, folder):

@@ -4,7 +4,7 @@ import pytest
 
 from seq2seq_jax.config import from_json
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.run_directory import claim, read_config
+from seq2seq_jax.run_directory import check_is_free, claim, is_claimed, read_config
 from tests.tiny import tiny_config
 
 
@@ -15,19 +15,20 @@ def test_a_new_directory_gets_the_configuration_and_gives_it_back(tmp_path):
     assert [path.name for path in (tmp_path / "runs" / "mine").iterdir()] == ["config.json"]
 
 
-def test_the_same_configuration_may_come_again(tmp_path):
+def test_a_directory_is_free_for_any_run_until_claimed_and_for_the_same_one_afterwards(tmp_path):
     config = tiny_config(tmp_path / "corpus")
+    check_is_free(tmp_path, config)
+    assert not is_claimed(tmp_path)
     claim(tmp_path, config)
-    before = (tmp_path / "config.json").stat().st_mtime_ns
-    claim(tmp_path, config)
-    assert (tmp_path / "config.json").stat().st_mtime_ns == before
+    assert is_claimed(tmp_path)
+    check_is_free(tmp_path, config)
 
 
 def test_another_configuration_is_refused_naming_every_field_that_differs(tmp_path):
     claim(tmp_path, tiny_config(tmp_path / "corpus"))
     other = tiny_config(tmp_path / "corpus", model={"hidden_size": 32}, train={"seed": 7})
     with pytest.raises(UserError) as refused:
-        claim(tmp_path, other)
+        check_is_free(tmp_path, other)
     told = str(refused.value)
     assert "model.hidden_size: 16 -> 32" in told and "train.seed: 0 -> 7" in told and "--workdir" in told
     assert told.count(" -> ") == 3  # these two and the legend

@@ -69,6 +69,11 @@ def test_an_empty_line_gives_an_empty_one_in_its_place(translator):
     assert [hypothesis.text for hypothesis in translator.translate([""])] == [""]
 
 
+def test_one_string_is_not_taken_for_many_lines(translator):
+    with pytest.raises(TypeError, match="got one string; use"):
+        translator.translate("a b c")
+
+
 def test_a_translation_does_not_depend_on_the_other_lines_of_its_batch(translator):
     together = translator.translate(LINES)
     for index in (0, 7, 20):
@@ -125,7 +130,7 @@ def test_alignments_have_a_source_position_for_each_output_token(translator):
 
 
 def test_loading_what_is_not_a_run_directory_names_the_nearest_one(trained):
-    with pytest.raises(UserError, match="is not a run directory: there is no .*rnu/config.json. Did you mean run"):
+    with pytest.raises(UserError, match="is not a run directory: there is no .*rnu/config.json. Did you mean .*/run.$"):
         load(trained.parent / "rnu")
 
 

@@ -1,6 +1,7 @@
 """A run from its configuration to its test scores, as one story: `train`."""
 
 import math
+import os
 import signal
 import threading
 import time
@@ -29,11 +30,14 @@ from seq2seq_jax.training.step import TrainState, TrainStep, abstract_state, emp
 from seq2seq_jax.training.writer import Writer
 from seq2seq_jax.translator import Params, Translator, vocab_sizes
 
+Status = Literal["done", "stopped", "terminated", "interrupted"]
+ASKED_BY: dict[int, Status] = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
+
 
 class TrainResult(NamedTuple):
-    """How a run ended: all steps done, stopped early, or asked to by SIGTERM; and its test scores by split."""
+    """How a run ended: all steps done, stopped early, or asked to by a signal; and its test scores by split."""
 
-    status: Literal["done", "stopped", "terminated"]
+    status: Status
     step: int
     scores: dict[str, dict[str, Any]]
 
@@ -67,26 +71,28 @@ def train(config: Config, workdir: Path) -> TrainResult:
     workdir = Path(workdir)
     if config.moses_language:
         check_moses()
-    run_directory.claim(workdir, config)
+    run_directory.check_is_free(workdir, config)
     mesh = make_mesh(config.mesh)
     material = prepare(config, workdir, num_devices=mesh.size)
     sizes = vocab_sizes(material.vocabularies)
     abstract = abstract_state(config, sizes, mesh)
     check_disk_space(workdir, abstract._asdict())
+    run_directory.claim(workdir, config)  # only now: a mistake found before leaves nothing that needs removing
     checkpoints = Checkpoints(workdir)
-    with Writer(workdir, config.train.num_steps) as writer, _sigterm_noted() as asked_to_stop:
+    with Writer(workdir, config.train.num_steps) as writer, _signals_noted() as signals:
         for line in report.describe(config, material, abstract.params, mesh):
             writer.line(line)
         restored = _restore(checkpoints, abstract, writer)
         state, progress = restored or (initial_state(config, sizes, mesh), Progress())
         writer.keep_rows(progress.rows)
-        steps = compile_steps(config, material, mesh, abstract, writer.line)
-        run = _Run(config, material, mesh, writer, checkpoints, progress, asked_to_stop)
+        steps = compile_steps(config, material, mesh, abstract, writer.line, stop=lambda: bool(signals))
+        run = _Run(config, material, mesh, writer, checkpoints, progress, signals)
         state, status = run.steps(state, steps)
         checkpoints.close()
         step = int(state.step)
-        if status == "terminated":
-            writer.line(f"Asked to stop: saved at step {step:,}. The same command resumes.")
+        if status in ASKED_BY.values():
+            writer.end_progress()
+            writer.line(report.asked_to_stop(step))
             return TrainResult(status, step, {})
         writer.end_progress()
         best, best_step = restore_params(workdir, abstract.params)
@@ -120,24 +126,22 @@ class _Run:
         writer: Writer,
         checkpoints: Checkpoints,
         progress: Progress,
-        asked_to_stop: threading.Event,
+        signals: list[int],
     ):
         self._config, self._material, self._mesh = config, material, mesh
         self._writer, self._checkpoints, self._progress = writer, checkpoints, progress
-        self._asked_to_stop = asked_to_stop
+        self._signals = signals
         self._schedule = make_schedule(config.optimizer, config.train.num_steps)
         self._greedy: Translator | None = None
         self._clock = time.perf_counter()
 
-    def steps(
-        self, state: TrainState, updates: dict[tuple[int, int], TrainStep]
-    ) -> tuple[TrainState, Literal["done", "stopped", "terminated"]]:
+    def steps(self, state: TrainState, updates: dict[tuple[int, int], TrainStep]) -> tuple[TrainState, Status]:
         """Runs all steps that are left: evaluate, save, stop or step, log, in this order."""
         train, step, sharding = self._config.train, int(state.step), by_rows(self._mesh)
         batches = training_batches(self._material.train, self._material.plan, step, train.num_steps)
         saved, window_start = step, time.perf_counter()
         while True:
-            finished, asked = step == train.num_steps, self._asked_to_stop.is_set()
+            finished, asked = step == train.num_steps, bool(self._signals)
             due = step % train.evaluate_every == 0 or finished
             if due and not asked and self._progress.evaluated_step < step:
                 pause = time.perf_counter()
@@ -156,7 +160,7 @@ class _Run:
             if step % train.log_every == 0 or step == train.num_steps:
                 state = self._log(state, step, window_start)
                 window_start = time.perf_counter()
-        return state, "terminated" if asked else "done" if finished else "stopped"
+        return state, ASKED_BY[self._signals[0]] if asked else "done" if finished else "stopped"
 
     def translator(self, params: Params, beam_size: int) -> Translator:
         """A translator that spreads its batches over the mesh."""
@@ -263,14 +267,24 @@ def _test(workdir: Path, material: Material, translator: Translator, writer: Wri
 
 
 @contextmanager
-def _sigterm_noted() -> Generator[threading.Event]:
-    """Turns SIGTERM into an event that the loop looks at between steps."""
-    event = threading.Event()
+def _signals_noted() -> Generator[list[int]]:
+    """Collects SIGTERM and the first Ctrl-C in a list that the loop looks at between steps; a second Ctrl-C ends it."""
+    signals: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield event  # signals reach the main thread only
+        yield signals  # signals reach the main thread only
         return
-    previous = signal.signal(signal.SIGTERM, lambda *_: event.set())
+
+    def note(number: int, _: Any) -> None:
+        signals.append(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
+            os.write(2, b"\nSaving; Ctrl-C again ends at once.\n")  # print might be under way already
+
+    before = {number: signal.getsignal(number) for number in ASKED_BY}
+    for number in before:
+        signal.signal(number, note)
     try:
-        yield event
+        yield signals
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -32,9 +32,10 @@ def describe(config: Config, material: Material, params: Any, mesh: Mesh) -> Ite
     source, target = material.vocabularies.source, material.vocabularies.target
     joint = f"{source.size:,} joint" if source is target else f"{source.size:,} source, {target.size:,} target"
     yield f"Vocabulary  {config.data.vocabulary}, {joint} entries"
+    plural = "shape" if len(plan.shapes) == 1 else "shapes"
     shapes = " ".join(f"{shape.batch}x{shape.source}x{shape.target}" for shape in plan.shapes)
     share = f"{plan.padded_share:.1%} padding"
-    yield f"Batches     {plan.num_batches:,} an epoch in {len(plan.shapes)} shapes ({shapes}), {share}"
+    yield f"Batches     {plan.num_batches:,} an epoch in {len(plan.shapes)} {plural} ({shapes}), {share}"
     if plan.num_too_long:
         limit = config.data.max_length
         yield f"            {plan.num_too_long:,} training pairs longer than data.max_length {limit} left out"
@@ -55,6 +56,13 @@ def validation(
         yield f"    source     {_shortened(source)}"
         yield f"    reference  {_shortened(reference)}"
         yield f"    output     {_shortened(hypothesis)}"
+
+
+def asked_to_stop(step: int) -> str:
+    """What a signal left behind."""
+    if not step:
+        return "Asked to stop before the first step. The same command begins again."
+    return f"Asked to stop: saved at step {step:,}. The same command resumes."
 
 
 def ending(status: str, step: int, seconds: float) -> str:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from seq2seq_jax import run_directory
 from seq2seq_jax.cache import cache_dir, write_whole
 from seq2seq_jax.config import Config
 from seq2seq_jax.data.batching import BatchPlan, BatchShape
@@ -57,7 +58,7 @@ def prepare(config: Config, workdir: Path, num_devices: int) -> Material:
 def _vocabularies(config: Config, workdir: Path, corpus: Corpus) -> Vocabularies:
     """The run's vocabularies; a run whose corpus has changed since is refused."""
     directory, note = workdir / "vocabulary", workdir / "vocabulary" / "corpus.txt"
-    if note.exists():
+    if run_directory.is_claimed(workdir) and note.exists():
         if note.read_text().strip() != corpus.fingerprint:
             raise UserError(
                 f"The text of {corpus.name} is no longer the one that {workdir} was trained on;"
@@ -71,9 +72,17 @@ def _vocabularies(config: Config, workdir: Path, corpus: Corpus) -> Vocabularies
 
 
 def compile_steps(
-    config: Config, material: Material, mesh: Mesh, abstract: TrainState, say: Callable[[str], None]
+    config: Config,
+    material: Material,
+    mesh: Mesh,
+    abstract: TrainState,
+    say: Callable[[str], None],
+    stop: Callable[[], bool],
 ) -> dict[tuple[int, int], TrainStep]:
-    """The train step compiled for every shape of the plan, side by side: nothing compiles after step 1."""
+    """The train step compiled for every shape of the plan, side by side: nothing compiles after step 1.
+
+    Returns fewer of them where `stop` says so in between.
+    """
     start = time.perf_counter()
     step, sharding = jit_train_step(config, vocab_sizes(material.vocabularies), mesh), by_rows(mesh)
 
@@ -85,10 +94,14 @@ def compile_steps(
         return step.lower(abstract, *batch).compile()
 
     shapes = material.plan.shapes
-    compiled = []
+    compiled: dict[tuple[int, int], TrainStep] = {}
     with ThreadPoolExecutor() as pool, progress_bar() as progress:
-        for one in pool.map(compile_one, shapes):
-            compiled.append(one)
+        for shape, future in [(shape, pool.submit(compile_one, shape)) for shape in shapes]:
+            if stop():
+                pool.shutdown(wait=False, cancel_futures=True)
+                break
+            compiled[shape.source, shape.target] = future.result()
             progress("compiling", len(compiled), len(shapes))
-    say(f"Compiled {len(shapes)} batch shapes in {time.perf_counter() - start:.1f} s.")
-    return {(shape.source, shape.target): one for shape, one in zip(shapes, compiled, strict=True)}
+    plural = "shape" if len(compiled) == 1 else "shapes"
+    say(f"Compiled {len(compiled)} batch {plural} in {time.perf_counter() - start:.1f} s.")
+    return compiled

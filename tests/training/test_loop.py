@@ -1,5 +1,6 @@
 """Whole runs on the tiny task: what is said, kept and resumed."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -106,6 +107,47 @@ def test_sigterm_saves_and_exits_143_and_the_run_resumes_to_the_same_bits(folder
     assert train(long_config, workdir).status == "done"
     assert rows(workdir) == rows(unbroken)
     assert same_params(workdir, unbroken)
+
+
+def test_ctrl_c_saves_too_and_a_second_one_would_end_at_once(folder, long_config, unbroken, monkeypatch, capfd):
+    workdir, original, handler = folder / "interrupted", loop.training_batches, signal.getsignal(signal.SIGINT)
+
+    def interrupting(*arguments):
+        for step, batch in enumerate(original(*arguments)):
+            if step == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+                assert signal.getsignal(signal.SIGINT) is handler
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "training_batches", interrupting)
+        assert train(long_config, workdir).status == "interrupted"
+    out, err = capfd.readouterr()
+    assert "Asked to stop: saved at step 8. The same command resumes." in out and "Ctrl-C again" in err
+    assert train(long_config, workdir).status == "done"
+    assert rows(workdir) == rows(unbroken)
+    assert same_params(workdir, unbroken)
+
+
+def test_a_signal_before_the_first_step_ends_the_run_with_the_next_program(folder, long_config, monkeypatch, capfd):
+    original = loop.compile_steps
+
+    def interrupted(*arguments, stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, stop=stop)
+
+    monkeypatch.setattr(loop, "compile_steps", interrupted)
+    assert train(long_config, folder / "early").status == "terminated"
+    out = capfd.readouterr().out
+    assert "Compiled 0 batch shapes" in out and "before the first step" in out
+
+
+def test_a_run_that_could_not_begin_leaves_its_directory_free(folder):
+    config = tiny_config(folder / "corpus", data={"vocabulary": "bpe", "vocab_size": 5000}, train=FAST)
+    with pytest.raises(UserError, match="vocab_size 5000"):
+        train(config, folder / "corrected")
+    config = tiny_config(folder / "corpus", train=FAST)
+    assert train(config, folder / "corrected").status == "done"
 
 
 def test_a_damaged_latest_checkpoint_costs_steps_and_no_bits(folder, repository, long_config, unbroken, capfd):

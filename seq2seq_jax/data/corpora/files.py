@@ -176,7 +176,10 @@ def _list_folder(folder: Path, train: str) -> Folder:
     """Returns the SPLIT.COLUMN[.gz] files of `folder`; `train` is a split whatever its name."""
     if not folder.is_dir():
         near = did_you_mean(folder.name, _names_in(folder.parent))
-        raise UserError(f"data.corpus files:{folder}: there is no such folder.{near}")
+        raise UserError(
+            f"data.corpus files:{folder}: there is no such folder.{near}\n"
+            "Name your own with --data.corpus files:DIR, or two files with --data.train-files SOURCE TARGET."
+        )
     listing: Folder = {}
     for path in sorted(folder.iterdir()):
         split, dot, column = path.name.removesuffix(".gz").partition(".")
