@@ -2,9 +2,9 @@
 
     pip install '.[moses]' && python train.py --config configs/multi30k_en_de.py --data.corpus files:DIR
 
-with the corpus's `train.de[.gz]`, `train.en[.gz]`, `validation.*`, `test_*.*` in DIR. 23 minutes on 2 CPU
-cores: test_2016_flickr, beam 5, 39.4 BLEU tokenised and lowercased (published: 39.00), 39.0 cased (sacreBLEU), one seed;
-docs/reproductions.md has the curve and what else was tried.
+with the corpus's `train.de[.gz]`, `train.en[.gz]`, `validation.*`, `test_*.*` in DIR. 23 minutes on 2 CPU cores:
+test_2016_flickr, beam 5, 39.4 BLEU tokenised and lowercased (published: 39.00), 39.0 cased (sacreBLEU), one seed. The
+curve and what else was tried are in docs/reproductions.md.
 """
 
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig, ModelConfig, OptimizerConfig, TrainConfig
