@@ -1,0 +1,157 @@
+"""Timing in turns, each peer in a process of its own; what machine this is; tables and JSON."""
+
+import datetime
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Step = Callable[[], None]
+
+
+class Timing(NamedTuple):
+    """Of one peer: seconds of each timed step, what it returned when asked to check itself, and its largest memory."""
+
+    seconds: list[float]
+    check: float
+    peak_bytes: int
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def in_turns(
+    peers: dict[str, tuple[Callable[..., tuple[Callable[[], float], Step]], tuple]],
+    *,
+    warmup: int,
+    steps: int,
+    rounds: int,
+) -> dict[str, Timing]:
+    """Times every peer's step; rounds alternate, so that a machine that slows down slows all.
+
+    Args:
+      peers: by name, a function that returns (check, step), and its arguments;
+        it is called in a process of its own, which imports what it needs.
+      warmup: steps before the first timed one.
+      steps: timed steps a round.
+      rounds: times every peer has its turn.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for name, (make, arguments) in peers.items():
+        pipes[name], theirs = context.Pipe()
+        processes.append(context.Process(target=_serve, args=(theirs, make, arguments), daemon=True))
+        processes[-1].start()
+        theirs.close()
+    ask = lambda name, *request: (pipes[name].send(request), pipes[name].recv())[1]  # noqa: E731
+    checks = {name: ask(name, "check") for name in peers}
+    seconds: dict[str, list[float]] = {name: [] for name in peers}
+    for name in peers:
+        ask(name, "time", warmup)
+    for _ in range(rounds):
+        for name in peers:
+            seconds[name] += ask(name, "time", steps)
+    memory = {name: ask(name, "memory") for name in peers}
+    for name, process in zip(peers, processes, strict=True):
+        pipes[name].close()
+        process.join()
+    return {name: Timing(seconds[name], checks[name], memory[name]) for name in peers}
+
+
+def _serve(pipe: Any, make: Callable, arguments: tuple) -> None:
+    check, step = make(*arguments)
+    while True:
+        try:
+            request, *values = pipe.recv()
+        except EOFError:
+            return
+        if request == "check":
+            pipe.send(check())
+        elif request == "memory":
+            pipe.send(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        else:
+            pipe.send([_timed(step) for _ in range(values[0])])
+
+
+def _timed(step: Step) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def busy_cores(seconds: float = 1.0) -> float:
+    """Cores that other processes keep busy while this one sleeps."""
+    before = _ticks()
+    time.sleep(seconds)
+    return (_ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds
+
+
+def _ticks() -> int:
+    user, nice, system, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+    return user + nice + system
+
+
+def machine() -> dict[str, Any]:
+    """What the figures belong to."""
+    names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cpu": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("jax", "jaxlib", "flax", "torch")},
+        "busy_cores": round(busy_cores(), 2),
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def matrix_peak(size: int = 2048, repeats: int = 20) -> float:
+    """FLOP/s of a square float32 product, the best of several: what this machine can do at most."""
+    import jax
+
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    multiply = jax.jit(lambda a: a @ a)
+    step = lambda: multiply(a).block_until_ready()  # noqa: E731
+    step()
+    return 2 * size**3 / min(_timed(step) for _ in range(repeats))
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Prints dictionaries with the same keys as a Markdown table."""
+    cells = [list(rows[0])] + [[_shown(value) for value in row.values()] for row in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    for number, row in enumerate(cells):
+        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+        if number == 0:
+            print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def write_json(path: Path, rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:
+    """Writes the rows, and the machine they were measured on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n")

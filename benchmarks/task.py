@@ -1,0 +1,95 @@
+"""What the peers are given: sizes, weights, a batch; and what a step costs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from seq2seq_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+
+DROPOUT = 0.2
+LEARNING_RATE = 1e-3
+CLIP_NORM = 5.0
+LABEL_SMOOTHING = 0.1
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model and the shape of its batches."""
+
+    model: "Model"
+    batch_size: int
+    length: int
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+    @property
+    def vocab_sizes(self) -> tuple[int, int]:
+        return self.model.vocab_size, self.model.vocab_size
+
+    def train_config(self) -> Config:
+        """Everything the package needs for a training step."""
+        return Config(
+            model=self.config,
+            data=DataConfig(batch_size=self.batch_size),
+            optimizer=OptimizerConfig(learning_rate=LEARNING_RATE, clip_norm=CLIP_NORM),
+            train=TrainConfig(label_smoothing=LABEL_SMOOTHING),
+        )
+
+    def batch(self) -> tuple[np.ndarray, np.ndarray]:
+        """Source and target ids, [B, length] both; no padding."""
+        draw = np.random.default_rng(0)
+        shape = self.batch_size, self.length
+        source, target = (draw.integers(4, self.model.vocab_size, shape).astype(np.int32) for _ in range(2))
+        return source, target
+
+    def params(self) -> dict[str, Any]:
+        """The same first weights for every peer, as the package names them; NumPy arrays."""
+        import jax
+        from flax import nnx
+
+        from seq2seq_jax.model import build_model
+
+        model = build_model(self.config, self.vocab_sizes, jax.random.key(0))
+        return jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A configuration and its vocabulary, as large on either side."""
+
+    config: ModelConfig
+    vocab_size: int
+
+
+def _model(size: int, layers: int, vocab_size: int, input_feeding: bool) -> Model:
+    config = ModelConfig(
+        hidden_size=size,
+        embed_size=size,
+        num_layers=layers,
+        bidirectional=False,
+        input_feeding=input_feeding,
+        dropout_rate=DROPOUT,
+    )
+    return Model(config, vocab_size)
+
+
+MODELS = {
+    "L256": _model(256, 1, 8_000, False),
+    "L512": _model(512, 2, 8_000, False),
+    "L512-IF": _model(512, 2, 8_000, True),
+    "G": _model(1024, 4, 32_000, False),
+}
+
+
+def train_flops(task: Task) -> float:
+    """Floating point operations of the products of one step: three times those of the forward pass."""
+    config, length = task.config, task.length
+    hidden, embed = config.hidden_size, config.embed_size
+    fed = hidden if config.input_feeding else 0
+    layers = 4 * hidden * (2 * (embed + hidden) + fed + 2 * (config.num_layers - 1) * 2 * hidden)
+    attention = hidden * hidden + 2 * length * hidden  # keys once a source position; scores and context
+    rest = 2 * hidden * hidden + hidden * task.model.vocab_size
+    return 3 * 2 * task.batch_size * length * (layers + attention + rest)

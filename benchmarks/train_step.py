@@ -1,0 +1,88 @@
+"""A training step against PyTorch and nnx.RNN: same weights, same batch, same loss, checked before timing.
+
+    python -m benchmarks.train_step --models L512 L512-IF --batch-sizes 64
+
+Every sentence has `--length` tokens on both sides, so that no peer gains or loses by padding. float32 on a CPU.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import measure, nnx_rnn, ours, torch_models
+from benchmarks.measure import Timing
+from benchmarks.task import MODELS, Task, train_flops
+
+PEERS = {
+    "seq2seq_jax": ours.make,
+    "PyTorch tuned": torch_models.make_tuned,
+    "PyTorch ordinary": torch_models.make_ordinary,
+    "nnx.RNN": nnx_rnn.make,
+}
+
+
+def main() -> None:
+    arguments = _parse()
+    about = measure.machine()
+    print(about)
+    if about["busy_cores"] > 0.1:
+        print("This machine is not idle: compare ratios only.")
+    peak = measure.matrix_peak()
+    print(f"Matrix peak {peak / 1e9:.0f} GFLOP/s")
+    rows: list[dict[str, Any]] = []
+    for name in arguments.models:
+        for batch_size in arguments.batch_sizes:
+            task = Task(MODELS[name], batch_size, arguments.length)
+            names = [peer for peer in arguments.peers if peer != "nnx.RNN" or not task.config.input_feeding]
+            timings = measure.in_turns(
+                {peer: (PEERS[peer], (task,)) for peer in names},
+                warmup=arguments.warmup,
+                steps=arguments.steps,
+                rounds=arguments.rounds,
+            )
+            _same_losses(timings)
+            rows += [_row(name, task, peer, timings, peak) for peer in names]
+    measure.print_table(rows)
+    measure.write_json(arguments.output, rows, about | {"matrix_peak": peak})
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["L512", "L512-IF"])
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[64])
+    parser.add_argument("--length", type=int, default=25, help="tokens a sentence, source and target")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="timed steps a turn")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each peer")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/train_step.json"))
+    return parser.parse_args()
+
+
+def _same_losses(timings: dict[str, Timing]) -> None:
+    losses = {name: timing.check for name, timing in timings.items()}
+    if not np.allclose(list(losses.values()), losses["seq2seq_jax"], rtol=1e-4):
+        raise SystemExit(f"the peers compute different losses: {losses}")
+
+
+def _row(name: str, task: Task, peer: str, timings: dict[str, Timing], peak: float) -> dict[str, Any]:
+    timing, tokens = timings[peer], task.batch_size * task.length
+    rate = train_flops(task) / timing.median
+    return {
+        "model": name,
+        "batch": task.batch_size,
+        "peer": peer,
+        "ms/step": 1000 * timing.median,
+        "target tokens/s": tokens / timing.median,
+        "both sides": 2 * tokens / timing.median,
+        "GFLOP/s": rate / 1e9,
+        "share of peak": rate / peak,
+        "peak MB": timing.peak_bytes / 1e6,
+        "ours is faster": timing.median / timings["seq2seq_jax"].median,
+    }
+
+
+if __name__ == "__main__":
+    main()
