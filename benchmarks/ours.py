@@ -7,6 +7,9 @@ from benchmarks.task import Task
 
 def make(task: Task) -> tuple[Callable[[], float], Callable[[], None]]:
     """Returns the loss of the first weights without dropout, in nats per token, and a training step."""
+    from seq2seq_jax.allocator import keep_freed_memory
+
+    keep_freed_memory()  # as the command line does
     import jax
     from flax import nnx
 

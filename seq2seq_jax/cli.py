@@ -21,6 +21,7 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 
 from seq2seq_jax import text_files
+from seq2seq_jax.allocator import keep_freed_memory
 from seq2seq_jax.arguments import HELP, Given, parse, split, value_of
 from seq2seq_jax.cache import cache_dir
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig
@@ -138,6 +139,7 @@ def _dispatch(arguments: list[str], repository: Path | None) -> int:
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS) or f" There are {', '.join(COMMANDS)}."
         raise UserError(f"Unknown command {name}.{hint}")
+    keep_freed_memory()
     try:
         return COMMANDS[name].run(split(rest), repository)
     except SystemExit as error:  # tyro's, after printing the help

@@ -187,6 +187,9 @@ class TrainConfig:
     """Share of probability spread evenly over the vocabulary (Szegedy et al. 2016)."""
     accumulate_steps: int = 1
     """Parts a batch is cut into, one after another, to save memory."""
+    rematerialize_every: int = 0
+    """For long sequences: keep only the states at every so many positions and compute what lies between them again in
+    the backward pass. A few hundred at most; 0 keeps everything."""
     best_metric: Literal["loss", "bleu", "chrf", "exact_match"] = "loss"
     """Validation metric by which the best checkpoint is kept, the plateau schedule acts and training stops early."""
     early_stopping: int = 0
@@ -202,7 +205,7 @@ class TrainConfig:
         _check_types("train", self)
         _at_least("train", self, 1, "num_steps", "evaluate_every", "checkpoint_every", "log_every")
         _at_least("train", self, 1, "accumulate_steps", "max_nonfinite_steps")
-        _at_least("train", self, 0, "seed", "early_stopping", "decode_sentences", "num_samples")
+        _at_least("train", self, 0, "seed", "early_stopping", "decode_sentences", "num_samples", "rematerialize_every")
         _in_range("train.label_smoothing", self.label_smoothing, 0.0, 1.0)
         if self.best_metric != "loss" and not self.decode_sentences:
             raise UserError(

@@ -60,8 +60,6 @@ def token_losses(logits: Float[Array, "*N V"], labels: Int[Array, "*N"]) -> Floa
     return jax.nn.logsumexp(logits32, axis=-1) - right
 
 
-def correct_tokens(
-    logits: Float[Array, "T B V"], labels: Int[Array, "T B"], mask: Bool[Array, "T B"]
-) -> Int[Array, " B"]:
-    """Number of real tokens of each sentence whose logit is the largest."""
-    return jnp.sum((logits.argmax(-1) == labels) & mask, axis=0)
+def correct_tokens(logits: Float[Array, "*N V"], labels: Int[Array, "*N"]) -> Bool[Array, "*N"]:
+    """Whether the largest logit is that of the right token."""
+    return logits.argmax(-1) == labels

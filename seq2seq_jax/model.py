@@ -4,6 +4,7 @@ Time-major inside the recurrence, batch-major at the edges. Modules hold
 parameters only; random keys are passed in, and without one nothing is dropped.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from seq2seq_jax.attention import Memory, attend, attention_specs
 from seq2seq_jax.cells import lstm_cell
 from seq2seq_jax.config import ModelConfig
-from seq2seq_jax.recurrence import Engine, Product, direct_product, scan
+from seq2seq_jax.recurrence import Engine, Product, direct_product, in_segments, matmul, scan
 from seq2seq_jax.symbols import BOS, PAD
 
 State = tuple[Array, Array]
@@ -79,39 +80,47 @@ class Encoder(nnx.Module):
         self.layers = nnx.List([LSTMLayer(n, size, config, rngs, num_directions=num_directions) for n in inputs])
 
     def __call__(
-        self, embedded: Float[Array, "S B D"], mask: Bool[Array, "S B"], keys: list, engine: Engine
+        self, embedded: Float[Array, "S B D"], mask: Bool[Array, "S B"], keys: list, engine: Engine, segment: int = 0
     ) -> tuple[Float[Array, "S B E"], list[State]]:
-        """Returns the top layer's outputs and every layer's last state, directions joined along features."""
+        """Returns the top layer's outputs and every layer's last state, directions joined along features.
+
+        `segment`: positions of a piece, see `recurrence.in_segments`.
+        """
         outputs, states = embedded, []
         for depth, layer in enumerate(self.layers):
             if depth:
                 outputs = dropout(outputs, self.config.dropout_rate, keys[depth])
-            outputs, state = _run_layer(layer, outputs, mask, engine)
+            outputs, state = _run_layer(layer, outputs, mask, engine, segment)
             states.append(state)
         return outputs, states
 
 
 def _run_layer(
-    layer: LSTMLayer, inputs: Float[Array, "S B D"], mask: Bool[Array, "S B"], engine: Engine
+    layer: LSTMLayer, inputs: Float[Array, "S B D"], mask: Bool[Array, "S B"], engine: Engine, segment: int
 ) -> tuple[Float[Array, "S B E"], State]:
     dtype = inputs.dtype
     input_kernel = layer.input_kernel[...].astype(dtype)
     recurrent_kernel = layer.recurrent_kernel[...].astype(dtype)
     bias = layer.bias[...].astype(dtype)
     num_directions, size = recurrent_kernel.shape[:2]
-    # One product for all steps, before the loop; the second direction's copy runs from the end.
-    projected = [inputs @ input_kernel[z] + bias[z] for z in range(num_directions)]
-    gates = jnp.stack([projected[0], *(jnp.flip(p, 0) for p in projected[1:])], axis=1)
-    masks = jnp.stack([mask, *(jnp.flip(mask, 0) for _ in projected[1:])], axis=1)
 
     def step(product: Product, _: Any, carry: State, mask: Array) -> tuple[State, Array]:
         cell, hidden = lstm_cell(product("recurrent", carry[1]), carry[0])
         cell, hidden = (jnp.where(mask[..., None], new, old) for new, old in zip((cell, hidden), carry, strict=True))
         return (cell, hidden), hidden
 
+    def run(carry: State, xs: tuple[list[Array], list[Array]]) -> tuple[State, Array]:
+        inputs, masks = xs
+        # One product for all steps, before the loop.
+        gates = jnp.stack([matmul(x, input_kernel[z]) + bias[z] for z, x in enumerate(inputs)], axis=1)
+        specs, operands = {"recurrent": "zbh,zhg->zbg"}, {"recurrent": recurrent_kernel}
+        masks = jnp.stack(masks, axis=1)
+        return scan(step, specs, operands, (), carry, {"recurrent": gates}, masks, engine=engine)
+
     start = _zero_state((num_directions, inputs.shape[1], size), dtype)
-    specs, operands = {"recurrent": "zbh,zhg->zbg"}, {"recurrent": recurrent_kernel}
-    (cell, hidden), ys = scan(step, specs, operands, (), start, {"recurrent": gates}, masks, engine=engine)
+    # The second direction's copy runs from the end.
+    xs = tuple([x, *(jnp.flip(x, 0) for _ in range(num_directions - 1))] for x in (inputs, mask))
+    (cell, hidden), ys = in_segments(run, start, xs, segment)
     outputs = jnp.concatenate([ys[:, 0], *(jnp.flip(ys[:, z], 0) for z in range(1, num_directions))], axis=-1)
     return outputs, (jnp.concatenate(list(cell), axis=-1), jnp.concatenate(list(hidden), axis=-1))
 
@@ -144,7 +153,7 @@ class Decoder(nnx.Module):
     def memory(self, outputs: Float[Array, "S B E"], mask: Bool[Array, "B S"]) -> Memory:
         """Lays the encoder's outputs out for attention: done once per sentence."""
         values = jnp.swapaxes(outputs, 0, 1)
-        keys = values @ self.key_kernel[...].astype(values.dtype) if hasattr(self, "key_kernel") else values
+        keys = matmul(values, self.key_kernel[...].astype(values.dtype)) if hasattr(self, "key_kernel") else values
         return Memory(keys, values, mask)
 
     def start(self, states: list[State]) -> DecoderCarry:
@@ -160,8 +169,8 @@ class Decoder(nnx.Module):
         carry: DecoderCarry,
         keys: list,
         engine: Engine,
-    ) -> tuple[Float[Array, "T B A"], Float[Array, "T B S"] | None]:
-        """Teacher-forced attentional vectors and attention weights of all steps.
+    ) -> tuple[DecoderCarry, tuple[Float[Array, "T B A"], Float[Array, "T B S"] | None]]:
+        """Teacher forcing: the last carry, and attentional vectors and attention weights of all steps.
 
         `keys` are two, for dropout between layers and at the output, or None twice.
         """
@@ -200,8 +209,7 @@ class Decoder(nnx.Module):
             self._operands(memory),
             {"layer0": _projected(self.layers[0], embedded)},
         )
-        _, ys = scan(self._step, specs, operands, self._shared(memory), carry, added, keeps, engine=engine)
-        return ys
+        return scan(self._step, specs, operands, self._shared(memory), carry, added, keeps, engine=engine)
 
     def _unfed_steps(
         self,
@@ -213,13 +221,14 @@ class Decoder(nnx.Module):
         engine: Engine,
     ):
         keys = _split(between, len(self.layers))
-        hidden = embedded
+        hidden, states = embedded, []
         for depth, layer in enumerate(self.layers):
             if depth:
                 hidden = dropout(hidden, self.config.dropout_rate, keys[depth])
-            hidden = _run_decoder_layer(layer, hidden, carry.states[depth], engine)
+            state, hidden = _run_decoder_layer(layer, hidden, carry.states[depth], engine)
+            states.append(state)
         vectors, weights = self._attend_all(hidden, memory, engine)
-        return dropout(vectors, self.config.dropout_rate, last), weights
+        return DecoderCarry(tuple(states), None), (dropout(vectors, self.config.dropout_rate, last), weights)
 
     def _attend_all(self, hidden: Float[Array, "T B H"], memory: Memory, engine: Engine):
         if self.config.attention != "additive":
@@ -292,7 +301,9 @@ class Decoder(nnx.Module):
         return shared
 
 
-def _run_decoder_layer(layer: LSTMLayer, inputs: Float[Array, "T B D"], start: State, engine: Engine) -> Array:
+def _run_decoder_layer(
+    layer: LSTMLayer, inputs: Float[Array, "T B D"], start: State, engine: Engine
+) -> tuple[State, Float[Array, "T B H"]]:
     """An LSTM over the target: no mask, for nothing that counts comes after a padded step."""
 
     def step(product: Product, _: Any, carry: State, x: None) -> tuple[State, Array]:
@@ -300,12 +311,12 @@ def _run_decoder_layer(layer: LSTMLayer, inputs: Float[Array, "T B D"], start: S
         return carry, carry[1]
 
     specs, operands = {"recurrent": "bh,hg->bg"}, {"recurrent": _of(layer.recurrent_kernel, inputs.dtype)}
-    return scan(step, specs, operands, (), start, {"recurrent": _projected(layer, inputs)}, None, engine=engine)[1]
+    return scan(step, specs, operands, (), start, {"recurrent": _projected(layer, inputs)}, None, engine=engine)
 
 
 def _projected(layer: LSTMLayer, inputs: Float[Array, "*N D"]) -> Float[Array, "*N G"]:
     """What the inputs known before the loop give to the gates of a decoder layer, bias included."""
-    return inputs @ _of(layer.input_kernel, inputs.dtype) + _of(layer.bias, inputs.dtype)
+    return matmul(inputs, _of(layer.input_kernel, inputs.dtype)) + _of(layer.bias, inputs.dtype)
 
 
 def _joined(layer: LSTMLayer, dtype: Any) -> Float[Array, "_ G"]:
@@ -350,12 +361,12 @@ class Seq2Seq(nnx.Module):
         """Reads the source; 0 is padding."""
         return self._encode(source, _split(key, self.config.num_layers))
 
-    def _encode(self, source: Int[Array, "B S"], keys: list) -> Encoded:
+    def _encode(self, source: Int[Array, "B S"], keys: list, segment: int = 0) -> Encoded:
         """`encode` with a key for each layer's input."""
         mask = source != PAD
         table = self.source_embedding if hasattr(self, "source_embedding") else self.target_embedding
         embedded = self._embed(table, source.T, keys[0])
-        outputs, states = self.encoder(embedded, mask.T, keys, self.engine)
+        outputs, states = self.encoder(embedded, mask.T, keys, self.engine, segment)
         return Encoded(self.decoder.memory(outputs, mask), self.decoder.start(self._bridge(states)))
 
     def __call__(
@@ -367,11 +378,58 @@ class Seq2Seq(nnx.Module):
           Attentional vectors, for `logits`, and attention weights (None without attention).
         """
         depth = self.config.num_layers
-        keys = _split(key, depth + 3)
+        keys = _split(key, depth + 1)
         encoded = self._encode(source, keys[:depth])
-        shifted = jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
-        embedded = self._embed(self.target_embedding, shifted.T, keys[depth])
-        return self.decoder(embedded, encoded.memory, encoded.carry, keys[depth + 1 :], self.engine)
+        return self._decode(encoded.memory, encoded.carry, _inputs(target), keys[depth])[1]
+
+    def total(
+        self,
+        read: Callable[[Float[Array, "N V"], Int[Array, " N"]], Any],
+        source: Int[Array, "B S"],
+        target: Int[Array, "B T"],
+        *,
+        key: Key[Array, ""] | None = None,
+        segment: int = 0,
+    ) -> Any:
+        """Sum over the target, by teacher forcing, of what `read` makes of the logits and labels of some positions.
+
+        Args:
+          read: a function of logits and of the tokens that belong there, for all
+            rows of some positions, position by position (N is a multiple of B).
+            What it makes of all positions is the sum of what it makes of parts:
+            an array or a pytree of them.
+          source, target: ids; 0 is padding.
+          key: for dropout.
+          segment: positions decoded and read at once, and kept for the backward
+            pass, see `recurrence.in_segments`; 0 for all.
+        """
+        depth = self.config.num_layers
+        keys = _split(key, depth + 1)
+        encoded = self._encode(source, keys[:depth], segment)
+
+        def run(carry: Any, xs: tuple[Array, Array]) -> tuple[Any, None]:
+            decoder_carry, key, sums = carry
+            inputs, labels = xs
+            key, now = _split(key, 2) if segment else (key, key)
+            decoder_carry, (vectors, _) = self._decode(encoded.memory, decoder_carry, inputs, now)
+            # Rows and positions are one axis from here on: two would have the compiler write the gradient of the
+            # logits twice, in two shapes.
+            found = read(self.logits(vectors.reshape(-1, vectors.shape[-1])), labels.reshape(-1))
+            return (decoder_carry, key, jax.tree.map(jnp.add, sums, found) if segment else found), None
+
+        xs = _inputs(target), target.T
+        sums = None
+        if segment:
+            logits = jax.ShapeDtypeStruct((len(target), self.vocab_size), encoded.memory.values.dtype)
+            sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(read, logits, xs[1][0]))
+        return in_segments(run, (encoded.carry, keys[depth], sums), xs, segment)[0][2]
+
+    def _decode(
+        self, memory: Memory, carry: DecoderCarry, inputs: Int[Array, "T B"], key: Key[Array, ""] | None
+    ) -> tuple[DecoderCarry, tuple[Float[Array, "T B A"], Float[Array, "T B S"] | None]]:
+        embedding_key, *keys = _split(key, 3)
+        embedded = self._embed(self.target_embedding, inputs, embedding_key)
+        return self.decoder(embedded, memory, carry, keys, self.engine)
 
     def decode_step(
         self, memory: Memory, carry: DecoderCarry, tokens: Int[Array, "B K"]
@@ -385,7 +443,7 @@ class Seq2Seq(nnx.Module):
         """Unnormalised log-probabilities over the target vocabulary."""
         kernel = self.output_kernel if hasattr(self, "output_kernel") else self.target_embedding
         dtype = vectors.dtype
-        return jnp.einsum("...a,va->...v", vectors, kernel[...].astype(dtype)) + self.output_bias[...].astype(dtype)
+        return matmul(vectors, kernel[...].astype(dtype).T) + self.output_bias[...].astype(dtype)
 
     def _embed(self, table: nnx.Param, tokens: Int[Array, "*N"], key: Array | None) -> Float[Array, "*N D"]:
         embedded = table[...][tokens]
@@ -406,6 +464,11 @@ class Seq2Seq(nnx.Module):
             )
             for depth, (cell, hidden) in enumerate(states)
         ]
+
+
+def _inputs(target: Int[Array, "B T"]) -> Int[Array, "T B"]:
+    """What the decoder is given at every step: the token before."""
+    return jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=BOS).T
 
 
 def build_model(config: ModelConfig, vocab_sizes: tuple[int, int], key: Key[Array, ""]) -> Seq2Seq:

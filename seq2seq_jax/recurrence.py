@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 Product = Callable[[str, Array], Array]
 Step = Callable[[Product, Any, Any, Any], tuple[Any, Any]]
@@ -71,14 +71,59 @@ def scan(
     return run(step, tuple(sorted(specs.items())), operands, shared, carry, added, xs)
 
 
+def in_segments(run: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, length: int) -> tuple[Any, Any]:
+    """Runs `run` over the leading axis of `xs` in pieces, so that its backward pass needs the memory of one piece.
+
+    Only the carries between pieces are kept; what else the backward pass needs of
+    a piece is computed again when it gets there (Chen et al. 2016, section 3).
+
+    Args:
+      run: `(carry, xs) -> (carry, ys)` for any number of steps, as `scan` is.
+      carry: state before the first step.
+      xs: pytree of arrays, [T, ...].
+      length: steps of a piece, the last one may have fewer; 0 for all at once,
+        with nothing computed twice.
+
+    Returns:
+      The state after the last step, and the ys, [T, ...].
+    """
+    num_steps = jax.tree.leaves(xs)[0].shape[0]
+    if not length or length >= num_steps:
+        return run(carry, xs)
+    num_pieces, rest = divmod(num_steps, length)
+    pieces = jax.tree.map(lambda x: x[: num_steps - rest].reshape(num_pieces, length, *x.shape[1:]), xs)
+    carry, ys = jax.lax.scan(jax.checkpoint(run, prevent_cse=False), carry, pieces)
+    ys = jax.tree.map(lambda y: y.reshape(num_pieces * length, *y.shape[2:]), ys)
+    if rest:
+        carry, last = jax.checkpoint(run)(carry, jax.tree.map(lambda x: x[num_steps - rest :], xs))
+        ys = jax.tree.map(lambda first, last: jnp.concatenate([first, last]), ys, last)
+    return carry, ys
+
+
 def direct_product(specs: dict[str, str], operands: dict[str, Array], added: dict[str, Array] | None = None) -> Product:
     """The `product` of a single step outside any loop."""
 
     def product(name: str, left: Array) -> Array:
-        result = jnp.einsum(specs[name], left, operands[name])
+        result = _einsum(specs[name], left, operands[name])
         return result + added[name] if added and name in added else result
 
     return product
+
+
+def matmul(x: Float[Array, "*N I"], kernel: Float[Array, "I O"]) -> Float[Array, "*N O"]:
+    """`x @ kernel` with the leading axes made one.
+
+    The kernel's gradient then sums over one axis, too. Over two the compiler would
+    first write a transposed copy of the result's gradient: of the logits' size for
+    the output layer.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def _einsum(spec: str, left: Array, operand: Array) -> Array:
+    axes, _, right = spec.partition(",")
+    plain = operand.ndim == 2 and axes[-1] == right[0] and right[1] not in axes
+    return matmul(left, operand) if plain else jnp.einsum(spec, left, operand)
 
 
 def _reference_scan(
@@ -137,10 +182,20 @@ def _fast_backward(step: Step, specs: Specs, residuals: Any, cotangents: Any):
         left, right_and_result = spec.split(",")
         right, result = right_and_result.split("->")
         d_result = d_added[name] if name in d_added else d_taps[name]
-        # The one product over all steps and rows: [t,b,i], [t,b,o] -> [i,o].
-        gradient = jnp.einsum(f"t{left},t{result}->{right}", lefts[name], d_result)
+        gradient = _over_steps(left, result, right, lefts[name], d_result)
         d_operands[name] = gradient.astype(operands[name].dtype)
     return d_operands, d_shared, d_carry, d_added, d_xs
+
+
+def _over_steps(left: str, result: str, right: str, lefts: Array, d_results: Array) -> Array:
+    """The one product over all steps and rows: [t,b,i], [t,b,o] -> [i,o]."""
+    if left[0] == "z":  # one for each direction
+        parts = [_over_steps(left[1:], result[1:], right[1:], lefts[:, z], d_results[:, z]) for z in range(lefts.shape[1])]
+        return jnp.stack(parts)
+    if left[0] == result[0] and left[0] not in right:  # steps and rows as one axis, see `matmul`
+        lefts, d_results = (x.reshape(-1, *x.shape[2:]) for x in (lefts, d_results))
+        return jnp.einsum(f"{left},{result}->{right}", lefts, d_results)
+    return jnp.einsum(f"t{left},t{result}->{right}", lefts, d_results)
 
 
 _fast_scan.defvjp(_fast_forward, _fast_backward)

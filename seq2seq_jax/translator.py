@@ -84,7 +84,7 @@ class Translator:
         graph = model_graph(config.model, vocab_sizes(vocabularies))
         self._search = jax.jit(partial(_search, graph, self.decode), static_argnames="max_length")
         self._align = jax.jit(partial(_align, graph))
-        self._token_scores = jax.jit(partial(_token_scores, graph))
+        self._token_scores = jax.jit(partial(_token_scores, graph, config.train.rematerialize_every))
 
     def translate(
         self, lines: Sequence[str], *, alignments: bool = False, progress: Progress = silent
@@ -220,11 +220,16 @@ def _align(graph: nnx.GraphDef, params: Params, source: Array, tokens: Array) ->
     return weights.argmax(-1).T
 
 
-def _token_scores(graph: nnx.GraphDef, params: Params, source: Array, target: Array) -> tuple[Array, Array, Array]:
+def _token_scores(
+    graph: nnx.GraphDef, segment: int, params: Params, source: Array, target: Array
+) -> tuple[Array, Array, Array]:
     """Of each row: nats, real tokens, tokens whose logit is the largest."""
     model: Seq2Seq = nnx.merge(graph, params)
-    vectors, _ = model(source, target)
-    logits, labels = model.logits(vectors), target.T
-    mask = labels != PAD
-    losses = jnp.where(mask, token_losses(logits, labels), 0)
-    return losses.sum(0), mask.sum(0), correct_tokens(logits, labels, mask)
+
+    def read(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
+        mask = labels != PAD
+        values = jnp.where(mask, token_losses(logits, labels), 0), mask, mask & correct_tokens(logits, labels)
+        loss, tokens, correct = (value.reshape(-1, len(source)).sum(0) for value in values)
+        return loss, tokens, correct
+
+    return model.total(read, source, target, segment=segment)

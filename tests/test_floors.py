@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # From the ground up. A folder's floor holds for all of its files. A new file without a floor fails the test: give it
 # one here.
 FLOORS = (
-    ("errors", "symbols"),
+    ("errors", "symbols", "allocator"),
     ("config", "cache", "text_files"),
     ("cells", "recurrence", "arguments", "config_file", "run_directory"),
     ("attention",),
@@ -26,7 +26,7 @@ FLOORS = (
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 # These answer before JAX could be imported, or do without it altogether.
-WITHOUT_JAX = ("cli", "config", "config_file", "arguments", "run_directory", "text_files", "metrics", "cache", "data")
+WITHOUT_JAX = ("cli", "config", "config_file", "arguments", "run_directory", "text_files", "metrics", "cache", "data", "allocator")
 
 
 def modules() -> dict[str, Path]:

@@ -286,3 +286,54 @@ def test_dropout_of_the_model_is_a_function_of_its_key(feeding):
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(without_key, without_rate)
     assert not np.allclose(first, other) and not np.allclose(first, without_key)
+
+
+def summed_loss(config, segment, key=None):
+    """`(params) -> loss` over the small batch, decoded and read in pieces of `segment` positions."""
+    structure = graph(config)
+
+    def read(logits, labels):
+        return cross_entropy(logits, labels, labels != 0, 0.1), (labels != 0).sum()
+
+    def loss(params):
+        model = nnx.merge(structure, params)
+        return model.total(read, jnp.asarray(SOURCE), jnp.asarray(TARGET), key=key, segment=segment)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [dict(attention="general", num_layers=2), dict(attention="additive", num_layers=2, input_feeding=False)],
+    ids=["fed", "unfed"],
+)
+def test_pieces_computed_again_change_neither_loss_nor_gradient(settings):
+    """Of the 5 source and 4 target positions the last piece has fewer, or none are left over."""
+    config = tiny_config(**settings)
+    params = random_params(config)
+    with jax.enable_x64(True):
+        (whole, tokens), gradient = run_compiled(jax.value_and_grad(summed_loss(config, 0), has_aux=True), params)
+        for segment in (2, 3):
+            function = jax.value_and_grad(summed_loss(config, segment), has_aux=True)
+            (loss, same_tokens), same_gradient = run_compiled(function, params)
+            np.testing.assert_allclose(loss, whole, rtol=1e-13)
+            assert tokens == same_tokens == (TARGET != 0).sum()
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), gradient, same_gradient)
+
+
+def test_what_is_computed_again_is_dropped_again():
+    """The gradient is that of the loss that was returned: a difference quotient along a random direction says so."""
+    config = tiny_config(attention="general", num_layers=2)
+    params = random_params(config)
+    direction = random_params(config, seed=1)
+
+    def slope(params, direction):
+        function = lambda params: summed_loss(config, 2, jax.random.key(5))(params)[0]  # noqa: E731
+        move = lambda size: jax.tree.map(lambda p, d: p + size * d, params, direction)  # noqa: E731
+        gradient = jax.grad(function)(params)
+        exact = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, direction)))
+        return exact, (function(move(1e-6)) - function(move(-1e-6))) / 2e-6
+
+    with jax.enable_x64(True):
+        exact, quotient = run_compiled(slope, params, direction)
+    np.testing.assert_allclose(exact, quotient, rtol=1e-7)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.stages import Wrapped as JitWrapped
 from jaxtyping import Array, Float, Int
 
-from seq2seq_jax.config import Config
+from seq2seq_jax.config import Config, TrainConfig
 from seq2seq_jax.losses import cross_entropy
 from seq2seq_jax.model import Seq2Seq, build_model, model_graph
 from seq2seq_jax.symbols import PAD
@@ -82,7 +82,7 @@ def jit_train_step(config: Config, vocab_sizes: tuple[int, int], mesh: Mesh) -> 
     """
     optimizer = make_optimizer(config.optimizer)
     schedule = make_schedule(config.optimizer, config.train.num_steps)
-    scaled_loss = partial(_scaled_loss, model_graph(config.model, vocab_sizes), config.train.label_smoothing)
+    scaled_loss = partial(_scaled_loss, model_graph(config.model, vocab_sizes), config.train)
     seed = config.train.seed
 
     def step(state: TrainState, source: Array, target: Array) -> TrainState:
@@ -99,7 +99,7 @@ def jit_train_step(config: Config, vocab_sizes: tuple[int, int], mesh: Mesh) -> 
 
 def _scaled_loss(
     graph: nnx.GraphDef,
-    label_smoothing: float,
+    train: TrainConfig,
     scale: Array,
     params: Params,
     source: Array,
@@ -107,9 +107,11 @@ def _scaled_loss(
     key: Array,
 ) -> Array:
     model: Seq2Seq = nnx.merge(graph, params)
-    vectors, _ = model(source, target, key=key)
-    labels = target.T
-    return scale * cross_entropy(model.logits(vectors), labels, labels != PAD, label_smoothing)
+
+    def read(logits: Array, labels: Array) -> Array:
+        return cross_entropy(logits, labels, labels != PAD, train.label_smoothing)
+
+    return scale * model.total(read, source, target, key=key, segment=train.rematerialize_every)
 
 
 def _gradients(loss: Callable, params: Params, source: Array, target: Array, key: Array, parts: int):
@@ -137,12 +139,15 @@ def _update(
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(norm)
     rate = schedule(state.step) * state.rate_factor
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer_state, state.params)
-    params = jax.tree.map(lambda param, update: param + rate * update, state.params, updates)
 
-    def if_finite(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+    def move(params: Params, optimizer_state: Any) -> tuple[Params, Any]:
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
+        return jax.tree.map(lambda param, update: param + rate * update, params, updates), optimizer_state
 
+    # A branch, not a choice between two results: that would read the old moments beside the new ones, and the
+    # compiler would copy them first.
+    stay = lambda params, optimizer_state: (params, optimizer_state)  # noqa: E731
+    params, optimizer_state = jax.lax.cond(finite, move, stay, state.params, state.optimizer_state)
     window = Window(
         loss=state.window.loss + jnp.where(finite, loss, 0),
         tokens=state.window.tokens + jnp.where(finite, tokens, 0),
@@ -152,8 +157,8 @@ def _update(
     )
     return TrainState(
         step=state.step + 1,
-        params=if_finite(params, state.params),
-        optimizer_state=if_finite(optimizer_state, state.optimizer_state),
+        params=params,
+        optimizer_state=optimizer_state,
         rate_factor=state.rate_factor,
         nonfinite_in_a_row=jnp.where(finite, 0, state.nonfinite_in_a_row + 1),
         window=window,

@@ -1,0 +1,47 @@
+"""Freed memory stays with the process."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PAGES = """
+import resource, sys
+from seq2seq_jax.allocator import keep_freed_memory
+import ctypes
+
+def pages():
+    "Pages that the system filled for 20 blocks of 64 MiB, each freed before the next."
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        block = libc.malloc(64 * 2**20)
+        ctypes.memset(block, 1, 64 * 2**20)
+        libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+made = "keep" in sys.argv and keep_freed_memory()
+pages()
+print(made, pages())
+"""
+
+
+def run(*arguments, **environment):
+    result = subprocess.run(
+        [sys.executable, "-c", PAGES, *arguments], env=environment, capture_output=True, text=True, check=True
+    )
+    made, pages = result.stdout.split()
+    return made == "True", int(pages)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator is meant")
+def test_large_blocks_are_used_again_without_new_pages():
+    assert run()[1] > 1_000  # by default every block comes fresh from the system
+    made, pages = run("keep")
+    assert made and pages < 100
+
+
+def test_what_the_user_has_tuned_is_left_alone():
+    assert not run("keep", MALLOC_ARENA_MAX="2")[0]
