@@ -31,6 +31,8 @@ Params = dict[str, Any]
 
 SOURCE_MULTIPLE = 8
 """Source lengths are padded to a multiple of this, so that few searches are compiled."""
+SMALLEST_BATCH = 16
+"""Sentences that a search still takes out of their batch when others have ended: fewer run no faster."""
 EXTRA_LENGTH = 10
 """Output positions allowed beyond the ratio: a source of one word may need several."""
 
@@ -82,7 +84,9 @@ class Translator:
         self.decode = decode or config.decode
         self._sharding = batch_sharding
         graph = model_graph(config.model, vocab_sizes(vocabularies))
-        self._search = jax.jit(partial(_search, graph, self.decode), static_argnames="max_length")
+        # Rows of one device only: to take some out of a batch that several share, they would have to meet.
+        smallest = self.decode.batch_size if self._num_devices > 1 else SMALLEST_BATCH
+        self._search = jax.jit(partial(_search, graph, self.decode, smallest), static_argnames="max_length")
         self._align = jax.jit(partial(_align, graph))
         self._token_scores = jax.jit(partial(_token_scores, graph, config.train.rematerialize_every))
 
@@ -114,9 +118,8 @@ class Translator:
     def token_scores(self, encoded: EncodedSplit) -> TokenScores:
         """Teacher-forced losses of encoded pairs, in their order."""
         scores = TokenScores(*(np.zeros(len(encoded), kind) for kind in (np.float64, np.int64, np.int64)))
-        multiple = len(self._sharding.device_set) if self._sharding else 1
         pending = []
-        for batch, indices in evaluation_batches(encoded, 64, multiple):
+        for batch, indices in evaluation_batches(encoded, 64, self._num_devices):
             pending.append((indices, self._token_scores(self.params, self._put(batch.source), self._put(batch.target))))
         for indices, values in pending:
             for total, value in zip(scores, values, strict=True):
@@ -141,9 +144,12 @@ class Translator:
 
     def _num_rows(self, num_lines: int) -> int:
         """Rows of a batch: one for a single line, so that a prompt answers quickly."""
-        devices = len(self._sharding.device_set) if self._sharding else 1
         rows = 1 if num_lines == 1 else self.decode.batch_size
-        return -(-rows // devices) * devices
+        return -(-rows // self._num_devices) * self._num_devices
+
+    @property
+    def _num_devices(self) -> int:
+        return len(self._sharding.device_set) if self._sharding else 1
 
     def _longest(self, width: int) -> int:
         return int(np.ceil(width * self.decode.max_length_ratio)) + EXTRA_LENGTH
@@ -192,24 +198,24 @@ def vocab_sizes(vocabularies: Vocabularies) -> tuple[int, int]:
 
 
 def _search(
-    graph: nnx.GraphDef, decode: DecodeConfig, params: Params, source: Array, max_lengths: Array, *, max_length: int
+    graph: nnx.GraphDef,
+    decode: DecodeConfig,
+    smallest: int,
+    params: Params,
+    source: Array,
+    max_lengths: Array,
+    *,
+    max_length: int,
 ) -> Found:
     model: Seq2Seq = nnx.merge(graph, params)
     memory, carry = model.encode(source)
     carry = jax.tree.map(lambda leaf: leaf[:, None], carry)
-    step = partial(model.decode_step, memory)
+    limits: dict[str, Any] = dict(max_lengths=max_lengths, max_length=max_length, smallest=smallest)
     alpha = float(decode.length_penalty)
     if decode.beam_size == 1:
-        return greedy_search(step, carry, max_lengths=max_lengths, max_length=max_length, length_penalty=alpha)
-    return beam_search(
-        step,
-        carry,
-        beam_size=decode.beam_size,
-        max_lengths=max_lengths,
-        max_length=max_length,
-        length_penalty=alpha,
-        num_best=1,
-    )
+        return greedy_search(model.decode_step, memory, carry, **limits, length_penalty=alpha)
+    beam: dict[str, Any] = dict(beam_size=decode.beam_size, num_best=1)
+    return beam_search(model.decode_step, memory, carry, **limits, length_penalty=alpha, **beam)
 
 
 def _align(graph: nnx.GraphDef, params: Params, source: Array, tokens: Array) -> Int[Array, "B T"]:

@@ -4,14 +4,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from seq2seq_jax.decoding.hypotheses import (
     Carry,
     Found,
+    Memory,
     Step,
     best_continuations,
     penalty,
+    search_rows,
     select,
 )
 from seq2seq_jax.symbols import BOS, EOS, PAD
@@ -19,6 +21,7 @@ from seq2seq_jax.symbols import BOS, EOS, PAD
 
 def beam_search(
     step: Step,
+    memory: Memory,
     carry: Carry,
     *,
     beam_size: int,
@@ -26,6 +29,7 @@ def beam_search(
     max_length: int,
     length_penalty: float,
     num_best: int | None = None,
+    smallest: int = 16,
 ) -> Found:
     """Finds likely sequences, ranked by length-normalised log-probability.
 
@@ -37,6 +41,7 @@ def beam_search(
 
     Args:
       step: the model; see `Step`. The first tokens are BOS.
+      memory: what `step` reads besides, leaves [B, ...].
       carry: first state, leaves [B, 1, ...]; repeated here for K hypotheses.
       beam_size: K; static.
       max_lengths: most tokens of each sentence, EOS included; at the last of
@@ -48,36 +53,35 @@ def beam_search(
       num_best: sequences wanted per sentence, at most K and by default K;
         static. The best one is the same whatever is wanted beside it, but the
         fewer are wanted, the sooner the search ends.
+      smallest: rows below which those of ended sentences are not taken out,
+        see `search_rows`; static.
 
     Returns:
       `num_best` sequences per sentence, best first.
     """
     num_best = beam_size if num_best is None else num_best
-    limits = jnp.clip(max_lengths, 1, max_length)
 
-    def unfinished(state: _State) -> Bool[Array, ""]:
-        return jnp.any(state.open > -jnp.inf)
-
-    def advance(state: _State) -> _State:
-        carry, logits = step(state.carry, state.last)
-        length = state.position + 1
-        best = best_continuations(logits, state.open, length >= limits)
+    def advance(memory: Memory, position: Int[Array, ""], rows: _Rows) -> _Rows:
+        carry, logits = step(memory, rows.carry, rows.last)
+        length = position + 1
+        best = best_continuations(logits, rows.open, length >= rows.limits)
         ends = best.token == EOS
-        finished = _keep_best(state.finished, jnp.where(ends, best.log_probs, -jnp.inf), length, length_penalty)
+        finished = _keep_best(rows.finished, jnp.where(ends, best.log_probs, -jnp.inf), length, length_penalty)
         still_open = jnp.where(ends, -jnp.inf, best.log_probs)
-        return _State(
-            position=length,
+        return _Rows(
+            limits=rows.limits,
             carry=select(carry, best.place),
             last=best.token,
-            open=_close_hopeless(still_open, finished, limits, length_penalty),
-            history=_write(state.history, best.token * beam_size + best.place, state.position),
+            open=_close_hopeless(still_open, finished, rows.limits, length_penalty),
+            history=_write(rows.history, best.token * beam_size + best.place, position),
             finished=finished,
         )
 
-    first = _first_state(carry, beam_size, num_best, limits.shape[0], max_length)
-    state = jax.lax.while_loop(unfinished, advance, first)
-    finished = state.finished
-    return Found(_trace_back(state.history, finished), finished.scores, finished.log_probs, finished.lengths)
+    limits = jnp.clip(max_lengths, 1, max_length)
+    rows = _first_rows(carry, beam_size, num_best, limits, max_length)
+    rows = search_rows(advance, lambda rows: jnp.any(rows.open > -jnp.inf, axis=1), memory, rows, smallest)
+    finished = rows.finished
+    return Found(_trace_back(rows.history, finished), finished.scores, finished.log_probs, finished.lengths)
 
 
 class _Finished(NamedTuple):
@@ -89,34 +93,36 @@ class _Finished(NamedTuple):
     place: Int[Array, "B N"]
 
 
-class _State(NamedTuple):
-    """What the loop carries.
+class _Rows(NamedTuple):
+    """What the loop carries of each sentence.
 
     Attributes:
+      limits: most tokens.
       open: log-probabilities of the open hypotheses; -inf marks an empty place.
       history: for every position and place, the token written there and the
         place of the hypothesis it continues, as token * K + place. Sequences
         are read off it once, at the end, instead of being moved at every step.
     """
 
-    position: Int[Array, ""]
+    limits: Int[Array, " B"]
     carry: Carry
     last: Int[Array, "B K"]
     open: Float[Array, "B K"]
-    history: Int[Array, "T B K"]
+    history: Int[Array, "B T K"]
     finished: _Finished
 
 
-def _first_state(carry: Carry, beam_size: int, num_best: int, batch: int, max_length: int) -> _State:
+def _first_rows(carry: Carry, beam_size: int, num_best: int, limits: Int[Array, " B"], max_length: int) -> _Rows:
+    batch = limits.shape[0]
     open = jnp.full((batch, beam_size), -jnp.inf, jnp.float32)
     none = jnp.full((batch, num_best), -jnp.inf, jnp.float32)
     zeros = jnp.zeros((batch, num_best), jnp.int32)
-    return _State(
-        position=jnp.int32(0),
+    return _Rows(
+        limits=limits,
         carry=jax.tree.map(lambda leaf: jnp.repeat(leaf, beam_size, axis=1), carry),
         last=jnp.full((batch, beam_size), BOS, jnp.int32),
         open=open.at[:, 0].set(0.0),  # one only: K equal ones would stay equal
-        history=jnp.zeros((max_length, batch, beam_size), jnp.int32),
+        history=jnp.zeros((batch, max_length, beam_size), jnp.int32),
         finished=_Finished(none, none, zeros, zeros),
     )
 
@@ -151,11 +157,11 @@ def _close_hopeless(
     return jnp.where(settled[:, None], -jnp.inf, log_probs)
 
 
-def _write(history: Int[Array, "T B K"], entry: Int[Array, "B K"], position: Int[Array, ""]) -> Int[Array, "T B K"]:
-    return jax.lax.dynamic_update_index_in_dim(history, entry, position, axis=0)
+def _write(history: Int[Array, "B T K"], entry: Int[Array, "B K"], position: Int[Array, ""]) -> Int[Array, "B T K"]:
+    return jax.lax.dynamic_update_index_in_dim(history, entry, position, axis=1)
 
 
-def _trace_back(history: Int[Array, "T B K"], finished: _Finished) -> Int[Array, "B N T"]:
+def _trace_back(history: Int[Array, "B T K"], finished: _Finished) -> Int[Array, "B N T"]:
     """Reads the finished sequences off the history, from their ends to their beginnings."""
     beam_size = history.shape[-1]
 
@@ -165,6 +171,6 @@ def _trace_back(history: Int[Array, "T B K"], finished: _Finished) -> Int[Array,
         inside = position < finished.lengths
         return jnp.where(inside, entry % beam_size, place), jnp.where(inside, entry // beam_size, PAD)
 
-    positions = jnp.arange(history.shape[0], dtype=jnp.int32)
-    _, tokens = jax.lax.scan(read, finished.place, (positions, history), reverse=True)
+    positions = jnp.arange(history.shape[1], dtype=jnp.int32)
+    _, tokens = jax.lax.scan(read, finished.place, (positions, jnp.swapaxes(history, 0, 1)), reverse=True)
     return jnp.moveaxis(tokens, 0, -1)

@@ -4,19 +4,27 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from seq2seq_jax.decoding.hypotheses import Carry, Found, Step, best_continuations, penalty
+from seq2seq_jax.decoding.hypotheses import Carry, Found, Memory, Step, best_continuations, penalty, search_rows
 from seq2seq_jax.symbols import BOS, EOS, PAD
 
 
 def greedy_search(
-    step: Step, carry: Carry, *, max_lengths: Int[Array, " B"], max_length: int, length_penalty: float = 0.0
+    step: Step,
+    memory: Memory,
+    carry: Carry,
+    *,
+    max_lengths: Int[Array, " B"],
+    max_length: int,
+    length_penalty: float = 0.0,
+    smallest: int = 16,
 ) -> Found:
-    """Writes the likeliest token at every position until EOS, in one loop that ends with the last sentence.
+    """Writes the likeliest token at every position until EOS; ends with the last sentence.
 
     Args:
       step: the model; see `Step`. The first tokens are BOS.
+      memory: what `step` reads besides, leaves [B, ...].
       carry: first state, leaves [B, 1, ...].
       max_lengths: most tokens of each sentence, EOS included; at the last of
         them only EOS is allowed, so every sequence ends.
@@ -24,54 +32,52 @@ def greedy_search(
         `max_lengths` count as this, those below 1 as 1.
       length_penalty: exponent for the scores, as in `beam_search`; the tokens
         do not depend on it.
+      smallest: rows below which those of ended sentences are not taken out,
+        see `search_rows`; static.
 
     Returns:
       One sequence per sentence, N = 1.
     """
-    limits = jnp.clip(max_lengths, 1, max_length)
-    certain = jnp.zeros((limits.shape[0], 1), jnp.float32)
 
-    def unfinished(state: _State) -> Bool[Array, ""]:
-        return jnp.any(state.lengths == 0)
-
-    def advance(state: _State) -> _State:
-        carry, logits = step(state.carry, state.last)
-        length = state.position + 1
-        best = best_continuations(logits, certain, length >= limits)
-        running = state.lengths == 0
+    def advance(memory: Memory, position: Int[Array, ""], rows: _Rows) -> _Rows:
+        carry, logits = step(memory, rows.carry, rows.last)
+        length = position + 1
+        certain = jnp.zeros(rows.last.shape, jnp.float32)
+        best = best_continuations(logits, certain, length >= rows.limits)
+        running = rows.lengths == 0
         token = jnp.where(running, best.token, PAD)
-        return _State(
-            position=length,
+        return rows._replace(
             carry=carry,
             last=token,
-            tokens=jax.lax.dynamic_update_index_in_dim(state.tokens, token, state.position, axis=0),
-            log_probs=state.log_probs + jnp.where(running, best.log_probs, 0.0),
-            lengths=jnp.where(running & (token == EOS), length, state.lengths),
+            tokens=jax.lax.dynamic_update_index_in_dim(rows.tokens, token, position, axis=1),
+            log_probs=rows.log_probs + jnp.where(running, best.log_probs, 0.0),
+            lengths=jnp.where(running & (token == EOS), length, rows.lengths),
         )
 
-    state = jax.lax.while_loop(unfinished, advance, _first_state(carry, limits.shape[0], max_length))
-    scores = state.log_probs / penalty(state.lengths, length_penalty)
-    return Found(jnp.moveaxis(state.tokens, 0, -1), scores, state.log_probs, state.lengths)
+    rows = _first_rows(carry, jnp.clip(max_lengths, 1, max_length), max_length)
+    rows = search_rows(advance, lambda rows: rows.lengths[:, 0] == 0, memory, rows, smallest)
+    scores = rows.log_probs / penalty(rows.lengths, length_penalty)
+    return Found(jnp.swapaxes(rows.tokens, 1, 2), scores, rows.log_probs, rows.lengths)
 
 
-class _State(NamedTuple):
-    """What the loop carries; K = 1. A length of 0 marks a sentence that has not ended."""
+class _Rows(NamedTuple):
+    """What the loop carries of each sentence; K = 1. A length of 0 marks a sentence that has not ended."""
 
-    position: Int[Array, ""]
+    limits: Int[Array, " B"]
     carry: Carry
     last: Int[Array, "B K"]
-    tokens: Int[Array, "T B K"]
+    tokens: Int[Array, "B T K"]
     log_probs: Float[Array, "B K"]
     lengths: Int[Array, "B K"]
 
 
-def _first_state(carry: Carry, batch: int, max_length: int) -> _State:
-    zeros = jnp.zeros((batch, 1), jnp.int32)
-    return _State(
-        position=jnp.int32(0),
+def _first_rows(carry: Carry, limits: Int[Array, " B"], max_length: int) -> _Rows:
+    zeros = jnp.zeros((limits.shape[0], 1), jnp.int32)
+    return _Rows(
+        limits=limits,
         carry=carry,
         last=jnp.full_like(zeros, BOS),
-        tokens=jnp.full((max_length, batch, 1), PAD, jnp.int32),
-        log_probs=jnp.zeros((batch, 1), jnp.float32),
+        tokens=jnp.full((limits.shape[0], max_length, 1), PAD, jnp.int32),
+        log_probs=jnp.zeros(zeros.shape, jnp.float32),
         lengths=zeros,
     )

@@ -12,13 +12,14 @@ from seq2seq_jax.symbols import EOS
 NUM_UNWRITTEN = 2  # PAD and BOS, the first two ids, are never part of an output
 BLOCK = 64  # columns; from 32 to 128 the time on a CPU is the same within noise
 
+Memory = Any
 Carry = Any
-Step = Callable[[Carry, Int[Array, "B K"]], tuple[Carry, Float[Array, "B K V"]]]
-"""From the state, leaves [B, K, ...], and the last tokens to the next state and logits of the next token.
+Step = Callable[[Memory, Carry, Int[Array, "B K"]], tuple[Carry, Float[Array, "B K V"]]]
+"""From what is the same for all hypotheses of a sentence, such as the encoder's outputs, leaves [B, ...], the state,
+leaves [B, K, ...], and the last tokens to the next state and logits of the next token.
 
-It closes over whatever is the same for all hypotheses of a sentence, such as
-the encoder's outputs. Row b of what it returns depends on row b of what it is
-given only, and a hypothesis on itself only.
+Row b of what it returns depends on row b of what it is given only, and a hypothesis on itself only. It is called with
+fewer rows, too, when sentences have ended.
 """
 
 
@@ -93,6 +94,45 @@ def best_continuations(
         place=jnp.where(end, jnp.arange(beam_size, dtype=jnp.int32), _take(place, index // BLOCK)),
         token=jnp.where(end, EOS, _take(column.reshape(batch, -1), index)),
     )
+
+
+def search_rows(
+    advance: Callable[[Memory, Int[Array, ""], Any], Any],
+    is_open: Callable[[Any], Bool[Array, " B"]],
+    memory: Memory,
+    rows: Any,
+    smallest: int,
+    position: Int[Array, ""] | int = 0,
+) -> Any:
+    """Advances the rows of a search, one for each sentence, until none is open.
+
+    Sentences end at different positions. Whenever half of them have, the others
+    go on among themselves: a program for fewer rows, compiled with the first.
+
+    Args:
+      advance: `(memory, position, rows) -> rows`, one position on.
+      is_open: whether each row needs more positions.
+      memory: leaves [B, ...].
+      rows: leaves [B, ...].
+      smallest: never go on with fewer rows than this; B or more for one loop.
+      position: of the first step.
+    """
+    batch = jax.tree.leaves(rows)[0].shape[0]
+    half = batch // 2 if batch // 2 >= smallest else 0
+
+    def enough(state: tuple[Array, Any]) -> Bool[Array, ""]:
+        return is_open(state[1]).sum() > half
+
+    def on(state: tuple[Array, Any]) -> tuple[Array, Any]:
+        return state[0] + 1, advance(memory, *state)
+
+    position, rows = jax.lax.while_loop(enough, on, (jnp.int32(position), rows))
+    if not half:
+        return rows
+    _, kept = jax.lax.top_k(is_open(rows).astype(jnp.int32), half)  # all open ones, and some that are done
+    taken_memory, taken = jax.tree.map(lambda leaf: leaf[kept], (memory, rows))
+    done = search_rows(advance, is_open, taken_memory, taken, smallest, position)
+    return jax.tree.map(lambda leaf, part: leaf.at[kept].set(part), rows, done)
 
 
 def select(carry: Carry, place: Int[Array, "B K"]) -> Carry:

@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ class TinyRNN:
         self.bias[EOS] = end_bias
         self.start = draw((16, size))  # a state for each of 16 sentences
 
-    def step(self, carry, tokens):
+    def step(self, _, carry, tokens):
         state, fixed = carry
         state = jnp.tanh(state @ jnp.float32(self.recurrent) + jnp.float32(self.embedding)[tokens] + fixed)
         return (state, fixed), state @ jnp.float32(self.output) + jnp.float32(self.bias)
@@ -53,7 +54,7 @@ OPTIONS = dict(beam_size=5, max_length=12, length_penalty=0.7)
 
 def search(model, sentences, limits, **options):
     """The sequences found, each without its padding, and everything else as numpy."""
-    found = compiled_beam_search(model.step, model.carry(sentences), max_lengths=jnp.asarray(limits), **options)
+    found = compiled_beam_search(model.step, (), model.carry(sentences), max_lengths=jnp.asarray(limits), **options)
     tokens, scores, log_probs, lengths = map(np.asarray, found)
     sequences = [
         [tuple(row[:length].tolist()) for row, length in zip(rows, counts, strict=True)]
@@ -117,8 +118,8 @@ def test_search_follows_its_definition(beam_size, alpha, vocab_size):
 def test_beam_of_one_is_greedy():
     model, limits = TinyRNN(vocab_size=70, end_bias=2.0), jnp.arange(1, 17)
     options = dict(max_lengths=limits, max_length=16, length_penalty=0.9)
-    beam = beam_search(model.step, model.carry(range(16)), beam_size=1, **options)
-    greedy = greedy_search(model.step, model.carry(range(16)), **options)
+    beam = beam_search(model.step, (), model.carry(range(16)), beam_size=1, **options)
+    greedy = greedy_search(model.step, (), model.carry(range(16)), **options)
     np.testing.assert_array_equal(beam.tokens, greedy.tokens)
     np.testing.assert_array_equal(beam.lengths, greedy.lengths)
     np.testing.assert_allclose(beam.log_probs, greedy.log_probs, rtol=1e-5)
@@ -168,19 +169,43 @@ def test_loop_ends_when_the_results_are_settled(num_best, steps):
     """The probabilities .9 of EOS and .05 of two others make it known when nothing better can come."""
     calls = []
 
-    def step(carry, tokens):
+    def step(_, carry, tokens):
         jax.debug.callback(lambda: calls.append(1))
         return carry, jnp.broadcast_to(jnp.log(jnp.array([0.0, 0.0, 0.9, 0.05, 0.05])), (*tokens.shape, 5))
 
     options = dict(beam_size=4, max_lengths=jnp.full((2,), 50), max_length=50, length_penalty=0.0)
-    beam_search(step, jnp.zeros((2, 1)), **options, num_best=num_best)
+    beam_search(step, (), jnp.zeros((2, 1)), **options, num_best=num_best)
     jax.effects_barrier()
     assert len(calls) == steps
 
 
+@pytest.mark.parametrize("find", [partial(beam_search, beam_size=4), greedy_search], ids=["beam", "greedy"])
+def test_taking_ended_sentences_out_changes_nothing_but_the_rows(find):
+    """Each of 16 sentences keeps its own memory, limit and place, whoever goes on beside it."""
+    limits, rows = jnp.array([9, 2, 12, 5, 12, 1, 3, 3, 4, 6, 11, 2, 1, 7, 8, 10]), []
+
+    def step(memory, state, tokens):
+        jax.debug.callback(rows.append, len(tokens))
+        (state, _), logits = MODEL.step(None, (state, memory[:, None]), tokens)
+        return state, logits
+
+    state, memory = MODEL.carry(range(16))
+    options = dict(max_lengths=limits, max_length=12, length_penalty=0.7)
+    together = find(step, memory[:, 0], state, **options, smallest=16)
+    jax.effects_barrier()
+    assert {*map(int, rows)} == {16}
+    rows.clear()
+    apart = find(step, memory[:, 0], state, **options, smallest=2)
+    jax.effects_barrier()
+    assert {*map(int, rows)} == {16, 8, 4, 2}
+    for one, other in zip(together, apart, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
 def test_a_model_that_has_broken_down_still_ends():
     found = beam_search(
-        lambda carry, tokens: (carry, jnp.full((*tokens.shape, 8), jnp.nan)),
+        lambda _, carry, tokens: (carry, jnp.full((*tokens.shape, 8), jnp.nan)),
+        (),
         jnp.zeros((2, 1)),
         beam_size=3,
         max_lengths=jnp.array([4, 5]),

@@ -10,7 +10,7 @@ BOS, EOS = 1, 2
 def table_model(table: np.ndarray):
     """Logits that depend on the sentence and the last token: `table` is [B, V, V]; the carry is the sentence."""
 
-    def step(carry, tokens):
+    def step(_, carry, tokens):
         return carry, jnp.asarray(table)[carry, tokens]
 
     return step, jnp.arange(len(table))[:, None]
@@ -25,7 +25,7 @@ def random_table(batch: int, vocab_size: int, seed: int = 0) -> np.ndarray:
 def test_greedy_writes_the_likeliest_token_each_time():
     table, limits = random_table(12, 90), np.arange(12) + 1
     step, carry = table_model(table)
-    found = jax.jit(lambda carry, limits: greedy_search(step, carry, max_lengths=limits, max_length=12))(carry, limits)
+    found = jax.jit(lambda carry, limits: greedy_search(step, (), carry, max_lengths=limits, max_length=12))(carry, limits)
     for sentence, limit in enumerate(limits):
         expected, last, log_prob = [], BOS, 0.0
         while last != EOS:
@@ -41,7 +41,7 @@ def test_greedy_writes_the_likeliest_token_each_time():
 def test_length_penalty_changes_scores_only():
     step, carry = table_model(random_table(5, 9))
     options = dict(max_lengths=jnp.full((5,), 7), max_length=7)
-    plain, normalised = (greedy_search(step, carry, **options, length_penalty=alpha) for alpha in (0.0, 0.8))
+    plain, normalised = (greedy_search(step, (), carry, **options, length_penalty=alpha) for alpha in (0.0, 0.8))
     np.testing.assert_array_equal(plain.tokens, normalised.tokens)
     np.testing.assert_array_equal(plain.scores, plain.log_probs)
     np.testing.assert_allclose(normalised.scores, plain.log_probs / ((5 + plain.lengths) / 6) ** 0.8, rtol=1e-6)
@@ -54,19 +54,19 @@ def test_loop_ends_with_the_last_sentence():
     step, carry = table_model(table)
     calls = []
 
-    def counted(carry, tokens):
+    def counted(_, carry, tokens):
         jax.debug.callback(lambda: calls.append(1))
-        return step(carry, tokens)
+        return step((), carry, tokens)
 
-    found = greedy_search(counted, carry, max_lengths=jnp.full((3,), 1_000), max_length=1_000)
+    found = greedy_search(counted, (), carry, max_lengths=jnp.full((3,), 1_000), max_length=1_000)
     jax.effects_barrier()
     assert found.lengths[:, 0].tolist() == [1, 2, 3]
     assert len(calls) == 3
 
 
 def test_a_model_that_has_broken_down_still_ends():
-    def step(carry, tokens):
+    def step(_, carry, tokens):
         return carry, jnp.full((*tokens.shape, 8), jnp.nan)
 
-    found = greedy_search(step, jnp.zeros((2, 1)), max_lengths=jnp.array([4, 5]), max_length=5)
+    found = greedy_search(step, (), jnp.zeros((2, 1)), max_lengths=jnp.array([4, 5]), max_length=5)
     assert (found.lengths[:, 0] <= jnp.array([4, 5])).all()
