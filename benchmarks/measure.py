@@ -8,7 +8,9 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,6 +89,25 @@ def _timed(step: Step) -> float:
     return time.perf_counter() - start
 
 
+def failure(make: Callable[..., tuple[Callable[[], float], Step]], arguments: tuple) -> str | None:
+    """Why a peer cannot check itself and take a step, tried in a process of its own; None if it can."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_failure, make, arguments).result()
+        except BrokenProcessPool:
+            return "its process died"
+
+
+def _failure(make: Callable, arguments: tuple) -> str | None:
+    try:
+        check, step = make(*arguments)
+        check()
+        step()
+    except Exception as error:  # whatever it is, the other peers can be measured
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return None
+
+
 def busy_cores(seconds: float = 1.0) -> float:
     """Cores that other processes keep busy while this one sleeps."""
     before = _ticks()
@@ -110,6 +131,15 @@ def machine() -> dict[str, Any]:
         **{name: _version(name) for name in ("jax", "jaxlib", "flax", "torch")},
         "busy_cores": round(busy_cores(), 2),
     }
+
+
+def print_machine() -> dict[str, Any]:
+    """Prints and returns what `machine` says, and a warning where it is not idle."""
+    about = machine()
+    print(about)
+    if about["busy_cores"] > 0.1:
+        print("This machine is not idle: compare ratios only.")
+    return about
 
 
 def _cpuinfo() -> list[str]:
@@ -151,7 +181,9 @@ def _shown(value: Any) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def write_json(path: Path, rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:
-    """Writes the rows, and the machine they were measured on."""
+def write_json(
+    path: Path, rows: Sequence[dict[str, Any]] | Mapping[str, Sequence[dict[str, Any]]], about: dict[str, Any]
+) -> None:
+    """Writes the rows, of one table or of several by name, and the machine they were measured on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n")

@@ -1,11 +1,18 @@
 """What the peers are given: sizes, weights, a batch; and what a step costs."""
 
-from dataclasses import dataclass
-from typing import Any
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
+from seq2seq_jax.arguments import parse, split, value_of
 from seq2seq_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from seq2seq_jax.config_file import load_config
+from seq2seq_jax.errors import UserError
+
+Arguments = TypeVar("Arguments")
 
 DROPOUT = 0.2
 LEARNING_RATE = 1e-3
@@ -93,3 +100,13 @@ def train_flops(task: Task) -> float:
     attention = hidden * hidden + 2 * length * hidden  # keys once a source position; scores and context
     rest = 2 * hidden * hidden + hidden * task.model.vocab_size
     return 3 * 2 * task.batch_size * length * (layers + attention + rest)
+
+
+def parse_experiment(cls: type[Arguments], prog: str) -> Arguments:
+    """Returns the command line as `cls`: its `config` names a file, its `settings` are that file's, overridden."""
+    try:
+        given, default = split(sys.argv[1:]), cls()
+        path = Path(value_of(given, "config") or default.config)
+        return parse(cls, given, default=replace(default, config=path, settings=load_config(path)), prog=prog)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -3,6 +3,9 @@
     python -m benchmarks.train_step --models L512 L512-IF --batch-sizes 64
 
 Every sentence has `--length` tokens on both sides, so that no peer gains or loses by padding. float32 on a CPU.
+
+"PyTorch compiled", the tuned one through torch.compile, takes part where `--peers` names it: it is compiled three
+times, TODO minutes with input feeding, and needs a C++ compiler. Where it cannot run, a line says why.
 """
 
 import argparse
@@ -15,27 +18,26 @@ from benchmarks import measure, nnx_rnn, ours, torch_models
 from benchmarks.measure import Timing
 from benchmarks.task import MODELS, Task, train_flops
 
+COMPILED = "PyTorch compiled"
 PEERS = {
     "seq2seq_jax": ours.make,
     "PyTorch tuned": torch_models.make_tuned,
     "PyTorch ordinary": torch_models.make_ordinary,
+    COMPILED: torch_models.make_compiled,
     "nnx.RNN": nnx_rnn.make,
 }
 
 
 def main() -> None:
     arguments = _parse()
-    about = measure.machine()
-    print(about)
-    if about["busy_cores"] > 0.1:
-        print("This machine is not idle: compare ratios only.")
+    about = measure.print_machine()
     peak = measure.matrix_peak()
     print(f"Matrix peak {peak / 1e9:.0f} GFLOP/s")
     rows: list[dict[str, Any]] = []
     for name in arguments.models:
         for batch_size in arguments.batch_sizes:
             task = Task(MODELS[name], batch_size, arguments.length)
-            names = [peer for peer in arguments.peers if peer != "nnx.RNN" or not task.config.input_feeding]
+            names = _able(arguments.peers, name, task)
             timings = measure.in_turns(
                 {peer: (PEERS[peer], (task,)) for peer in names},
                 warmup=arguments.warmup,
@@ -53,12 +55,21 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["L512", "L512-IF"])
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[64])
     parser.add_argument("--length", type=int, default=25, help="tokens a sentence, source and target")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=[peer for peer in PEERS if peer != COMPILED])
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="timed steps a turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each peer")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/train_step.json"))
     return parser.parse_args()
+
+
+def _able(peers: list[str], name: str, task: Task) -> list[str]:
+    """Those of the peers that can run this model: nnx.RNN has no input feeding, torch.compile has its own limits."""
+    names = [peer for peer in peers if peer != "nnx.RNN" or not task.config.input_feeding]
+    if COMPILED in names and (reason := measure.failure(PEERS[COMPILED], (task,))):
+        print(f"{COMPILED} cannot run {name}: {reason}")
+        names.remove(COMPILED)
+    return names
 
 
 def _same_losses(timings: dict[str, Timing]) -> None:

@@ -1,4 +1,4 @@
-"""The commands: train, evaluate, translate, score. The only place that prints errors and ends the process.
+"""The commands: train, plan, evaluate, translate, score. The only place that prints errors and ends the process.
 
 Exit codes: 0 done; 2 a mistake the user can mend, told in one message; 130
 interrupted; 141 the reader of our output went away; 143 asked to stop by
@@ -44,6 +44,11 @@ class TrainArguments:
     workdir: Path | None = None
     """Run directory; by default runs/ and the config's name."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+@dataclass(frozen=True)
+class PlanArguments(TrainArguments):
+    """Says what training would cost: parameters, memory, operations, time. Takes train's options; trains nothing."""
 
 
 @dataclass(frozen=True)
@@ -164,20 +169,37 @@ def _program() -> str:
 
 
 def _train(given: Sequence[Given], repository: Path | None) -> int:
-    path = _config_path(value_of(given, "config"), repository)
-    default = TrainArguments(path, settings=load_config(path) if path else Config())
-    program = _program()
-    program = f"python {program}" if program.endswith(".py") else f"{program} train"
-    arguments = parse(TrainArguments, given, default=default, prog=program)
-    if path is None:
-        raise UserError(f"There is no {DEFAULT_CONFIG} here; name a file with --config FILE.")
+    settings, workdir = _experiment("train", TrainArguments, given, repository)
     _keep_compiled()
     from seq2seq_jax.training.loop import train
 
+    return EXIT_CODES.get(train(settings, workdir).status, 0)
+
+
+def _plan(given: Sequence[Given], repository: Path | None) -> int:
+    settings, _ = _experiment("plan", PlanArguments, given, repository)
+    _keep_compiled()
+    from seq2seq_jax.training.planning import plan
+
+    plan(settings, lambda line: print(line, flush=True))
+    return 0
+
+
+def _experiment(
+    command: str, cls: type[TrainArguments], given: Sequence[Given], repository: Path | None
+) -> tuple[Config, Path]:
+    """The settings of the config file with the command line's in their place, and the run directory."""
+    path = _config_path(value_of(given, "config"), repository)
+    default = cls(path, settings=load_config(path) if path else Config())
+    program = _program()
+    program = f"python {program}" if program.endswith(".py") else f"{program} {command}"
+    arguments = parse(cls, given, default=default, prog=program)
+    if path is None:
+        raise UserError(f"There is no {DEFAULT_CONFIG} here; name a file with --config FILE.")
     settings, workdir = arguments.settings, arguments.workdir or Path("runs") / path.stem
     if settings.published == default.settings.published and _is_another_task(settings.data, default.settings.data):
         settings = replace(settings, published=None)  # nobody published anything about it
-    return EXIT_CODES.get(train(settings, workdir).status, 0)
+    return settings, workdir
 
 
 def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
@@ -245,6 +267,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command(TrainArguments, _train),
+    "plan": Command(PlanArguments, _plan),
     "evaluate": Command(EvaluateArguments, _evaluate),
     "translate": Command(TranslateArguments, _translate),
     "score": Command(ScoreArguments, _score),

@@ -190,7 +190,9 @@ def _fast_backward(step: Step, specs: Specs, residuals: Any, cotangents: Any):
 def _over_steps(left: str, result: str, right: str, lefts: Array, d_results: Array) -> Array:
     """The one product over all steps and rows: [t,b,i], [t,b,o] -> [i,o]."""
     if left[0] == "z":  # one for each direction
-        parts = [_over_steps(left[1:], result[1:], right[1:], lefts[:, z], d_results[:, z]) for z in range(lefts.shape[1])]
+        parts = [
+            _over_steps(left[1:], result[1:], right[1:], lefts[:, z], d_results[:, z]) for z in range(lefts.shape[1])
+        ]
         return jnp.stack(parts)
     if left[0] == result[0] and left[0] not in right:  # steps and rows as one axis, see `matmul`
         lefts, d_results = (x.reshape(-1, *x.shape[2:]) for x in (lefts, d_results))

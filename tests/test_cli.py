@@ -231,6 +231,20 @@ def test_the_help_of_train_shows_the_defaults_of_the_config_file(call, trained, 
     assert "1234" in out
 
 
+# plan
+
+
+def test_plan_takes_the_options_of_train_and_prints_what_it_is_told(call, stub, trained, tmp_path):
+    planned = []
+    stub("training.planning", plan=lambda config, say: planned.append(config) or say("Speed  fast"))
+    path = write_config(tmp_path / "small.py", train="TrainConfig(seed=7)")
+    options = ["--config", path, "--model.hidden-size", "8", "--workdir", "here"]
+    assert call("plan", *options) == (0, "Speed  fast\n", "")
+    assert planned == [Config(model=ModelConfig(hidden_size=8), train=TrainConfig(seed=7))]
+    assert call("train", *options).code == 0
+    assert planned == [config for config, _ in trained]
+
+
 # mistakes
 
 MINE = ["--workdir", "runs/mine"]
@@ -240,7 +254,7 @@ MINE = ["--workdir", "runs/mine"]
     ("arguments", "message"),
     [
         (["trian"], "Unknown command trian. Did you mean train?"),
-        (["qqq"], "Unknown command qqq. There are train, evaluate, translate, score."),
+        (["qqq"], "Unknown command qqq. There are train, plan, evaluate, translate, score."),
         (["train", "--model.hiden-size", "5"], "Unknown option --model.hiden-size. Did you mean --model.hidden-size?"),
         (["train", "--model.hiden_size=5"], "Unknown option --model.hiden_size. Did you mean --model.hidden_size?"),
         (["train", "--modle.cell", "lstm"], "Unknown option --modle.cell. Did you mean --model.cell?"),
@@ -255,6 +269,7 @@ MINE = ["--workdir", "runs/mine"]
         (["train", "--model.bidirectional", "maybe"], "--model.bidirectional takes True or False, got maybe."),
         (["train", "--data.batch-size", "x"], "--data.batch-size takes a whole number or None, got x."),
         (["train", "--data.train-files", "a"], "--data.train-files takes 2 values or None, got a."),
+        (["plan", "--model.hiden-size", "5"], "Unknown option --model.hiden-size. Did you mean --model.hidden-size?"),
         (["train", "--train.seed", "-1"], "train.seed must be at least 0, got -1."),
         (["train", "configs/mine.py"], "Unexpected argument configs/mine.py; options are given as --name value. Did"),
         (["train", "--config", "configs/defualt.py"], "no config file configs/defualt.py. Did you mean configs/d"),

@@ -26,7 +26,18 @@ FLOORS = (
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 # These answer before JAX could be imported, or do without it altogether.
-WITHOUT_JAX = ("cli", "config", "config_file", "arguments", "run_directory", "text_files", "metrics", "cache", "data", "allocator")
+WITHOUT_JAX = (
+    "cli",
+    "config",
+    "config_file",
+    "arguments",
+    "run_directory",
+    "text_files",
+    "metrics",
+    "cache",
+    "data",
+    "allocator",
+)
 
 
 def modules() -> dict[str, Path]:

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluation import evaluate_split, teacher_forced
 from seq2seq_jax.metrics import check_moses, score_hypotheses
 from seq2seq_jax.training import report
+from seq2seq_jax.training.memory import check_fits
 from seq2seq_jax.training.optimizer import make_schedule
 from seq2seq_jax.training.setup import Material, compile_steps, prepare
 from seq2seq_jax.training.sharding import by_rows, make_mesh, replicated
@@ -77,17 +78,19 @@ def train(config: Config, workdir: Path) -> TrainResult:
     sizes = vocab_sizes(material.vocabularies)
     abstract = abstract_state(config, sizes, mesh)
     check_disk_space(workdir, abstract._asdict())
-    run_directory.claim(workdir, config)  # only now: a mistake found before leaves nothing that needs removing
-    checkpoints = Checkpoints(workdir)
     with Writer(workdir, config.train.num_steps) as writer, _signals_noted() as signals:
         for line in report.describe(config, material, abstract.params, mesh):
             writer.line(line)
+        compiled = compile_steps(config, material, mesh, abstract, writer.line, stop=lambda: bool(signals))
+        check_fits(config, material, mesh, abstract, compiled)
+        run_directory.claim(workdir, config)  # only now: a mistake found before leaves nothing that needs removing
+        checkpoints = Checkpoints(workdir)
         restored = _restore(checkpoints, abstract, writer)
         state, progress = restored or (initial_state(config, sizes, mesh), Progress())
         writer.keep_rows(progress.rows)
-        steps = compile_steps(config, material, mesh, abstract, writer.line, stop=lambda: bool(signals))
         run = _Run(config, material, mesh, writer, checkpoints, progress, signals)
-        state, status = run.steps(state, steps)
+        updates = {(step.shape.source, step.shape.target): step.update for step in compiled}
+        state, status = run.steps(state, updates)
         checkpoints.close()
         step = int(state.step)
         if status in ASKED_BY.values():
@@ -135,7 +138,7 @@ class _Run:
         self._greedy: Translator | None = None
         self._clock = time.perf_counter()
 
-    def steps(self, state: TrainState, updates: dict[tuple[int, int], TrainStep]) -> tuple[TrainState, Status]:
+    def steps(self, state: TrainState, updates: Mapping[tuple[int, int], TrainStep]) -> tuple[TrainState, Status]:
         """Runs all steps that are left: evaluate, save, stop or step, log, in this order."""
         train, step, sharding = self._config.train, int(state.step), by_rows(self._mesh)
         batches = training_batches(self._material.train, self._material.plan, step, train.num_steps)

@@ -1,6 +1,6 @@
 """The lines a run prints about itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from seq2seq_jax.config import Config, DecodeConfig
+from seq2seq_jax.training.costs import Costs, Memory, ShapeCosts, Size, figures, megabytes
 from seq2seq_jax.training.setup import Material
 
 SAMPLE_CHARACTERS = 140
@@ -44,6 +45,45 @@ def describe(config: Config, material: Material, params: Any, mesh: Mesh) -> Ite
     yield f"Model       {model.cell} {model.hidden_size}, {model.attention} attention: {count:,} parameters"
     device = mesh.devices.flat[0]
     yield f"Devices     {mesh.size} {device.platform} ({device.device_kind}), {model.compute_dtype}, fast recurrence"
+
+
+def parameters(parts: Mapping[str, Size], state: Size) -> Iterator[str]:
+    """Parameters by part of the model, and with all that the optimizer keeps beside them: a table."""
+    yield f"{'Parameters':<20}{'number':>12}{'MB':>9}"
+    for name, part in (*parts.items(), ("training state", state)):
+        yield f"    {name:<16}{part.count:>12,}{megabytes(part.bytes):>9}"
+
+
+def costs(costs: Costs) -> Iterator[str]:
+    """Batch shapes with what a step costs, a table, and what that makes for the run."""
+    yield (
+        f"{'Batch shape':<16}{'batches':>8}{'share':>8}{'padding':>9}{'GFLOP':>8}{'product MB':>12}{'memory MB':>11}"
+        f"{'ms a step':>11}{'compile s':>11}"
+    )
+    for row in costs.shapes:
+        name = f"{row.shape.batch}x{row.shape.source}x{row.shape.target}"
+        yield _cost_row(name, row, row.num_batches / costs.num_batches, row.memory, row.compile_seconds)
+    memory = max((row.memory for row in costs.shapes if row.memory), key=lambda need: need.total, default=None)
+    yield _cost_row("epoch", costs, 1.0, memory, sum(row.compile_seconds for row in costs.shapes))
+    yield "    GFLOP and MB: operations of a step's matrix products, and their operands and results, all devices"
+    if memory:
+        room = "" if costs.available is None else f" of {megabytes(costs.available)} MB available"
+        yield f"Memory      {megabytes(memory.total)} MB{room} on each device, at the peak of the largest step"
+    rates = costs.target_tokens_per_second, costs.products.flops / costs.step_seconds / 1e9
+    yield f"Speed       {rates[0]:,.0f} target tokens/s, padding not counted; {figures(rates[1])} GFLOP/s in products"
+    seconds = _duration(costs.num_steps * costs.step_seconds)
+    epochs = costs.num_steps / costs.num_batches
+    yield f"Time        {seconds} for {costs.num_steps:,} steps ({epochs:,.1f} epochs), evaluation not counted"
+
+
+def _cost_row(name: str, row: ShapeCosts | Costs, share: float, memory: Memory | None, compile_seconds: float) -> str:
+    """One row of the table of `costs`."""
+    return (
+        f"    {name:<12}{row.num_batches:>8,}{share:>8.1%}{row.padded_share:>9.1%}"
+        f"{figures(row.products.flops / 1e9):>8}{megabytes(row.products.bytes):>12}"
+        f"{megabytes(memory.total) if memory else '?':>11}"
+        f"{figures(1e3 * row.step_seconds):>11}{compile_seconds:>11.1f}"
+    )
 
 
 def validation(
@@ -94,4 +134,6 @@ def _shortened(text: str) -> str:
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60:,} h {minutes % 60} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
+from jax.stages import Compiled
+from jax.stages import Wrapped as JitWrapped
 
 from seq2seq_jax import run_directory
 from seq2seq_jax.cache import cache_dir, write_whole
@@ -20,7 +23,7 @@ from seq2seq_jax.data.progress import progress_bar
 from seq2seq_jax.data.vocabulary import Vocabularies, build_vocabularies, load_vocabularies, save_vocabularies
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.training.sharding import by_rows
-from seq2seq_jax.training.step import TrainState, TrainStep, jit_train_step
+from seq2seq_jax.training.step import TrainState, jit_train_step
 from seq2seq_jax.translator import vocab_sizes
 
 
@@ -42,7 +45,12 @@ def prepare(config: Config, workdir: Path, num_devices: int) -> Material:
         encode_split(corpus.split(name), vocabularies, cache_dir(), f"{corpus.fingerprint}/{name}")
         for name in ("train", "validation")
     )
-    plan = BatchPlan(
+    return Material(corpus, vocabularies, train, validation, plan_batches(config, train, num_devices))
+
+
+def plan_batches(config: Config, train: EncodedSplit, num_devices: int) -> BatchPlan:
+    """Which pairs make up which batch."""
+    return BatchPlan(
         train.source_lengths,
         train.target_lengths,
         max_length=config.data.max_length,
@@ -52,7 +60,6 @@ def prepare(config: Config, workdir: Path, num_devices: int) -> Material:
         batch_multiple=num_devices * config.train.accumulate_steps,
         seed=config.train.seed,
     )
-    return Material(corpus, vocabularies, train, validation, plan)
 
 
 def _vocabularies(config: Config, workdir: Path, corpus: Corpus) -> Vocabularies:
@@ -71,6 +78,28 @@ def _vocabularies(config: Config, workdir: Path, corpus: Corpus) -> Vocabularies
     return vocabularies
 
 
+class CompiledStep(NamedTuple):
+    """The train step for the batches of one shape."""
+
+    shape: BatchShape
+    update: Compiled
+    """A `TrainStep`."""
+    jaxpr: ClosedJaxpr
+    """What it was compiled from."""
+    seconds: float
+    """That its compilation took, beside others; little where a cache had it."""
+
+
+def compile_step(step: JitWrapped, abstract: TrainState, shape: BatchShape, mesh: Mesh) -> CompiledStep:
+    """Compiles the train step for the batches of one shape, none of which is needed for it."""
+    start, sharding = time.perf_counter(), by_rows(mesh)
+    lengths = shape.source, shape.target
+    batch = (jax.ShapeDtypeStruct((shape.batch, length), np.int32, sharding=sharding) for length in lengths)
+    traced = step.trace(abstract, *batch)
+    update = traced.lower().compile()
+    return CompiledStep(shape, update, traced.jaxpr, time.perf_counter() - start)
+
+
 def compile_steps(
     config: Config,
     material: Material,
@@ -78,30 +107,24 @@ def compile_steps(
     abstract: TrainState,
     say: Callable[[str], None],
     stop: Callable[[], bool],
-) -> dict[tuple[int, int], TrainStep]:
+) -> list[CompiledStep]:
     """The train step compiled for every shape of the plan, side by side: nothing compiles after step 1.
 
     Returns fewer of them where `stop` says so in between.
     """
     start = time.perf_counter()
-    step, sharding = jit_train_step(config, vocab_sizes(material.vocabularies), mesh), by_rows(mesh)
-
-    def compile_one(shape: BatchShape) -> TrainStep:
-        batch = (
-            jax.ShapeDtypeStruct((shape.batch, length), np.int32, sharding=sharding)
-            for length in (shape.source, shape.target)
-        )
-        return step.lower(abstract, *batch).compile()
-
-    shapes = material.plan.shapes
-    compiled: dict[tuple[int, int], TrainStep] = {}
+    step, shapes = jit_train_step(config, vocab_sizes(material.vocabularies), mesh), material.plan.shapes
+    compiled: list[CompiledStep] = []
     with ThreadPoolExecutor() as pool, progress_bar() as progress:
-        for shape, future in [(shape, pool.submit(compile_one, shape)) for shape in shapes]:
-            if stop():
-                pool.shutdown(wait=False, cancel_futures=True)
-                break
-            compiled[shape.source, shape.target] = future.result()
-            progress("compiling", len(compiled), len(shapes))
+        futures = [pool.submit(compile_step, step, abstract, shape, mesh) for shape in shapes]
+        try:
+            for future in futures:
+                if stop():
+                    break
+                compiled.append(future.result())
+                progress("compiling", len(compiled), len(shapes))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
     plural = "shape" if len(compiled) == 1 else "shapes"
     say(f"Compiled {len(compiled)} batch {plural} in {time.perf_counter() - start:.1f} s.")
     return compiled

@@ -25,7 +25,9 @@ def random_table(batch: int, vocab_size: int, seed: int = 0) -> np.ndarray:
 def test_greedy_writes_the_likeliest_token_each_time():
     table, limits = random_table(12, 90), np.arange(12) + 1
     step, carry = table_model(table)
-    found = jax.jit(lambda carry, limits: greedy_search(step, (), carry, max_lengths=limits, max_length=12))(carry, limits)
+    found = jax.jit(lambda carry, limits: greedy_search(step, (), carry, max_lengths=limits, max_length=12))(
+        carry, limits
+    )
     for sentence, limit in enumerate(limits):
         expected, last, log_prob = [], BOS, 0.0
         while last != EOS:

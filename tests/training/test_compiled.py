@@ -1,7 +1,6 @@
 """The compiled train step: what is in its loops, and how much memory it takes. Read off the program, not off a clock."""
 
 import re
-from dataclasses import replace
 
 import jax
 import numpy as np

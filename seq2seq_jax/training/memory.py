@@ -1,0 +1,182 @@
+"""Whether a run fits: what its steps need, what there is, and which batch would fit if this one does not."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from seq2seq_jax.config import Config
+from seq2seq_jax.data.batching import BatchShape
+from seq2seq_jax.data.progress import Progress, progress_bar
+from seq2seq_jax.errors import UserError
+from seq2seq_jax.training.costs import Memory, megabytes, memory
+from seq2seq_jax.training.setup import CompiledStep, Material, compile_step, plan_batches
+from seq2seq_jax.training.step import TrainState, jit_train_step
+from seq2seq_jax.translator import vocab_sizes
+
+_MAX_TRIES = 8  # batch sizes looked at, each of which may take a compilation
+
+
+def check_fits(
+    config: Config, material: Material, mesh: Mesh, abstract: TrainState, compiled: Sequence[CompiledStep]
+) -> None:
+    """Refuses a run whose dearest step needs more memory than a device has; to be asked before there is a state.
+
+    Nothing is refused where the compiler or the device does not tell its numbers,
+    or where compilation was broken off.
+
+    Raises:
+      UserError: what is needed, what there is, and the largest batch that fits.
+    """
+    available = available_bytes(mesh.devices.flat)
+    needs = {step.shape: need for step in compiled if (need := memory(step.update))}
+    if available is None or len(needs) < len(material.plan.shapes):
+        return
+    worst = max(needs, key=lambda shape: needs[shape].total)
+    if needs[worst].total <= available:
+        return
+    with progress_bar() as progress:
+        trial = _Trial(config, material, mesh, abstract, needs, progress)
+        fit = largest_that_fits(trial.need, available, trial.units, needs[worst].total)
+    each = "" if mesh.size == 1 else " on each device"
+    raise UserError(
+        f"A training step of {worst.batch} sentences, {worst.source} source and {worst.target} target positions needs"
+        f" {megabytes(needs[worst].total)} MB{each}, and {megabytes(available)} MB are available. {trial.advice(fit)}"
+    )
+
+
+class Fit(NamedTuple):
+    """A number of units that fits, what it needs, and a larger one that does not fit."""
+
+    units: int
+    need: int
+    too_many: int
+
+
+def largest_that_fits(need: Callable[[int], int], available: int, units: int, need_of_units: int) -> Fit | None:
+    """Looks for the largest number whose need is available, between 1 and `units`, whose need is not.
+
+    Needs are taken for rising and nearly a straight line, so that few are asked
+    for: two where they are one.
+
+    Returns:
+      The largest number if it was found within the tries (then `too_many` is the
+      next one), else one that fits; None if not even 1 fits.
+    """
+    if units == 1 or (least := need(1)) > available:
+        return None
+    fit, excess = Fit(1, least, units), need_of_units
+    for _ in range(_MAX_TRIES - 1):
+        if fit.too_many == fit.units + 1:
+            break
+        reach = (available - fit.need) * (fit.too_many - fit.units) // (excess - fit.need)
+        guess = min(max(fit.units + reach, fit.units + 1), fit.too_many - 1)
+        found = need(guess)
+        if found <= available:
+            fit = Fit(guess, found, fit.too_many)
+        else:
+            fit, excess = fit._replace(too_many=guess), found
+    return fit
+
+
+class _Trial:
+    """Smaller batches than the configured ones, counted in the smallest units that devices can share evenly."""
+
+    def __init__(
+        self,
+        config: Config,
+        material: Material,
+        mesh: Mesh,
+        abstract: TrainState,
+        needs: dict[BatchShape, Memory],
+        progress: Progress,
+    ) -> None:
+        self._config, self._material, self._mesh = config, material, mesh
+        self._needs, self._progress = needs, progress
+        step = jit_train_step(config, vocab_sizes(material.vocabularies), mesh)
+        self._compile = functools.cache(lambda shape: memory(compile_step(step, abstract, shape, mesh).update))
+        self.field = "batch_size" if config.data.batch_size is not None else "batch_tokens"
+        self._given: int = getattr(config.data, self.field)
+        self._unit = mesh.size * config.train.accumulate_steps
+        if self.field == "batch_tokens":
+            self._unit *= material.plan.shapes[-1].target
+        self.units = -(-self._given // self._unit)
+
+    def need(self, units: int) -> int:
+        """Bytes that a step on the dearest shape of a plan of such batches needs, from its compilation."""
+        data = replace(self._config.data, **{self.field: units * self._unit})
+        plan = plan_batches(replace(self._config, data=data), self._material.train, self._mesh.size)
+        self._progress("compiling smaller batches", self._compile.cache_info().misses, None)
+        found = self._compile(max(plan.shapes, key=self._temporary))
+        assert found is not None
+        return found.total
+
+    def advice(self, fit: Fit | None) -> str:
+        """What to do."""
+        train, data = self._config.train, f"data.{self.field}"
+        others = f"train.accumulate_steps (now {train.accumulate_steps}) cuts a batch into parts, one after another"
+        others += f"; train.rematerialize_every (now {train.rematerialize_every}) keeps less of long sequences."
+        if fit is None:
+            return f"No {data} fits: choose a smaller model or data.max_length. Or: {others}"
+        too_many = min(fit.too_many * self._unit, self._given)
+        fits = f"{data} {fit.units * self._unit} fits ({megabytes(fit.need)} MB), {too_many} does not."
+        return f"{fits} Or keep it: {others}"
+
+    def _temporary(self, shape: BatchShape) -> float:
+        """Temporary bytes of a shape, by those of a row of the compiled shapes that hold it."""
+        return shape.batch * min(
+            need.temporary / known.batch for known, need in self._needs.items() if known.holds(shape)
+        )
+
+
+def available_bytes(devices: Iterable[jax.Device]) -> int | None:
+    """Returns the bytes that a program may use on each of `devices`, or None where nobody says.
+
+    Devices with memory of their own have a limit. CPU devices share what the
+    machine has left, and the control group of the process.
+    """
+    devices = list(devices)
+    if devices[0].platform == "cpu":
+        room = [*_machine_room(Path("/")), *_group_room(Path("/"))]
+        return max(min(room), 0) // len(devices) if room else None
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
+    return min(limits) or None
+
+
+def _machine_room(root: Path) -> Iterator[int]:
+    """Yields the bytes that Linux could give to a program without swapping."""
+    for line in _lines(root / "proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) * 1024
+
+
+_GROUP_FILES = {  # cgroup v2 and v1: limit, usage, and the line of memory.stat with what is cached and can go
+    "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+def _group_room(root: Path) -> Iterator[int]:
+    """Yields the bytes left within the limits of the process's control group and of those above it."""
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        for controller in {*controllers.split(",")} & {*_GROUP_FILES}:
+            folder, limit, usage, cached = _GROUP_FILES[controller]
+            parts = Path(path).parts[1:]
+            for depth in range(len(parts) + 1):
+                group = root / folder / Path(*parts[:depth])
+                numbers = [int(text) for name in (limit, usage) for text in _lines(group / name) if text.isdigit()]
+                stat = dict(text.split() for text in _lines(group / "memory.stat"))
+                if len(numbers) == 2:
+                    yield numbers[0] - numbers[1] + int(stat.get(cached, 0))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,115 @@
+"""What a run will cost, before it costs it: `plan`."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+from seq2seq_jax.config import Config
+from seq2seq_jax.data.batching import BatchShape
+from seq2seq_jax.data.pipeline import Batch, padded_batch
+from seq2seq_jax.training import report
+from seq2seq_jax.training.costs import Costs, ShapeCosts, memory, parameters_by_part, products, size
+from seq2seq_jax.training.memory import available_bytes, check_fits
+from seq2seq_jax.training.setup import CompiledStep, Material, compile_steps, prepare
+from seq2seq_jax.training.sharding import by_rows, make_mesh
+from seq2seq_jax.training.step import TrainState, abstract_state, initial_state
+from seq2seq_jax.translator import vocab_sizes
+
+_PROBE_BATCHES = 3  # of each shape, different ones
+_PROBE_SECONDS = 0.5  # at least, on each shape
+
+
+def plan(config: Config, say: Callable[[str], None]) -> Costs:
+    """Says what training `config` will cost, by compiling its steps and doing a few of them; writes no run directory.
+
+    What is prepared on the way (corpus, ids, compiled programs) stays in the
+    caches, and the run starts the sooner for it.
+
+    Raises:
+      UserError: whatever would stop the run before its first step, too little memory included.
+    """
+    mesh = make_mesh(config.mesh)
+    with tempfile.TemporaryDirectory() as folder:  # the vocabularies are the run's own, and there is no run
+        material = prepare(config, Path(folder), num_devices=mesh.size)
+    sizes = vocab_sizes(material.vocabularies)
+    abstract = abstract_state(config, sizes, mesh)
+    parts, state_size = parameters_by_part(abstract.params), size(abstract)
+    for line in (*report.describe(config, material, abstract.params, mesh), *report.parameters(parts, state_size)):
+        say(line)
+    compiled = compile_steps(config, material, mesh, abstract, say, stop=lambda: False)
+    available = available_bytes(mesh.devices.flat)
+    check_fits(config, material, mesh, abstract, compiled)
+    state, shapes = initial_state(config, sizes, mesh), []
+    for step, share in zip(compiled, _epoch(material), strict=True):
+        state, seconds = _probe(step, state, share.batches(material), mesh)
+        shapes.append(
+            ShapeCosts(
+                step.shape,
+                share.num_batches,
+                share.source_tokens,
+                share.target_tokens,
+                products(step.jaxpr),
+                memory(step.update),
+                step.seconds,
+                seconds,
+            )
+        )
+    costs = Costs(parts, state_size, tuple(shapes), available, config.train.num_steps)
+    for line in report.costs(costs):
+        say(line)
+    return costs
+
+
+class _Share(NamedTuple):
+    """What one shape has of an epoch."""
+
+    shape: BatchShape
+    num_batches: int
+    source_tokens: int
+    target_tokens: int
+    samples: list[Int[np.ndarray, " n"]]
+    """Examples of its first batches."""
+
+    def batches(self, material: Material) -> list[Batch]:
+        return [padded_batch(material.train, self.shape, examples) for examples in self.samples]
+
+
+def _epoch(material: Material) -> list[_Share]:
+    """Each shape's share of the first epoch. In others a few examples go to batches of another shape."""
+    train, plan = material.train, material.plan
+    batches = [plan.batch(step) for step in range(plan.num_batches)]
+    shares = []
+    for shape in plan.shapes:
+        own = [examples for other, examples in batches if other == shape]
+        examples = np.concatenate([np.zeros(0, np.int64), *own])
+        source, target = (
+            int(lengths[examples].sum(dtype=np.int64)) for lengths in (train.source_lengths, train.target_lengths)
+        )
+        shares.append(_Share(shape, len(own), source, target, own[:_PROBE_BATCHES]))
+    return shares
+
+
+def _probe(step: CompiledStep, state: TrainState, batches: Sequence[Batch], mesh: Mesh) -> tuple[TrainState, float]:
+    """Trains on some batches of one shape for a moment; the state afterwards and the seconds of an update."""
+    if not batches:
+        return state, 0.0
+    sharding = by_rows(mesh)
+
+    def update(batch: Batch) -> TrainState:
+        return step.update(state, *jax.device_put(tuple(batch), sharding))
+
+    state = jax.block_until_ready(update(batches[0]))  # the first one also finds its memory
+    start, num_updates = time.perf_counter(), 0
+    while (seconds := time.perf_counter() - start) < _PROBE_SECONDS:
+        for batch in batches:
+            state = update(batch)
+        jax.block_until_ready(state)
+        num_updates += len(batches)
+    return state, seconds / num_updates
