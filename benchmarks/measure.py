@@ -15,14 +15,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-Step = Callable[[], None]
+Step = Callable[[], Any]  # what it returns is not looked at
 
 
 class Timing(NamedTuple):
     """Of one peer: seconds of each timed step, what it returned when asked to check itself, and its largest memory."""
 
     seconds: list[float]
-    check: float
+    check: Any
     peak_bytes: int
 
     @property
@@ -31,7 +31,7 @@ class Timing(NamedTuple):
 
 
 def in_turns(
-    peers: dict[str, tuple[Callable[..., tuple[Callable[[], float], Step]], tuple]],
+    peers: dict[str, tuple[Callable[..., tuple[Callable[[], Any], Step]], tuple]],
     *,
     warmup: int,
     steps: int,
@@ -89,7 +89,7 @@ def _timed(step: Step) -> float:
     return time.perf_counter() - start
 
 
-def failure(make: Callable[..., tuple[Callable[[], float], Step]], arguments: tuple) -> str | None:
+def failure(make: Callable[..., tuple[Callable[[], Any], Step]], arguments: tuple) -> str | None:
     """Why a peer cannot check itself and take a step, tried in a process of its own; None if it can."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:

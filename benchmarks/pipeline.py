@@ -10,20 +10,19 @@ the batch is on the devices. Nothing may be compiled in these steps; if anything
 
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import jax
-import tyro
 from jax import monitoring
 from jax.sharding import Mesh
 
 from benchmarks import measure
-from benchmarks.task import parse_experiment
+from benchmarks.task import Experiment, parse_experiment
 from seq2seq_jax.allocator import keep_freed_memory
 from seq2seq_jax.config import Config
 from seq2seq_jax.data.pipeline import Batch, training_batches
@@ -34,11 +33,9 @@ from seq2seq_jax.translator import vocab_sizes
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Experiment):
     """Measures the input of a training run."""
 
-    config: Path = Path("configs/default.py")
-    """File with get_config() -> Config."""
     batches: int = 1_000
     """Batches made and placed without training."""
     warmup: int = 10
@@ -49,7 +46,6 @@ class Arguments:
     """Numbers of shapes whose padding is told."""
     output: Path = Path("benchmarks/results/pipeline.json")
     """Where the tables are written."""
-    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
 def main() -> None:
@@ -110,7 +106,11 @@ def _training(config: Config, material: Material, mesh: Mesh, warmup: int, num_s
 
 
 def _loop(
-    batches: Iterator[Batch], updates: dict[tuple[int, int], TrainStep], state: TrainState, mesh: Mesh, log_every: int
+    batches: Iterator[Batch],
+    updates: Mapping[tuple[int, int], TrainStep],
+    state: TrainState,
+    mesh: Mesh,
+    log_every: int,
 ) -> tuple[TrainState, float, float]:
     """The loop of `training.loop` without evaluation; also returns seconds of fetching, and of waiting at most."""
     fetching = waiting = 0.0
@@ -122,7 +122,7 @@ def _loop(
         placed = jax.device_put(tuple(batch), by_rows(mesh))
         seconds = time.perf_counter() - start
         fetching += seconds
-        waiting += seconds * state.step.is_ready()
+        waiting += seconds * state.step.is_ready()  # ty: ignore[missing-attribute] - an array that was computed has it
         state = updates[batch.source.shape[1], batch.target.shape[1]](state, *placed)
         if step % log_every == 0:
             jax.device_get(state.window)

@@ -110,7 +110,9 @@ class _Step:
         config = replace(config, train=replace(config.train, rematerialize_every=point.rematerialize_every))
         step, abstract = jit_train_step(config, task.vocab_sizes, mesh), abstract_state(config, task.vocab_sizes, mesh)
         self._update = compile_step(step, abstract, BatchShape(task.batch_size, task.length, task.length), mesh).update
-        self.memory = self._update.memory_analysis()
+        memory = self._update.memory_analysis()
+        assert memory is not None
+        self.temporary_bytes, self.argument_bytes = memory.temp_size_in_bytes, memory.argument_size_in_bytes
         self._batch = jax.device_put(task.batch(), by_rows(mesh))
         self._state = initial_state(config, task.vocab_sizes, mesh)
 
@@ -135,8 +137,8 @@ def _costs(series: Sequence[Point], num_steps: int, rounds: int) -> list[dict[st
             "series": point.series,
             "size": point.size,
             "ms/step": 1000 * statistics.median(found),
-            "temporary MB": step.memory.temp_size_in_bytes / 1e6,
-            "arguments MB": step.memory.argument_size_in_bytes / 1e6,
+            "temporary MB": step.temporary_bytes / 1e6,
+            "arguments MB": step.argument_bytes / 1e6,
         }
         for point, step, found in zip(series, steps, seconds, strict=True)
     ]

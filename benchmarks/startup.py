@@ -17,14 +17,12 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
-
-import tyro
+from typing import Any, NamedTuple
 
 from benchmarks import measure
-from benchmarks.task import parse_experiment
+from benchmarks.task import Experiment, parse_experiment
 from seq2seq_jax.arguments import split
 from seq2seq_jax.config import Config
 
@@ -33,16 +31,13 @@ TERMINATED = 143  # how training exits after SIGTERM
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Experiment):
     """Measures how long a training run takes to start."""
 
-    config: Path = Path("configs/default.py")
-    """File with get_config() -> Config."""
     repeats: int = 3
     """Cold and warm launches; medians are told."""
     output: Path = Path("benchmarks/results/startup.json")
     """Where the tables are written."""
-    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
 class Launch(NamedTuple):
@@ -131,7 +126,7 @@ def _compilation(config: Config) -> list[dict[str, Any]]:
         material = prepare(config, Path(workdir), mesh.size)
     sizes = vocab_sizes(material.vocabularies)
     step, abstract = jit_train_step(config, sizes, mesh), abstract_state(config, sizes, mesh)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "shape": f"{shape.batch}x{shape.source}x{shape.target}",
             "s": compile_step(step, abstract, shape, mesh).seconds,

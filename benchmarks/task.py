@@ -1,18 +1,17 @@
 """What the peers are given: sizes, weights, a batch; and what a step costs."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+import tyro
 
 from seq2seq_jax.arguments import parse, split, value_of
 from seq2seq_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from seq2seq_jax.config_file import load_config
 from seq2seq_jax.errors import UserError
-
-Arguments = TypeVar("Arguments")
 
 DROPOUT = 0.2
 LEARNING_RATE = 1e-3
@@ -102,8 +101,20 @@ def train_flops(task: Task) -> float:
     return 3 * 2 * task.batch_size * length * (layers + attention + rest)
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """Options of a benchmark that takes those of training."""
+
+    config: Path = Path("configs/default.py")
+    """File with get_config() -> Config."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+Arguments = TypeVar("Arguments", bound=Experiment)
+
+
 def parse_experiment(cls: type[Arguments], prog: str) -> Arguments:
-    """Returns the command line as `cls`: its `config` names a file, its `settings` are that file's, overridden."""
+    """Returns the command line as `cls`; `settings` are those of the file `config`, overridden."""
     try:
         given, default = split(sys.argv[1:]), cls()
         path = Path(value_of(given, "config") or default.config)

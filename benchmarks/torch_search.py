@@ -35,24 +35,24 @@ def refuse_unsupported(config: ModelConfig) -> None:
             raise SystemExit(f"The PyTorch side knows model.{name} {' and '.join(known)}, not {getattr(config, name)}.")
 
 
-def load(workdir: Path, params: dict[str, Any], decode: DecodeConfig, extra_length: int) -> "Translator":
+def load(workdir: Path, params: dict[str, Any], extra_length: int, decode: DecodeConfig) -> "Translator":
     """Returns the translator of a run directory.
 
     Args:
       workdir: for the configuration and the vocabularies.
       params: as the package names them; NumPy arrays.
-      decode: search settings.
       extra_length: output positions allowed beyond the ratio.
+      decode: search settings.
     """
     model = Model(run_directory.read_config(workdir).model, params)
-    return Translator(model, load_vocabularies(workdir / "vocabulary"), decode, extra_length)
+    return Translator(model, load_vocabularies(workdir / "vocabulary"), extra_length, decode)
 
 
 class Translator:
     """Lines in, hypotheses out, by the rules of `seq2seq_jax.translator.Translator`."""
 
-    def __init__(self, model: "Model", vocabularies: Vocabularies, decode: DecodeConfig, extra_length: int) -> None:
-        self.model, self.vocabularies, self.decode, self.extra_length = model, vocabularies, decode, extra_length
+    def __init__(self, model: "Model", vocabularies: Vocabularies, extra_length: int, decode: DecodeConfig) -> None:
+        self.model, self.vocabularies, self.extra_length, self.decode = model, vocabularies, extra_length, decode
 
     def translate(self, lines: Sequence[str]) -> list[Hypothesis]:
         """Returns the best hypothesis for each line, in order; an empty line gives an empty one."""

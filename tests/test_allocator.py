@@ -14,7 +14,8 @@ import ctypes
 def pages():
     "Pages that the system filled for 20 blocks of 64 MiB, each freed before the next."
     libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
         block = libc.malloc(64 * 2**20)

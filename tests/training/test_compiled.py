@@ -1,4 +1,4 @@
-"""The compiled train step: what is in its loops, and how much memory it takes. Read off the program, not off a clock."""
+"""The compiled train step: what is in its loops, and how much memory it takes. Read off the program, not a clock."""
 
 import re
 
