@@ -8,8 +8,8 @@ import platform
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -2, -3, -4, -8
 
 PEAK_FACTOR = 4
-"""What a program's memory may grow to, kept so, for each byte that it needs at once: small blocks settle in what a large
-one has left, and the next large one goes beside it. Measured: 2 to 4."""
+"""What a program's memory may grow to, kept so, for each byte that it needs at once: small blocks settle in what a
+large one has left, and the next large one goes beside it. Measured: 2 to 4."""
 
 
 def keep_freed_memory() -> bool:
