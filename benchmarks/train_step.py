@@ -5,7 +5,7 @@
 Every sentence has `--length` tokens on both sides, so that no peer gains or loses by padding. float32 on a CPU.
 
 "PyTorch compiled", the tuned one through torch.compile, takes part where `--peers` names it: it is compiled three
-times, TODO minutes with input feeding, and needs a C++ compiler. Where it cannot run, a line says why.
+times, many minutes with input feeding, and needs a C++ compiler. Where it cannot run, a line says why.
 """
 
 import argparse

@@ -36,6 +36,18 @@ class Encoded(NamedTuple):
     carry: DecoderCarry
 
 
+class SearchTables(NamedTuple):
+    """What every step of a search uses and depends on the parameters only: computed once for all sentences.
+
+    Attributes:
+      first_gates: of each target token, what it gives to the gates of the first decoder layer, bias included.
+      output_kernel: laid out so that a few rows can be multiplied with it as it is.
+    """
+
+    first_gates: Float[Array, "V G"]
+    output_kernel: Float[Array, "A V"]
+
+
 class LSTMLayer(nnx.Module):
     """Parameters of an LSTM over a sequence, one set for each of `num_directions`.
 
@@ -178,16 +190,19 @@ class Decoder(nnx.Module):
         return run(embedded, memory, carry, *keys, engine)
 
     def step(
-        self, embedded: Float[Array, "B K D"], memory: Memory, carry: DecoderCarry
+        self, first_gates: Float[Array, "B K G"], memory: Memory, carry: DecoderCarry
     ) -> tuple[DecoderCarry, Float[Array, "B K A"]]:
-        """One step of a search: K hypotheses a sentence, the memory held once for all of them."""
+        """One step of a search: K hypotheses a sentence, the memory held once for all of them.
+
+        `first_gates` are what the last tokens give to the gates of the first layer.
+        """
         operands, beams = self._operands(memory), Memory(memory.keys[:, None], memory.values, memory.mask[:, None])
         if not self.config.input_feeding:  # in a search no layer's input is known beforehand but the first one's
             deeper = {
-                f"layer{depth}": _joined(layer, embedded.dtype) for depth, layer in enumerate(self.layers) if depth
+                f"layer{depth}": _joined(layer, first_gates.dtype) for depth, layer in enumerate(self.layers) if depth
             }
             operands |= deeper
-        product = direct_product(self._specs("bk"), operands, {"layer0": _projected(self.layers[0], embedded)})
+        product = direct_product(self._specs("bk"), operands, {"layer0": first_gates})
         carry, (vector, _) = self._step(product, self._shared(beams), carry, (None, None))
         return carry, vector
 
@@ -431,19 +446,28 @@ class Seq2Seq(nnx.Module):
         embedded = self._embed(self.target_embedding, inputs, embedding_key)
         return self.decoder(embedded, memory, carry, keys, self.engine)
 
+    def search_tables(self) -> SearchTables:
+        """Returns what `decode_step` needs besides a sentence's own state."""
+        tokens = jnp.arange(self.vocab_size)
+        embedded = self._embed(self.target_embedding, tokens, None)
+        kernel = self._output_kernel[...].astype(embedded.dtype)
+        return SearchTables(_projected(self.decoder.layers[0], embedded), kernel.T)
+
     def decode_step(
-        self, memory: Memory, carry: DecoderCarry, tokens: Int[Array, "B K"]
+        self, tables: SearchTables, memory: Memory, carry: DecoderCarry, tokens: Int[Array, "B K"]
     ) -> tuple[DecoderCarry, Float[Array, "B K V"]]:
         """Logits of the next token for K hypotheses a sentence; leaves of the carry are [B, K, ...]."""
-        embedded = self._embed(self.target_embedding, tokens, None)
-        carry, vectors = self.decoder.step(embedded, memory, carry)
-        return carry, self.logits(vectors)
+        carry, vectors = self.decoder.step(tables.first_gates[tokens], memory, carry)
+        return carry, matmul(vectors, tables.output_kernel) + self.output_bias[...].astype(vectors.dtype)
 
     def logits(self, vectors: Float[Array, "*N A"]) -> Float[Array, "*N V"]:
         """Unnormalised log-probabilities over the target vocabulary."""
-        kernel = self.output_kernel if hasattr(self, "output_kernel") else self.target_embedding
         dtype = vectors.dtype
-        return matmul(vectors, kernel[...].astype(dtype).T) + self.output_bias[...].astype(dtype)
+        return matmul(vectors, self._output_kernel[...].astype(dtype).T) + self.output_bias[...].astype(dtype)
+
+    @property
+    def _output_kernel(self) -> nnx.Param:
+        return self.output_kernel if hasattr(self, "output_kernel") else self.target_embedding
 
     def _embed(self, table: nnx.Param, tokens: Int[Array, "*N"], key: Array | None) -> Float[Array, "*N D"]:
         embedded = table[...][tokens]

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from seq2seq_jax.decoding.beam import beam_search
 from seq2seq_jax.decoding.greedy import greedy_search
 from seq2seq_jax.decoding.hypotheses import Found
 from seq2seq_jax.losses import correct_tokens, token_losses
-from seq2seq_jax.model import Seq2Seq, abstract_params, model_graph
+from seq2seq_jax.model import SearchTables, Seq2Seq, abstract_params, model_graph
 from seq2seq_jax.symbols import PAD
 
 Params = dict[str, Any]
@@ -87,6 +87,7 @@ class Translator:
         # Rows of one device only: to take some out of a batch that several share, they would have to meet.
         smallest = self.decode.batch_size if self._num_devices > 1 else SMALLEST_BATCH
         self._search = jax.jit(partial(_search, graph, self.decode, smallest), static_argnames="max_length")
+        self._search_tables = jax.jit(partial(_search_tables, graph))
         self._align = jax.jit(partial(_align, graph))
         self._token_scores = jax.jit(partial(_token_scores, graph, config.train.rematerialize_every))
 
@@ -101,7 +102,9 @@ class Translator:
         hypotheses = [Hypothesis("", 0.0, () if alignments else None)] * len(lines)
         filled, done = np.flatnonzero(encoded.source_lengths > 1), 0
         for indices, source, max_lengths in self._batches(encoded, filled):
-            found = self._search(self.params, source, max_lengths, max_length=self._longest(source.shape[1]))
+            found = self._search(
+                self.params, self._tables, source, max_lengths, max_length=self._longest(source.shape[1])
+            )
             tokens, scores = np.asarray(found.tokens[:, 0]), np.asarray(found.scores[:, 0])
             texts = self.vocabularies.target.decode(list(tokens[: len(indices)]))
             aligned = self._alignment(source, found.tokens[:, 0]) if alignments else [None] * len(indices)
@@ -125,6 +128,20 @@ class Translator:
             for total, value in zip(scores, values, strict=True):
                 total[indices] = np.asarray(value)[: len(indices)]
         return scores
+
+    @property
+    def params(self) -> Params:
+        """Parameters; others may take their place, as they do while a model is trained."""
+        return self._params
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        self._params = params
+        self.__dict__.pop("_tables", None)  # those of the parameters before
+
+    @cached_property
+    def _tables(self) -> SearchTables:
+        return self._search_tables(self._params)
 
     def _batches(
         self, encoded: EncodedSplit, filled: Int[np.ndarray, " n"]
@@ -197,11 +214,16 @@ def vocab_sizes(vocabularies: Vocabularies) -> tuple[int, int]:
     return vocabularies.source.size, vocabularies.target.size
 
 
+def _search_tables(graph: nnx.GraphDef, params: Params) -> SearchTables:
+    return nnx.merge(graph, params).search_tables()
+
+
 def _search(
     graph: nnx.GraphDef,
     decode: DecodeConfig,
     smallest: int,
     params: Params,
+    tables: SearchTables,
     source: Array,
     max_lengths: Array,
     *,
@@ -211,11 +233,12 @@ def _search(
     memory, carry = model.encode(source)
     carry = jax.tree.map(lambda leaf: leaf[:, None], carry)
     limits: dict[str, Any] = dict(max_lengths=max_lengths, max_length=max_length, smallest=smallest)
+    step = partial(model.decode_step, tables)
     alpha = float(decode.length_penalty)
     if decode.beam_size == 1:
-        return greedy_search(model.decode_step, memory, carry, **limits, length_penalty=alpha)
+        return greedy_search(step, memory, carry, **limits, length_penalty=alpha)
     beam: dict[str, Any] = dict(beam_size=decode.beam_size, num_best=1)
-    return beam_search(model.decode_step, memory, carry, **limits, length_penalty=alpha, **beam)
+    return beam_search(step, memory, carry, **limits, length_penalty=alpha, **beam)
 
 
 def _align(graph: nnx.GraphDef, params: Params, source: Array, tokens: Array) -> Int[Array, "B T"]:

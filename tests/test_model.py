@@ -137,7 +137,7 @@ def test_steps_of_a_search_equal_teacher_forcing(settings):
         carry = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], 2, axis=1), carry)
         tokens, logits = jnp.ones((3, 2), jnp.int32), []
         for t in range(hypotheses.shape[-1]):
-            carry, step_logits = model.decode_step(memory, carry, tokens)
+            carry, step_logits = model.decode_step(model.search_tables(), memory, carry, tokens)
             logits.append(step_logits)
             tokens = hypotheses[..., t]
         return jnp.stack(logits, axis=2)

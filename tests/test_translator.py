@@ -38,7 +38,7 @@ def token_log_probs(translator: Translator, source: str, target: str) -> list[np
     carry = jax.tree.map(lambda leaf: leaf[:, None], carry)
     found = []
     for previous in [BOS, *ids(vocabularies.target, target)[:-1]]:
-        carry, logits = model.decode_step(memory, carry, jnp.full((1, 1), previous))
+        carry, logits = model.decode_step(model.search_tables(), memory, carry, jnp.full((1, 1), previous))
         logits = np.asarray(logits[0, 0], np.float64)
         found.append(logits - np.log(np.exp(logits).sum()))
     return found
@@ -159,3 +159,11 @@ def test_the_search_can_be_another_than_the_runs_own(trained):
     assert load(trained).decode == DecodeConfig(beam_size=2, batch_size=8)
     assert load(trained, DecodeConfig(beam_size=1)).decode.beam_size == 1
     assert json.loads((trained / "config.json").read_text())["decode"]["beam_size"] == 2
+
+
+def test_other_parameters_take_effect_at_once(translator):
+    other = Translator(translator.config, translator.vocabularies, translator.params)
+    before = other.translate(["a b c"])[0].score
+    other.params = jax.tree.map(lambda leaf: 0.5 * leaf, translator.params)
+    fresh = Translator(translator.config, translator.vocabularies, other.params)
+    assert other.translate(["a b c"]) == fresh.translate(["a b c"]) and fresh.translate(["a b c"])[0].score != before
