@@ -40,7 +40,8 @@ class SearchTables(NamedTuple):
     """What every step of a search uses and depends on the parameters only: computed once for all sentences.
 
     Attributes:
-      first_gates: of each target token, what it gives to the gates of the first decoder layer, bias included.
+      first_gates: of each target token, what it gives to the gates of the first decoder layer, bias included; G = 4H
+        numbers for each, 524 MB in float32 for 32,000 tokens and H = 1,024.
       output_kernel: laid out so that a few rows can be multiplied with it as it is.
     """
 
