@@ -451,24 +451,25 @@ class Seq2Seq(nnx.Module):
         """Returns what `decode_step` needs besides a sentence's own state."""
         tokens = jnp.arange(self.vocab_size)
         embedded = self._embed(self.target_embedding, tokens, None)
-        kernel = self._output_kernel[...].astype(embedded.dtype)
-        return SearchTables(_projected(self.decoder.layers[0], embedded), kernel.T)
+        return SearchTables(_projected(self.decoder.layers[0], embedded), self._output_kernel(embedded.dtype))
 
     def decode_step(
         self, tables: SearchTables, memory: Memory, carry: DecoderCarry, tokens: Int[Array, "B K"]
     ) -> tuple[DecoderCarry, Float[Array, "B K V"]]:
         """Logits of the next token for K hypotheses a sentence; leaves of the carry are [B, K, ...]."""
         carry, vectors = self.decoder.step(tables.first_gates[tokens], memory, carry)
-        return carry, matmul(vectors, tables.output_kernel) + self.output_bias[...].astype(vectors.dtype)
+        return carry, self._logits(vectors, tables.output_kernel)
 
     def logits(self, vectors: Float[Array, "*N A"]) -> Float[Array, "*N V"]:
         """Unnormalised log-probabilities over the target vocabulary."""
-        dtype = vectors.dtype
-        return matmul(vectors, self._output_kernel[...].astype(dtype).T) + self.output_bias[...].astype(dtype)
+        return self._logits(vectors, self._output_kernel(vectors.dtype))
 
-    @property
-    def _output_kernel(self) -> nnx.Param:
-        return self.output_kernel if hasattr(self, "output_kernel") else self.target_embedding
+    def _logits(self, vectors: Float[Array, "*N A"], kernel: Float[Array, "A V"]) -> Float[Array, "*N V"]:
+        return matmul(vectors, kernel) + self.output_bias[...].astype(vectors.dtype)
+
+    def _output_kernel(self, dtype: Any) -> Float[Array, "A V"]:
+        param = self.output_kernel if hasattr(self, "output_kernel") else self.target_embedding
+        return param[...].astype(dtype).T
 
     def _embed(self, table: nnx.Param, tokens: Int[Array, "*N"], key: Array | None) -> Float[Array, "*N D"]:
         embedded = table[...][tokens]

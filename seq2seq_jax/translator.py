@@ -137,7 +137,11 @@ class Translator:
     @params.setter
     def params(self, params: Params) -> None:
         self._params = params
-        self.__dict__.pop("_tables", None)  # those of the parameters before
+        self.forget_tables()
+
+    def forget_tables(self) -> None:
+        """Frees what is kept between two searches: it can be as large as the parameters."""
+        self.__dict__.pop("_tables", None)
 
     @cached_property
     def _tables(self) -> SearchTables:

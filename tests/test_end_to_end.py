@@ -10,7 +10,7 @@ import pytest
 
 from seq2seq_jax import cli
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig, ModelConfig, OptimizerConfig, TrainConfig
-from tests.tiny import rows, sentences, write_pairs
+from tests.tiny import compilations, rows, sentences, write_pairs
 
 CONFIG = """
 from seq2seq_jax.config import *
@@ -218,10 +218,9 @@ def test_a_mistake_in_a_process_of_its_own_is_one_message_and_exit_code_2(folder
     assert told.err.startswith("error: data.train_files: there is no file") and told.err.count("\n") == 1
 
 
-@pytest.mark.slow
-def test_real_text_is_learnt_from(corpora, compiled, tmp_path):
-    """Sixty steps on ten thousand Japanese-English pairs."""
-    from seq2seq_jax.training.loop import train
+def test_an_epoch_of_real_text_teaches_and_compiles_nothing_once_every_part_has_run(corpora, compiled, tmp_path):
+    """Ten thousand Japanese-English pairs, by a small model, with an evaluation every forty steps."""
+    from seq2seq_jax.training import loop
 
     corpus = f"files:{corpora / 'tanaka10k-ja-en'}"
     data = DataConfig(corpus, "ja", "en", vocabulary="words", vocab_size=300, max_length=60, num_shapes=2)
@@ -229,9 +228,21 @@ def test_real_text_is_learnt_from(corpora, compiled, tmp_path):
         model=ModelConfig(hidden_size=16, embed_size=16),
         data=data,
         optimizer=OptimizerConfig(learning_rate=0.01),
-        train=TrainConfig(num_steps=60, evaluate_every=60, log_every=10, decode_sentences=4),
+        train=TrainConfig(num_steps=160, evaluate_every=40, log_every=10, decode_sentences=4),
         decode=DecodeConfig(beam_size=1),
     )
-    train(config, tmp_path)
+    original, at_step = loop.training_batches, []
+
+    def watched(train, plan, *arguments):
+        assert plan.num_batches < 160  # an epoch and more
+        for batch in original(train, plan, *arguments):
+            at_step.append(len(compilations_so_far))
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch, compilations() as compilations_so_far:
+        patch.setattr(loop, "training_batches", watched)
+        loop.train(config, tmp_path)
+    assert len(at_step) == 160 and at_step[0] > 0
+    assert len(set(at_step[41:])) == 1  # until the first evaluation and log line have compiled theirs
     losses = [row["loss"] for row in rows(tmp_path) if "loss" in row]
     assert losses[-1] < 0.8 * losses[0]

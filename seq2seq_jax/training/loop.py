@@ -241,6 +241,7 @@ class _Run:
         if not sources:
             return scores, []
         hypotheses = [hypothesis.text for hypothesis in self._greedy.translate(sources)]
+        self._greedy.forget_tables()  # training needs the room
         scores |= {name: score.value for name, score in score_hypotheses(hypotheses, targets).items()}
         samples = list(zip(sources, targets, hypotheses, strict=True))
         return scores, samples[: self._config.train.num_samples]

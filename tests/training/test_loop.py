@@ -10,14 +10,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax import monitoring
 
 from seq2seq_jax.config import to_json
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.training import loop
 from seq2seq_jax.training.loop import train
 from seq2seq_jax.translator import load
-from tests.tiny import rows, tiny_config, write_pairs
+from tests.tiny import compilations, rows, tiny_config, write_pairs
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -195,26 +194,20 @@ def test_nothing_is_compiled_after_the_first_step(folder, capfd):
     config = tiny_config(
         folder / "corpus", data={"num_shapes": 2}, train=FAST | {"num_steps": 12, "evaluate_every": 12}
     )
-    compilations, at_step = [], []
-    listen = lambda event, *_, **__: compilations.append(event) if "backend_compile" in event else None  # noqa: E731
-    original = loop.training_batches
+    original, at_step = loop.training_batches, []
 
     def watched(*arguments):
         for batch in original(*arguments):
-            at_step.append((len(compilations), batch.source.shape[1]))
+            at_step.append((len(compiled), batch.source.shape[1]))
             yield batch
 
-    monitoring.register_event_duration_secs_listener(listen)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "training_batches", watched)
-            train(config, folder / "watched")
-    finally:
-        monitoring.unregister_event_duration_listener(listen)
+    with pytest.MonkeyPatch.context() as patch, compilations() as compiled:
+        patch.setattr(loop, "training_batches", watched)
+        train(config, folder / "watched")
     assert "Compiled 2 batch shapes" in capfd.readouterr().out
     counts, widths = zip(*at_step, strict=True)
     assert len(counts) == 12 and len(set(widths)) == 2
-    assert len(compilations) > 0
+    assert len(compiled) > 0
     assert len(set(counts[2:])) == 1  # the first log line and the first step may compile their trifles
 
 
