@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure, torch_search
-from seq2seq_jax.allocator import keep_freed_memory
 from seq2seq_jax.config import DecodeConfig
+from seq2seq_jax.cpu import keep_freed_memory, run_in_calling_thread
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.metrics import score_hypotheses
 from seq2seq_jax.run_directory import read_config
@@ -95,7 +95,8 @@ def _trained(workdir: Path) -> tuple[Path, dict[str, Any], int]:
 
 
 def _ours(workdir: Path, decode: DecodeConfig, lines: Sequence[str]) -> tuple[Job, Job]:
-    keep_freed_memory()  # as the command line does
+    run_in_calling_thread()  # this and the next as the command line does
+    keep_freed_memory()
     from seq2seq_jax import translator
 
     return _twice(translator.load(workdir, decode).translate, decode.batch_size, lines)

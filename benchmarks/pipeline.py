@@ -23,8 +23,8 @@ from jax.sharding import Mesh
 
 from benchmarks import measure
 from benchmarks.task import Experiment, parse_experiment
-from seq2seq_jax.allocator import keep_freed_memory
 from seq2seq_jax.config import Config
+from seq2seq_jax.cpu import keep_freed_memory, run_in_calling_thread
 from seq2seq_jax.data.pipeline import Batch, training_batches
 from seq2seq_jax.training.setup import Material, compile_steps, plan_batches, prepare
 from seq2seq_jax.training.sharding import by_rows, make_mesh, replicated
@@ -50,7 +50,7 @@ class Arguments(Experiment):
 
 def main() -> None:
     arguments = parse_experiment(Arguments, "python -m benchmarks.pipeline")
-    keep_freed_memory()  # as the command line does
+    run_in_calling_thread()  # as the command line does
     about = measure.print_machine()
     config, mesh = arguments.settings, make_mesh(arguments.settings.mesh)
     with tempfile.TemporaryDirectory() as workdir:
@@ -88,6 +88,7 @@ def _training(config: Config, material: Material, mesh: Mesh, warmup: int, num_s
     """Steps of training; those of the warm-up are not counted."""
     sizes = vocab_sizes(material.vocabularies)
     compiled = compile_steps(config, material, mesh, abstract_state(config, sizes, mesh), print, stop=lambda: False)
+    keep_freed_memory()  # as training does
     updates = {(step.shape.source, step.shape.target): step.update for step in compiled}
     batches = training_batches(material.train, material.plan, 0, warmup + num_steps)
     state, *_ = _loop(islice(batches, warmup), updates, initial_state(config, sizes, mesh), mesh, warmup)

@@ -24,8 +24,8 @@ import numpy as np
 
 from benchmarks import measure
 from benchmarks.task import MODELS, Task
-from seq2seq_jax.allocator import keep_freed_memory
 from seq2seq_jax.config import MeshConfig
+from seq2seq_jax.cpu import keep_freed_memory, run_in_calling_thread
 from seq2seq_jax.data.batching import BatchShape
 from seq2seq_jax.training.setup import compile_step
 from seq2seq_jax.training.sharding import by_rows, make_mesh
@@ -48,7 +48,7 @@ class Point(NamedTuple):
 
 def main() -> None:
     arguments = _parse()
-    keep_freed_memory()  # as the command line does
+    run_in_calling_thread()  # as the command line does
     about = measure.print_machine()
     base = Task(MODELS[arguments.model], arguments.batch_size, arguments.length)
     costs, lines = [], []
@@ -126,6 +126,7 @@ class _Step:
 def _costs(series: Sequence[Point], num_steps: int, rounds: int) -> list[dict[str, Any]]:
     """Times the points in turns, after a step of each, so that a machine that slows down slows all."""
     steps = [_Step(point) for point in series]
+    keep_freed_memory()  # as training does, after compilation
     for step in steps:
         step.seconds()
     seconds: list[list[float]] = [[] for _ in steps]

@@ -22,6 +22,7 @@ COMPILED = "PyTorch compiled"
 PEERS = {
     "seq2seq_jax": ours.make,
     "PyTorch tuned": torch_models.make_tuned,
+    "PyTorch tuned, memory kept": torch_models.make_kept,
     "PyTorch ordinary": torch_models.make_ordinary,
     COMPILED: torch_models.make_compiled,
     "nnx.RNN": nnx_rnn.make,

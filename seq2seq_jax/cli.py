@@ -16,18 +16,20 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
 from seq2seq_jax import text_files
-from seq2seq_jax.allocator import keep_freed_memory
 from seq2seq_jax.arguments import HELP, Given, parse, split, value_of
 from seq2seq_jax.cache import cache_dir
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig
 from seq2seq_jax.config_file import load_config
 from seq2seq_jax.errors import UserError, did_you_mean
 from seq2seq_jax.run_directory import read_config
+
+if TYPE_CHECKING:
+    from seq2seq_jax.translator import Translator
 
 DEFAULT_CONFIG = Path("configs") / "default.py"
 KEPT = "What was saved before is kept; mend this and give the same command again."
@@ -144,7 +146,6 @@ def _dispatch(arguments: list[str], repository: Path | None) -> int:
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS) or f" There are {', '.join(COMMANDS)}."
         raise UserError(f"Unknown command {name}.{hint}")
-    keep_freed_memory()
     try:
         return COMMANDS[name].run(split(rest), repository)
     except SystemExit as error:  # tyro's, after printing the help
@@ -170,7 +171,7 @@ def _program() -> str:
 
 def _train(given: Sequence[Given], repository: Path | None) -> int:
     settings, workdir = _experiment("train", TrainArguments, given, repository)
-    _keep_compiled()
+    _configure_jax()
     from seq2seq_jax.training.loop import train
 
     return EXIT_CODES.get(train(settings, workdir).status, 0)
@@ -178,7 +179,7 @@ def _train(given: Sequence[Given], repository: Path | None) -> int:
 
 def _plan(given: Sequence[Given], repository: Path | None) -> int:
     settings, _ = _experiment("plan", PlanArguments, given, repository)
-    _keep_compiled()
+    _configure_jax()
     from seq2seq_jax.training.planning import plan
 
     plan(settings, lambda line: print(line, flush=True))
@@ -204,10 +205,9 @@ def _experiment(
 
 def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
     arguments = _parse_for_run("evaluate", EvaluateArguments, given)
-    _keep_compiled()
-    from seq2seq_jax import evaluation, translator
+    model = _load(arguments.workdir, arguments.decode)
+    from seq2seq_jax import evaluation
 
-    model = translator.load(arguments.workdir, arguments.decode)
     if arguments.source_file and arguments.target_file:
         # The whole file name: test.de of today must not replace the evaluation of the split test.
         name = arguments.source_file.name
@@ -227,11 +227,8 @@ def _translate(given: Sequence[Given], repository: Path | None) -> int:
     arguments = _parse_for_run("translate", TranslateArguments, given)
     if arguments.input:
         text_files.check_exists(arguments.input)
-    _keep_compiled()
-    from seq2seq_jax import translator
+    model = _load(arguments.workdir, arguments.decode)
     from seq2seq_jax.data.progress import progress_bar
-
-    model = translator.load(arguments.workdir, arguments.decode)
 
     def translate(lines: Sequence[str]) -> list[str]:
         with progress_bar() as progress:
@@ -250,12 +247,19 @@ def _translate(given: Sequence[Given], repository: Path | None) -> int:
 def _score(given: Sequence[Given], repository: Path | None) -> int:
     arguments = _parse_for_run("score", ScoreArguments, given)
     sources, targets = _read_pairs(arguments.source_file, arguments.target_file)
-    _keep_compiled()
-    from seq2seq_jax import translator
-
-    for log_prob in translator.load(arguments.workdir).score(sources, targets):
+    for log_prob in _load(arguments.workdir).score(sources, targets):
         print(f"{log_prob:.4f}")
     return 0
+
+
+def _load(workdir: Path, decode: DecodeConfig | None = None) -> "Translator":
+    """The trained model of a run."""
+    _configure_jax()
+    from seq2seq_jax import translator
+    from seq2seq_jax.cpu import keep_freed_memory
+
+    keep_freed_memory()
+    return translator.load(workdir, decode)
 
 
 class Command(NamedTuple):
@@ -274,13 +278,17 @@ COMMANDS = {
 }
 
 
-def _keep_compiled() -> None:
+def _configure_jax() -> None:
     """Lets JAX keep compiled programs in the cache folder, so that the same command starts sooner the next time.
 
     Programs for a CPU use whatever instructions it has: each kind of CPU that
     shares the folder has its own.
     """
     import jax
+
+    from seq2seq_jax.cpu import run_in_calling_thread
+
+    run_in_calling_thread()
 
     with contextlib.suppress(OSError):
         flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "flags" in line), "")

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from seq2seq_jax import run_directory
 from seq2seq_jax.checkpoint import restore_params
 from seq2seq_jax.config import Config, DecodeConfig
+from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.data.encoded import EncodedSplit, encode_lines
 from seq2seq_jax.data.pipeline import evaluation_batches
 from seq2seq_jax.data.progress import Progress, silent
@@ -86,10 +87,11 @@ class Translator:
         graph = model_graph(config.model, vocab_sizes(vocabularies))
         # Rows of one device only: to take some out of a batch that several share, they would have to meet.
         smallest = self.decode.batch_size if self._num_devices > 1 else SMALLEST_BATCH
-        self._search = jax.jit(partial(_search, graph, self.decode, smallest), static_argnames="max_length")
-        self._search_tables = jax.jit(partial(_search_tables, graph))
-        self._align = jax.jit(partial(_align, graph))
-        self._token_scores = jax.jit(partial(_token_scores, graph, config.train.rematerialize_every))
+        jit = partial(jax.jit, compiler_options=compiler_options())
+        self._search = jit(partial(_search, graph, self.decode, smallest), static_argnames="max_length")
+        self._search_tables = jit(partial(_search_tables, graph))
+        self._align = jit(partial(_align, graph))
+        self._token_scores = jit(partial(_token_scores, graph, config.train.rematerialize_every))
 
     def translate(
         self, lines: Sequence[str], *, alignments: bool = False, progress: Progress = silent

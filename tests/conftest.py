@@ -44,9 +44,9 @@ def compiled(cache: Path) -> None:
     """Programs that were compiled once are taken from the cache, as by the command line, whichever test asks again."""
     import jax
 
-    from seq2seq_jax.cli import _keep_compiled
+    from seq2seq_jax.cli import _configure_jax
 
-    _keep_compiled()
+    _configure_jax()
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from seq2seq_jax.allocator import PEAK_FACTOR, return_freed_memory
 from seq2seq_jax.config import Config
+from seq2seq_jax.cpu import PEAK_FACTOR, keep_freed_memory
 from seq2seq_jax.data.batching import BatchShape
 from seq2seq_jax.data.progress import Progress, progress_bar
 from seq2seq_jax.errors import UserError
@@ -27,8 +27,8 @@ def check_fits(
 ) -> None:
     """Refuses a run whose dearest step needs more memory than a device has; to be asked before there is a state.
 
-    Where a step fits on a CPU, but not with what `keep_freed_memory` may cost,
-    freed memory is kept no longer.
+    Where a step on a CPU fits together with what `keep_freed_memory` may cost,
+    freed memory is kept from now on.
 
     Nothing is refused where the compiler or the device does not tell its numbers,
     or where compilation was broken off.
@@ -41,9 +41,9 @@ def check_fits(
     if available is None or len(needs) < len(material.plan.shapes):
         return
     worst = max(needs, key=lambda shape: needs[shape].total)
-    if mesh.devices.flat[0].platform == "cpu" and PEAK_FACTOR * needs[worst].total > available:
-        return_freed_memory()
     if needs[worst].total <= available:
+        if mesh.devices.flat[0].platform == "cpu" and PEAK_FACTOR * needs[worst].total <= available:
+            keep_freed_memory()
         return
     with progress_bar() as progress:
         trial = _Trial(config, material, mesh, abstract, needs, progress)

@@ -1,5 +1,6 @@
 """What a run needs before its first step: text as ids in a plan of batches, and every step compiled."""
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -115,7 +116,7 @@ def compile_steps(
     start = time.perf_counter()
     step, shapes = jit_train_step(config, vocab_sizes(material.vocabularies), mesh), material.plan.shapes
     compiled: list[CompiledStep] = []
-    with ThreadPoolExecutor() as pool, progress_bar() as progress:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, progress_bar() as progress:
         futures = [pool.submit(compile_step, step, abstract, shape, mesh) for shape in shapes]
         try:
             for future in futures:

@@ -13,6 +13,7 @@ from jax.stages import Wrapped as JitWrapped
 from jaxtyping import Array, Float, Int
 
 from seq2seq_jax.config import Config, TrainConfig
+from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.losses import cross_entropy
 from seq2seq_jax.model import Seq2Seq, build_model, model_graph
 from seq2seq_jax.symbols import PAD
@@ -49,7 +50,8 @@ TrainStep = Callable[[TrainState, Int[Array, "B S"], Int[Array, "B T"]], TrainSt
 
 def initial_state(config: Config, vocab_sizes: tuple[int, int], mesh: Mesh) -> TrainState:
     """State before the first step, on every device of the mesh."""
-    return jax.jit(partial(_initial_state, config, vocab_sizes), out_shardings=replicated(mesh))()
+    initial = partial(_initial_state, config, vocab_sizes)
+    return jax.jit(initial, out_shardings=replicated(mesh), compiler_options=compiler_options())()
 
 
 def abstract_state(config: Config, vocab_sizes: tuple[int, int], mesh: Mesh) -> TrainState:
@@ -94,7 +96,13 @@ def jit_train_step(config: Config, vocab_sizes: tuple[int, int], mesh: Mesh) -> 
         return _update(state, optimizer, schedule, gradients, mean_loss * tokens, tokens)
 
     shardings = replicated(mesh), by_rows(mesh), by_rows(mesh)
-    return jax.jit(step, donate_argnums=0, in_shardings=shardings, out_shardings=replicated(mesh))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=shardings,
+        out_shardings=replicated(mesh),
+        compiler_options=compiler_options(),
+    )
 
 
 def _scaled_loss(

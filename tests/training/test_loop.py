@@ -25,10 +25,10 @@ FAST = {"num_steps": 12, "evaluate_every": 4, "checkpoint_every": 3, "log_every"
 PROGRAM = """
 import sys
 from pathlib import Path
-from seq2seq_jax.cli import _keep_compiled
+from seq2seq_jax.cli import _configure_jax
 from seq2seq_jax.config import from_json
 from seq2seq_jax.training.loop import train
-_keep_compiled()
+_configure_jax()
 result = train(from_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
 sys.exit(143 if result.status == "terminated" else 0)
 """
