@@ -120,11 +120,10 @@ def _loop(
         batch = next(batches, None)
         if batch is None:
             break
-        placed = jax.device_put(tuple(batch), by_rows(mesh))
         seconds = time.perf_counter() - start
         fetching += seconds
         waiting += seconds * state.step.is_ready()  # ty: ignore[missing-attribute] - an array that was computed has it
-        state = updates[batch.source.shape[1], batch.target.shape[1]](state, *placed)
+        state = updates[batch.source.shape[1], batch.target.shape[1]](state, *batch)
         if step % log_every == 0:
             jax.device_get(state.window)
             state = state._replace(window=jax.device_put(empty_window(), replicated(mesh)))

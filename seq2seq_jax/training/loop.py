@@ -140,7 +140,7 @@ class _Run:
 
     def steps(self, state: TrainState, updates: Mapping[tuple[int, int], TrainStep]) -> tuple[TrainState, Status]:
         """Runs all steps that are left: evaluate, save, stop or step, log, in this order."""
-        train, step, sharding = self._config.train, int(state.step), by_rows(self._mesh)
+        train, step = self._config.train, int(state.step)
         batches = training_batches(self._material.train, self._material.plan, step, train.num_steps)
         saved, window_start = step, time.perf_counter()
         while True:
@@ -158,7 +158,7 @@ class _Run:
                 break
             batch = next(batches)
             update = updates[batch.source.shape[1], batch.target.shape[1]]
-            state = update(state, *jax.device_put(tuple(batch), sharding))
+            state = update(state, *batch)  # which places the rows, sooner than device_put would
             step += 1
             if step % train.log_every == 0 or step == train.num_steps:
                 state = self._log(state, step, window_start)

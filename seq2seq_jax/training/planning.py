@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Int
 
 from seq2seq_jax.config import Config
@@ -18,7 +17,7 @@ from seq2seq_jax.training import report
 from seq2seq_jax.training.costs import Costs, ShapeCosts, memory, parameters_by_part, products, size
 from seq2seq_jax.training.memory import available_bytes, check_fits
 from seq2seq_jax.training.setup import CompiledStep, Material, compile_steps, prepare
-from seq2seq_jax.training.sharding import by_rows, make_mesh
+from seq2seq_jax.training.sharding import make_mesh
 from seq2seq_jax.training.step import TrainState, abstract_state, initial_state
 from seq2seq_jax.translator import vocab_sizes
 
@@ -48,7 +47,7 @@ def plan(config: Config, say: Callable[[str], None]) -> Costs:
     check_fits(config, material, mesh, abstract, compiled)
     state, shapes = initial_state(config, sizes, mesh), []
     for step, share in zip(compiled, _epoch(material), strict=True):
-        state, seconds = _probe(step, state, share.batches(material), mesh)
+        state, seconds = _probe(step, state, share.batches(material))
         shapes.append(
             ShapeCosts(
                 step.shape,
@@ -96,20 +95,15 @@ def _epoch(material: Material) -> list[_Share]:
     return shares
 
 
-def _probe(step: CompiledStep, state: TrainState, batches: Sequence[Batch], mesh: Mesh) -> tuple[TrainState, float]:
+def _probe(step: CompiledStep, state: TrainState, batches: Sequence[Batch]) -> tuple[TrainState, float]:
     """Trains on some batches of one shape for a moment; the state afterwards and the seconds of an update."""
     if not batches:
         return state, 0.0
-    sharding = by_rows(mesh)
-
-    def update(batch: Batch) -> TrainState:
-        return step.update(state, *jax.device_put(tuple(batch), sharding))
-
-    state = jax.block_until_ready(update(batches[0]))  # the first one also finds its memory
+    state = jax.block_until_ready(step.update(state, *batches[0]))  # the first one also finds its memory
     start, num_updates = time.perf_counter(), 0
     while (seconds := time.perf_counter() - start) < _PROBE_SECONDS:
         for batch in batches:
-            state = update(batch)
+            state = step.update(state, *batch)
         jax.block_until_ready(state)
         num_updates += len(batches)
     return state, seconds / num_updates

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -45,7 +46,7 @@ class TrainState(NamedTuple):
     window: Window
 
 
-TrainStep = Callable[[TrainState, Int[Array, "B S"], Int[Array, "B T"]], TrainState]
+TrainStep = Callable[[TrainState, Int[Array | np.ndarray, "B S"], Int[Array | np.ndarray, "B T"]], TrainState]
 
 
 def initial_state(config: Config, vocab_sizes: tuple[int, int], mesh: Mesh) -> TrainState:
