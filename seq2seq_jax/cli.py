@@ -294,7 +294,7 @@ def _configure_jax() -> None:
         flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "flags" in line), "")
         folder = cache_dir() / "compiled" / hashlib.sha256(flags.encode()).hexdigest()[:16]
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many trifles add up
 
 
 def _is_another_task(data: DataConfig, configured: DataConfig) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from seq2seq_jax import run_directory
@@ -134,7 +134,7 @@ class _Run:
         self._config, self._material, self._mesh = config, material, mesh
         self._writer, self._checkpoints, self._progress = writer, checkpoints, progress
         self._signals = signals
-        self._schedule = make_schedule(config.optimizer, config.train.num_steps)
+        self._schedule = jax.jit(make_schedule(config.optimizer, config.train.num_steps))
         self._greedy: Translator | None = None
         self._clock = time.perf_counter()
 
@@ -180,7 +180,7 @@ class _Run:
             "step": step,
             "loss": loss,
             "grad_norm": float(window.grad_norm) / updates,
-            "learning_rate": float(self._schedule(jnp.int32(step - 1)) * state.rate_factor),
+            "learning_rate": float(self._schedule(np.int32(step - 1))) * float(state.rate_factor),
             "nonfinite_steps": int(window.nonfinite),
             "target_tokens_per_second": rate,
         }

@@ -72,8 +72,8 @@ def _initial_state(config: Config, vocab_sizes: tuple[int, int]) -> TrainState:
 
 def empty_window() -> Window:
     """A window with nothing in it; no two of its arrays are one, for they are donated."""
-    kinds = Window(jnp.float32, jnp.float32, jnp.float32, jnp.int32, jnp.int32)
-    return Window(*(jnp.zeros((), kind) for kind in kinds))
+    kinds = (np.float32, np.float32, np.float32, np.int32, np.int32)
+    return Window(*(jnp.asarray(np.zeros((), kind)) for kind in kinds))  # NumPy's zeros: they need no compilation
 
 
 def jit_train_step(config: Config, vocab_sizes: tuple[int, int], mesh: Mesh) -> JitWrapped:
