@@ -1,4 +1,4 @@
-"""Freed memory stays with the process."""
+"""Freed memory stays with the process, and programs use it again."""
 
 import platform
 import subprocess
@@ -29,9 +29,28 @@ print(made, pages())
 """
 
 
-def run(*arguments, **environment):
+PROGRAM = """
+import resource, sys
+import jax, jax.numpy as jnp
+from seq2seq_jax.cpu import compiler_options, keep_freed_memory, run_in_calling_thread
+
+if "calling" in sys.argv:
+    run_in_calling_thread()
+thin = jnp.ones((6_000, 8))
+program = jax.jit(lambda x: jnp.sin(x @ x.T).sum(axis=0), compiler_options=compiler_options()).lower(thin).compile()
+assert program.memory_analysis().temp_size_in_bytes > 100e6
+made = keep_freed_memory()
+for count in (3, 5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(count):
+        jax.block_until_ready(program(thin))
+print(made, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def run(*arguments, program=PAGES, **environment):
     result = subprocess.run(
-        [sys.executable, "-c", PAGES, *arguments], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, check=True
     )
     made, pages = result.stdout.split()
     return made == "True", int(pages)
@@ -46,3 +65,12 @@ def test_large_blocks_are_used_again_without_new_pages():
 
 def test_what_the_user_has_tuned_is_left_alone():
     assert not run("keep", MALLOC_ARENA_MAX="2")[0]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator is meant")
+def test_a_program_in_the_calling_thread_finds_its_memory_again():
+    environment = {"JAX_PLATFORMS": "cpu"}
+    elsewhere, here = (run(*where, program=PROGRAM, **environment) for where in ((), ("calling",)))
+    assert elsewhere[0] and here[0]
+    # No other thread's arena holds an array of 144 MB; what XLA's worker threads allocate on their own remains.
+    assert here[1] < elsewhere[1] / 4
