@@ -22,7 +22,7 @@ COMPILED = "PyTorch compiled"
 PEERS = {
     "seq2seq_jax": ours.make,
     "PyTorch tuned": torch_models.make_tuned,
-    "PyTorch tuned, memory kept": torch_models.make_kept,
+    "PyTorch memory kept": torch_models.make_kept,
     "PyTorch ordinary": torch_models.make_ordinary,
     COMPILED: torch_models.make_compiled,
     "nnx.RNN": nnx_rnn.make,
@@ -53,14 +53,27 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=["L512", "L512-IF"])
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[64])
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=MODELS,
+        default=["L512", "L512-IF"],
+        help="L256 has a layer of 256 on either side, L512 two of 512, G four of 1,024; IF is input feeding",
+    )
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[64], help="sentences")
     parser.add_argument("--length", type=int, default=25, help="tokens a sentence, source and target")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=[peer for peer in PEERS if peer != COMPILED])
-    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        choices=PEERS,
+        metavar="PEER",
+        default=[peer for peer in PEERS if peer != COMPILED],
+        help=f"any of {', '.join(repr(peer) for peer in PEERS)}; by default all but {COMPILED!r}",
+    )
+    parser.add_argument("--warmup", type=int, default=3, help="steps before the first timed one")
     parser.add_argument("--steps", type=int, default=3, help="timed steps a turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each peer")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/train_step.json"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/train_step.json"), help="JSON")
     return parser.parse_args()
 
 
