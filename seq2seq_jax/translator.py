@@ -151,7 +151,7 @@ class Translator:
 
     def _batches(
         self, encoded: EncodedSplit, filled: Int[np.ndarray, " n"]
-    ) -> Iterator[tuple[np.ndarray, Array, Array]]:
+    ) -> Iterator[tuple[np.ndarray, Array | np.ndarray, Array | np.ndarray]]:
         """Yields sources of similar length: their indices, ids and longest outputs allowed."""
         order = filled[np.argsort(-encoded.source_lengths[filled], kind="stable")]
         rows = self._num_rows(len(order))
@@ -177,10 +177,11 @@ class Translator:
     def _longest(self, width: int) -> int:
         return int(np.ceil(width * self.decode.max_length_ratio)) + EXTRA_LENGTH
 
-    def _put(self, array: np.ndarray) -> Array:
-        return jax.device_put(array, self._sharding) if self._sharding else jnp.asarray(array)
+    def _put(self, array: np.ndarray) -> Array | np.ndarray:
+        """Spreads rows over the devices; for one, the compiled program takes the array as it is, the sooner."""
+        return jax.device_put(array, self._sharding) if self._sharding else array
 
-    def _alignment(self, source: Array, tokens: Array) -> list[tuple[int, ...]]:
+    def _alignment(self, source: Array | np.ndarray, tokens: Array) -> list[tuple[int, ...]]:
         best = np.asarray(self._align(self.params, source, tokens))
         lengths = np.asarray((tokens != PAD).sum(-1))
         return [tuple(row[:length].tolist()) for row, length in zip(best, lengths, strict=True)]
