@@ -1,4 +1,4 @@
-"""Timing in turns, each peer in a process of its own; what machine this is; tables and JSON."""
+"""Timing in turns, each peer in a process of its own; what is compiled; what machine this is; tables and JSON."""
 
 import datetime
 import json
@@ -8,9 +8,10 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,6 +119,24 @@ def busy_cores(seconds: float = 1.0) -> float:
 def _ticks() -> int:
     user, nice, system, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
     return user + nice + system
+
+
+@contextmanager
+def compilations() -> Generator[list[str]]:
+    """Gives a list that grows with every program that JAX compiles, or finds compiled in its cache."""
+    from jax import monitoring
+
+    found: list[str] = []
+
+    def listen(event: str, *_: Any, **__: Any) -> None:
+        if "backend_compile" in event:
+            found.append(event)
+
+    monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        monitoring.unregister_event_duration_listener(listen)
 
 
 def machine() -> dict[str, Any]:

@@ -14,15 +14,18 @@ def make(task: Task) -> tuple[Callable[[], float], Callable[[], None]]:
     from flax import nnx
 
     from seq2seq_jax.config import MeshConfig
+    from seq2seq_jax.data.batching import BatchShape
     from seq2seq_jax.losses import cross_entropy
     from seq2seq_jax.model import model_graph
+    from seq2seq_jax.training.setup import compile_step
     from seq2seq_jax.training.sharding import by_rows, make_mesh
     from seq2seq_jax.training.step import abstract_state, initial_state, jit_train_step
 
     config, sizes, mesh = task.train_config(), task.vocab_sizes, make_mesh(MeshConfig())
     params = task.params()
     source, target = jax.device_put(task.batch(), by_rows(mesh))
-    update = jit_train_step(config, sizes, mesh).lower(abstract_state(config, sizes, mesh), source, target).compile()
+    train_step, shape = jit_train_step(config, sizes, mesh), BatchShape(task.batch_size, task.length, task.length)
+    update = compile_step(train_step, abstract_state(config, sizes, mesh), shape, mesh).update
     keep_freed_memory()  # as training does
     state = [initial_state(config, sizes, mesh)._replace(params=jax.device_put(params))]
 

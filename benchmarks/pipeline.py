@@ -10,15 +10,13 @@ the batch is on the devices. Nothing may be compiled in these steps; if anything
 
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax import monitoring
 from jax.sharding import Mesh
 
 from benchmarks import measure
@@ -92,7 +90,7 @@ def _training(config: Config, material: Material, mesh: Mesh, warmup: int, num_s
     updates = {(step.shape.source, step.shape.target): step.update for step in compiled}
     batches = training_batches(material.train, material.plan, 0, warmup + num_steps)
     state, *_ = _loop(islice(batches, warmup), updates, initial_state(config, sizes, mesh), mesh, warmup)
-    with _compilations() as compilations:
+    with measure.compilations() as compilations:
         start = time.perf_counter()
         _, fetching, waiting = _loop(batches, updates, state, mesh, config.train.log_every)
         total = time.perf_counter() - start
@@ -128,22 +126,6 @@ def _loop(
             jax.device_get(state.window)
             state = state._replace(window=jax.device_put(empty_window(), replicated(mesh)))
     return jax.block_until_ready(state), fetching, waiting
-
-
-@contextmanager
-def _compilations() -> Generator[list[str]]:
-    """Collects an event for every program that is compiled, or read from a cache of compiled ones."""
-    found: list[str] = []
-
-    def listen(event: str, *_: Any, **__: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            found.append(event)
-
-    monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        monitoring.unregister_event_duration_listener(listen)
 
 
 def _padding(config: Config, material: Material, mesh: Mesh, num_shapes: int) -> dict[str, Any]:

@@ -279,7 +279,7 @@ COMMANDS = {
 
 
 def _configure_jax() -> None:
-    """Lets JAX keep compiled programs in the cache folder, so that the same command starts sooner the next time.
+    """Lets programs run in this thread, and JAX keep them in the cache folder for a quicker start the next time.
 
     Programs for a CPU use whatever instructions it has: each kind of CPU that
     shares the folder has its own.
@@ -289,7 +289,6 @@ def _configure_jax() -> None:
     from seq2seq_jax.cpu import run_in_calling_thread
 
     run_in_calling_thread()
-
     with contextlib.suppress(OSError):
         flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "flags" in line), "")
         folder = cache_dir() / "compiled" / hashlib.sha256(flags.encode()).hexdigest()[:16]

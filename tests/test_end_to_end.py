@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import pytest
 
+from benchmarks.measure import compilations
 from seq2seq_jax import cli
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig, ModelConfig, OptimizerConfig, TrainConfig
-from tests.tiny import compilations, rows, sentences, write_pairs
+from tests.tiny import rows, sentences, write_pairs
 
 CONFIG = """
 from seq2seq_jax.config import *

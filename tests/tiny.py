@@ -1,14 +1,12 @@
 """A tiny task for tests of whole runs: words to the same words in upper case, by a model of a few hundred weights."""
 
 import json
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax import monitoring
 
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig, ModelConfig, OptimizerConfig, TrainConfig
 
@@ -61,19 +59,3 @@ def rows(workdir: Path, *, timed: bool = False) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     clocks = () if timed else ("seconds", "target_tokens_per_second")
     return [{name: value for name, value in row.items() if name not in clocks} for row in found]
-
-
-@contextmanager
-def compilations() -> Generator[list[str]]:
-    """A list that grows with every program that JAX compiles, or finds compiled in its cache."""
-    found: list[str] = []
-
-    def listen(event: str, *_: Any, **__: Any) -> None:
-        if "backend_compile" in event:
-            found.append(event)
-
-    monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        monitoring.unregister_event_duration_listener(listen)

@@ -116,6 +116,7 @@ def compile_steps(
     start = time.perf_counter()
     step, shapes = jit_train_step(config, vocab_sizes(material.vocabularies), mesh), material.plan.shapes
     compiled: list[CompiledStep] = []
+    # No more at once than cores: they would only take each other's time.
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress_bar() as progress:
         futures = [pool.submit(compile_step, step, abstract, shape, mesh) for shape in shapes]
         try:

@@ -11,12 +11,13 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.measure import compilations
 from seq2seq_jax.config import to_json
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.training import loop
 from seq2seq_jax.training.loop import train
 from seq2seq_jax.translator import load
-from tests.tiny import compilations, rows, tiny_config, write_pairs
+from tests.tiny import rows, tiny_config, write_pairs
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
