@@ -3,7 +3,8 @@
     python -m benchmarks.decode --workdir runs/mine --source-file test.de --target-file test.en
 
 Batch 1 is one sentence after another, for its latency; of the other batch sizes, all for the throughput of the whole
-file, "best" is the one that suits each peer. From text to text, float32 on a CPU, without start-up and compilation.
+file, "best" is the one that suits each peer. From text to text, without start-up and compilation, on whatever device
+JAX finds; JAX_PLATFORMS=cpu keeps both on the CPU.
 """
 
 import argparse
@@ -40,6 +41,7 @@ def main() -> None:
     if targets is not None and len(targets) != len(lines):
         raise SystemExit(f"error: {len(lines):,} source lines, but {len(targets):,} target lines.")
     about: dict[str, Any] = measure.print_machine() | {"sentences": len(lines)}
+    device = measure.device()
     rows: list[dict[str, Any]] = []
     for beam_size in arguments.beam_sizes:
         search = "greedy" if beam_size == 1 else f"beam {beam_size}"
@@ -48,7 +50,7 @@ def main() -> None:
             given = lines[: arguments.latency_lines] if batch_size == 1 else lines
             decode = DecodeConfig(beam_size, batch_size=batch_size)
             timings = measure.in_turns(
-                {OURS: (_ours, (arguments.workdir, decode, given)), PEER: (_torch, (*trained, decode, given))},
+                {OURS: (_ours, (arguments.workdir, decode, given)), PEER: (_torch, (*trained, decode, given, device))},
                 warmup=0,  # the check is an untimed pass
                 steps=1,
                 rounds=arguments.rounds,
@@ -103,9 +105,10 @@ def _ours(workdir: Path, decode: DecodeConfig, lines: Sequence[str]) -> tuple[Jo
 
 
 def _torch(
-    workdir: Path, params: dict[str, Any], extra_length: int, decode: DecodeConfig, lines: Sequence[str]
+    workdir: Path, params: dict[str, Any], extra_length: int, decode: DecodeConfig, lines: Sequence[str], device: str
 ) -> tuple[Job, Job]:
-    return _twice(torch_search.load(workdir, params, extra_length, decode).translate, decode.batch_size, lines)
+    translator = torch_search.load(workdir, params, extra_length, decode, device)
+    return _twice(translator.translate, decode.batch_size, lines)
 
 
 def _twice(translate: Callable[[Sequence[str]], Sequence[Any]], batch_size: int, lines: Sequence[str]):

@@ -1,5 +1,9 @@
-"""Timing in turns, each peer in a process of its own; what is compiled; what machine this is; tables and JSON."""
+"""Timing in turns, each peer in a process of its own; what is compiled; what machine this is; tables and JSON.
 
+JAX takes most of a GPU's memory at once unless told otherwise; the peers' processes share it, so they are told.
+"""
+
+import contextlib
 import datetime
 import json
 import multiprocessing
@@ -7,20 +11,21 @@ import os
 import platform
 import resource
 import statistics
+import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # before JAX looks for devices
 
 Step = Callable[[], Any]  # what it returns is not looked at
 
 
 class Timing(NamedTuple):
-    """Of one peer: seconds of each timed step, what it returned when asked to check itself, and its largest memory."""
+    """Of one peer: seconds of each timed step, what it returned when asked to check itself, and its largest memory,
+    which is the accelerator's where there is one."""
 
     seconds: list[float]
     check: Any
@@ -31,12 +36,19 @@ class Timing(NamedTuple):
         return statistics.median(self.seconds)
 
 
+class _Failure(NamedTuple):
+    """What a peer that cannot run answers."""
+
+    reason: str
+
+
 def in_turns(
     peers: dict[str, tuple[Callable[..., tuple[Callable[[], Any], Step]], tuple]],
     *,
     warmup: int,
     steps: int,
     rounds: int,
+    optional: Collection[str] = (),
 ) -> dict[str, Timing]:
     """Times every peer's step; rounds alternate, so that a machine that slows down slows all.
 
@@ -46,6 +58,10 @@ def in_turns(
       warmup: steps before the first timed one.
       steps: timed steps a round.
       rounds: times every peer has its turn.
+      optional: peers that are left out, and told of, where they cannot run.
+
+    Raises:
+      SystemExit: another peer cannot run.
     """
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
@@ -54,59 +70,74 @@ def in_turns(
         processes.append(context.Process(target=_serve, args=(theirs, make, arguments), daemon=True))
         processes[-1].start()
         theirs.close()
-    ask = lambda name, *request: (pipes[name].send(request), pipes[name].recv())[1]  # noqa: E731
+
+    def ask(name: str, *request: Any) -> Any:
+        with contextlib.suppress(OSError):  # it may have ended, and said why
+            pipes[name].send(request)
+        try:
+            answer = pipes[name].recv()
+        except (EOFError, OSError):
+            answer = _Failure("its process died")
+        if isinstance(answer, _Failure):
+            message = f"{name} cannot run: {answer.reason}"
+            if name not in optional:
+                raise SystemExit(f"error: {message}")
+            print(message, flush=True)
+            pipes.pop(name).close()
+        return answer
+
     checks = {name: ask(name, "check") for name in peers}
-    seconds: dict[str, list[float]] = {name: [] for name in peers}
-    for name in peers:
+    for name in list(pipes):
         ask(name, "time", warmup)
+    seconds: dict[str, list[float]] = {name: [] for name in pipes}
     for _ in range(rounds):
-        for name in peers:
+        for name in seconds:
             seconds[name] += ask(name, "time", steps)
-    memory = {name: ask(name, "memory") for name in peers}
-    for name, process in zip(peers, processes, strict=True):
-        pipes[name].close()
+    memory = {name: ask(name, "memory") for name in seconds}
+    for pipe in pipes.values():
+        pipe.close()
+    for process in processes:
         process.join()
-    return {name: Timing(seconds[name], checks[name], memory[name]) for name in peers}
+    return {name: Timing(seconds[name], checks[name], memory[name]) for name in seconds}
 
 
 def _serve(pipe: Any, make: Callable, arguments: tuple) -> None:
-    check, step = make(*arguments)
-    while True:
-        try:
-            request, *values = pipe.recv()
-        except EOFError:
-            return
-        if request == "check":
-            pipe.send(check())
-        elif request == "memory":
-            pipe.send(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-        else:
-            pipe.send([_timed(step) for _ in range(values[0])])
+    try:
+        check, step = make(*arguments)
+        while request := _next(pipe):
+            match request:
+                case ["check"]:
+                    pipe.send(check())
+                case ["time", steps]:
+                    pipe.send([_timed(step) for _ in range(steps)])
+                case ["memory"]:
+                    pipe.send(_peak_bytes())
+    except Exception as error:  # whatever it is, the other peers can be measured
+        pipe.send(_Failure(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"))
+
+
+def _next(pipe: Any) -> tuple | None:
+    """The next request, or None when there will be no more."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        return None
+
+
+def _peak_bytes() -> int:
+    """The most memory that arrays held at once on the accelerator that this process uses; on a CPU, the process."""
+    jax, torch = sys.modules.get("jax"), sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():  # JAX only drew the weights
+        return torch.cuda.max_memory_allocated()
+    if jax is not None and (statistics := jax.local_devices()[0].memory_stats()):
+        return statistics["peak_bytes_in_use"]
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _timed(step: Step) -> float:
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
-
-
-def failure(make: Callable[..., tuple[Callable[[], Any], Step]], arguments: tuple) -> str | None:
-    """Why a peer cannot check itself and take a step, tried in a process of its own; None if it can."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(_failure, make, arguments).result()
-        except BrokenProcessPool:
-            return "its process died"
-
-
-def _failure(make: Callable, arguments: tuple) -> str | None:
-    try:
-        check, step = make(*arguments)
-        check()
-        step()
-    except Exception as error:  # whatever it is, the other peers can be measured
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    return None
 
 
 def busy_cores(seconds: float = 1.0) -> float:
@@ -121,7 +152,7 @@ def _ticks() -> int:
     return user + nice + system
 
 
-@contextmanager
+@contextlib.contextmanager
 def compilations() -> Generator[list[str]]:
     """Gives a list that grows with every program that JAX compiles, or finds compiled in its cache."""
     from jax import monitoring
@@ -139,13 +170,23 @@ def compilations() -> Generator[list[str]]:
         monitoring.unregister_event_duration_listener(listen)
 
 
+def device() -> str:
+    """What JAX computes on: cpu, gpu or tpu."""
+    import jax
+
+    return jax.default_backend()
+
+
 def machine() -> dict[str, Any]:
     """What the figures belong to."""
+    import jax
+
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": names[0] if names else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
+        "device": jax.devices()[0].device_kind,
         "python": platform.python_version(),
         **{name: _version(name) for name in ("jax", "jaxlib", "flax", "torch")},
         "busy_cores": round(busy_cores(), 2),
@@ -173,11 +214,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-def matrix_peak(size: int = 2048, repeats: int = 20) -> float:
-    """FLOP/s of a square float32 product, the best of several: what this machine can do at most."""
+def matrix_peak(dtype: str, repeats: int = 20) -> float:
+    """FLOP/s of a square product, the best of several: what this machine can do at most."""
     import jax
 
-    a = jax.random.normal(jax.random.key(0), (size, size))
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
     multiply = jax.jit(lambda a: a @ a)
     step = lambda: multiply(a).block_until_ready()  # noqa: E731
     step()

@@ -31,7 +31,7 @@ def make(task: Task) -> tuple[Callable[[], float], Callable[[], None]]:
 
     @jax.jit
     def loss(params, source, target):
-        model = nnx.merge(model_graph(config.model, sizes), params)
+        model = nnx.merge(model_graph(task.config, sizes), params)
         vectors, _ = model(source, target)
         total = cross_entropy(model.logits(vectors), target.T, target.T != 0, config.train.label_smoothing)
         return total / target.size

@@ -26,6 +26,8 @@ class Task:
     model: "Model"
     batch_size: int
     length: int
+    dtype: str = "float32"  # of the products in training
+    device: str = "cpu"  # as JAX calls its platforms
 
     @property
     def config(self) -> ModelConfig:
@@ -38,7 +40,7 @@ class Task:
     def train_config(self) -> Config:
         """Everything the package needs for a training step."""
         return Config(
-            model=self.config,
+            model=replace(self.config, compute_dtype=self.dtype),
             data=DataConfig(batch_size=self.batch_size),
             optimizer=OptimizerConfig(learning_rate=LEARNING_RATE, clip_norm=CLIP_NORM),
             train=TrainConfig(label_smoothing=LABEL_SMOOTHING),
@@ -58,7 +60,8 @@ class Task:
 
         from seq2seq_jax.model import build_model
 
-        model = build_model(self.config, self.vocab_sizes, jax.random.key(0))
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):  # the accelerator is the peer's
+            model = build_model(self.config, self.vocab_sizes, jax.random.key(0))
         return jax.tree.map(np.asarray, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
 
 

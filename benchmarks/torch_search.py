@@ -1,4 +1,4 @@
-"""A trained model in PyTorch, with greedy and beam search as its best users would write them for a CPU.
+"""A trained model in PyTorch, with greedy and beam search as its best users would write them.
 
 Sentences of like length share a batch, and leave it as soon as their result is settled; the attention's memory is held
 once for all hypotheses of a sentence; a step is few products, and the embeddings' part of the first of them is a table.
@@ -35,7 +35,7 @@ def refuse_unsupported(config: ModelConfig) -> None:
             raise SystemExit(f"The PyTorch side knows model.{name} {' and '.join(known)}, not {getattr(config, name)}.")
 
 
-def load(workdir: Path, params: dict[str, Any], extra_length: int, decode: DecodeConfig) -> "Translator":
+def load(workdir: Path, params: dict[str, Any], extra_length: int, decode: DecodeConfig, device: str) -> "Translator":
     """Returns the translator of a run directory.
 
     Args:
@@ -43,8 +43,9 @@ def load(workdir: Path, params: dict[str, Any], extra_length: int, decode: Decod
       params: as the package names them; NumPy arrays.
       extra_length: output positions allowed beyond the ratio.
       decode: search settings.
+      device: as JAX calls its platforms.
     """
-    model = Model(run_directory.read_config(workdir).model, params)
+    model = Model(run_directory.read_config(workdir).model, params, {"gpu": "cuda"}.get(device, device))
     return Translator(model, load_vocabularies(workdir / "vocabulary"), extra_length, decode)
 
 
@@ -67,8 +68,9 @@ class Translator:
             indices = order[start : start + decode.batch_size]
             limits = np.ceil(lengths[indices] * decode.max_length_ratio).astype(np.int64) + self.extra_length
             source = encoded.sources.padded(indices, len(indices), lengths[indices[0]])
-            with torch.inference_mode():
-                rows, scores = self._search(torch.from_numpy(source).long(), torch.from_numpy(limits))
+            with torch.inference_mode(), torch.device(self.model.device):
+                arrays = torch.from_numpy(source).long(), torch.from_numpy(limits)
+                rows, scores = self._search(*(array.to(self.model.device) for array in arrays))
             for index, text, score in zip(indices, self.vocabularies.target.decode(rows), scores, strict=True):
                 hypotheses[index] = Hypothesis(text, score)
         return hypotheses
@@ -87,10 +89,10 @@ class Model:
     [B, H, S], values [B, S, H], and what is added to the scores [B, 1, S].
     """
 
-    def __init__(self, config: ModelConfig, params: dict[str, Any]) -> None:
+    def __init__(self, config: ModelConfig, params: dict[str, Any], device: str) -> None:
         refuse_unsupported(config)
-        self.config = config
-        params = _tensors(params)
+        self.config, self.device = config, device
+        params = _tensors(params, device)
         decoder, embedding = params["decoder"], params["target_embedding"]
         self.source_embedding = params.get("source_embedding", embedding)
         self.output_kernel, self.output_bias = params.get("output_kernel", embedding), params["output_bias"]
@@ -110,13 +112,13 @@ class Model:
 
         mask, config = source != PAD, self.config
         embedded = torch.nn.functional.embedding(source.T, self.source_embedding)
-        outputs, last = self.encoder(pack_padded_sequence(embedded, mask.sum(1)))
+        outputs, last = self.encoder(pack_padded_sequence(embedded, mask.sum(1).cpu()))
         values = pad_packed_sequence(outputs)[0].transpose(0, 1).contiguous()
         keys = values if self.key_kernel is None else values @ self.key_kernel
-        added = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)[:, None]
+        added = torch.zeros_like(mask, dtype=values.dtype).masked_fill(~mask, -torch.inf)[:, None]
         # [layers * directions, B, size] to [B, H] for each layer
         hidden, cell = (x.unflatten(0, (config.num_layers, -1)).transpose(1, 2).flatten(2) for x in last)
-        vector = torch.zeros(len(source), self.combine_kernel.shape[1])
+        vector = values.new_zeros(len(source), self.combine_kernel.shape[1])
         states = [x for layer in zip(hidden, cell, strict=True) for x in layer]
         return [keys.transpose(1, 2), values, added], [*states, vector]
 
@@ -161,9 +163,9 @@ def greedy_search(
         ends = token == EOS
         if not ends.any():
             continue
+        rows, now = tokens[:, 1:].cpu().numpy(), (log_probs / _penalty(length, length_penalty)).tolist()
         for row in ends.nonzero().flatten().tolist():
-            found[sentences[row]] = tokens[row, 1:].numpy()
-            scores[sentences[row]] = log_probs[row].item() / _penalty(length, length_penalty)
+            found[sentences[row]], scores[sentences[row]] = rows[row], now[row]
         kept = (~ends).nonzero().flatten()
         if not len(kept):
             break
@@ -199,9 +201,11 @@ def beam_search(
         ends = token == EOS
         if ends.any():
             ended, which = (log_probs.masked_fill(~ends, -torch.inf) / _penalty(length, length_penalty)).max(1)
-            for row in (ended > best_ended).nonzero().flatten().tolist():
-                found[sentences[row]] = np.append(tokens[place[row, which[row]], 1:].numpy(), EOS)
-                scores[sentences[row]] = ended[row]
+            rows = tokens[place.gather(1, which[:, None])[:, 0], 1:].cpu().numpy()  # before their ends
+            better = ended > best_ended
+            scores[sentences[better]] = ended[better]
+            for row in better.nonzero().flatten().tolist():
+                found[sentences[row]] = np.append(rows[row], EOS)
             best_ended = torch.maximum(best_ended, ended)
             log_probs = log_probs.masked_fill(ends, -torch.inf)
         settled = log_probs.amax(1) / last_penalty <= best_ended
@@ -230,12 +234,12 @@ def _penalty(length: Any, length_penalty: float) -> Any:
     return ((5 + length) / 6) ** length_penalty
 
 
-def _tensors(tree: Any) -> Any:
+def _tensors(tree: Any, device: str) -> Any:
     import torch
 
     if isinstance(tree, dict):
-        return {name: _tensors(branch) for name, branch in tree.items()}
-    return torch.from_numpy(np.array(tree))
+        return {name: _tensors(branch, device) for name, branch in tree.items()}
+    return torch.from_numpy(np.array(tree)).to(device)
 
 
 def _encoder(config: ModelConfig, layers: dict[int, dict[str, Tensor]]) -> Callable:
@@ -255,7 +259,7 @@ def _encoder(config: ModelConfig, layers: dict[int, dict[str, Tensor]]) -> Calla
                 f"bias_hh_l{depth}{suffix}": 0 * bias,
             }
     encoder.load_state_dict(weights)
-    return encoder
+    return encoder.to(layers[0]["bias"].device)
 
 
 def _joined(layer: dict[str, Tensor]) -> Tensor:
