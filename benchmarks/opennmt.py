@@ -55,7 +55,7 @@ OUR_OPTIONS = {
     "optimizer.clip-norm": 5.0,
     "train.label-smoothing": 0.0,
     "train.log-every": REPORT_EVERY,
-    "decode.length-penalty": LENGTH_PENALTY,
+    "decode.beam-size": 1,  # at the end of training
 }
 PEER_OPTIONS = {
     "batch_type": "sents",
@@ -190,7 +190,6 @@ class _OpenNMT:
         }
         config = {
             "data": data,
-            "transforms": [],
             "src_vocab": str(self._folder / "vocabulary"),
             "share_vocab": True,
             "bucket_size": 10**6,  # sentences sorted by length: all of them
