@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from seq2seq_jax.losses import cross_entropy
-from seq2seq_jax.recurrence import direct_product, scan
+from seq2seq_jax.recurrence import direct_product, matmul, scan
 from tests.models import SOURCE, TARGET, graph, random_params, run_compiled, tiny_config
 
 STEPS, BATCH, SIZE, WIDTH = 5, 3, 4, 2
@@ -171,3 +171,28 @@ def test_fast_equals_reference_in_training_precision(dtype, tolerance):
     assert float(fast_loss) == pytest.approx(float(loss), rel=tolerance / 10)
     scaled = jax.tree.map(lambda value, other: value / np.abs(other).max(), fast, reference)
     assert_trees_close(scaled, jax.tree.map(lambda leaf: leaf / np.abs(leaf).max(), reference), tolerance)
+
+
+@pytest.mark.parametrize("leading", [(), (7,), (2, 3)])
+def test_matmul_and_its_gradients_are_those_of_numpy(leading):
+    draw = np.random.default_rng(0).standard_normal
+    x, kernel, direction = draw((*leading, 5)), draw((5, 4)), draw((*leading, 4))
+
+    def loss(x, kernel):
+        result = matmul(x, kernel)
+        return jnp.vdot(direction, result), result
+
+    with jax.enable_x64(True):
+        (_, result), (d_x, d_kernel) = run_compiled(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), x, kernel)
+    np.testing.assert_allclose(result, x @ kernel, rtol=1e-12)
+    np.testing.assert_allclose(d_x, direction @ kernel.T, rtol=1e-12)
+    expected = sum(np.outer(x[index], direction[index]) for index in np.ndindex(*leading))
+    np.testing.assert_allclose(d_kernel, expected, rtol=1e-12)
+
+
+def test_matmul_keeps_nothing_for_a_gradient_that_nobody_asks_for():
+    """Inside the fast scan, where x would be stacked over time beside the left sides."""
+    x, kernel = jnp.ones((3, 5)), jnp.ones((5, 4))
+    both, of_x = (jax.vjp(f, *args)[1] for f, args in ((matmul, (x, kernel)), (lambda x: matmul(x, kernel), (x,))))
+    shapes = [{leaf.shape for leaf in jax.tree.leaves(pullback)} for pullback in (both, of_x)]
+    assert shapes == [{x.shape, kernel.shape}, {kernel.shape}]
