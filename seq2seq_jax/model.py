@@ -125,7 +125,7 @@ def _run_layer(
     def run(carry: State, xs: tuple[list[Array], list[Array]]) -> tuple[State, Array]:
         inputs, masks = xs
         # One product for all steps, before the loop.
-        gates = jnp.stack([matmul(x, input_kernel[z]) + bias[z] for z, x in enumerate(inputs)], axis=1)
+        gates = jnp.stack([matmul(x, input_kernel[z], bias[z]) for z, x in enumerate(inputs)], axis=1)
         specs, operands = {"recurrent": "zbh,zhg->zbg"}, {"recurrent": recurrent_kernel}
         masks = jnp.stack(masks, axis=1)
         return scan(step, specs, operands, (), carry, {"recurrent": gates}, masks, engine=engine)
@@ -332,7 +332,7 @@ def _run_decoder_layer(
 
 def _projected(layer: LSTMLayer, inputs: Float[Array, "*N D"]) -> Float[Array, "*N G"]:
     """What the inputs known before the loop give to the gates of a decoder layer, bias included."""
-    return matmul(inputs, _of(layer.input_kernel, inputs.dtype)) + _of(layer.bias, inputs.dtype)
+    return matmul(inputs, _of(layer.input_kernel, inputs.dtype), _of(layer.bias, inputs.dtype))
 
 
 def _joined(layer: LSTMLayer, dtype: Any) -> Float[Array, "_ G"]:
@@ -465,7 +465,7 @@ class Seq2Seq(nnx.Module):
         return self._logits(vectors, self._output_kernel(vectors.dtype))
 
     def _logits(self, vectors: Float[Array, "*N A"], kernel: Float[Array, "A V"]) -> Float[Array, "*N V"]:
-        return matmul(vectors, kernel) + self.output_bias[...].astype(vectors.dtype)
+        return matmul(vectors, kernel, self.output_bias[...].astype(vectors.dtype))
 
     def _output_kernel(self, dtype: Any) -> Float[Array, "A V"]:
         param = self.output_kernel if hasattr(self, "output_kernel") else self.target_embedding

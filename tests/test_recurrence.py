@@ -176,15 +176,17 @@ def test_fast_equals_reference_in_training_precision(dtype, tolerance):
 @pytest.mark.parametrize("leading", [(), (7,), (2, 3)])
 def test_matmul_and_its_gradients_are_those_of_numpy(leading):
     draw = np.random.default_rng(0).standard_normal
-    x, kernel, direction = draw((*leading, 5)), draw((5, 4)), draw((*leading, 4))
+    x, kernel, bias, direction = draw((*leading, 5)), draw((5, 4)), draw(4), draw((*leading, 4))
 
-    def loss(x, kernel):
-        result = matmul(x, kernel)
+    def loss(x, kernel, bias):
+        result = matmul(x, kernel, bias)
         return jnp.vdot(direction, result), result
 
     with jax.enable_x64(True):
-        (_, result), (d_x, d_kernel) = run_compiled(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True), x, kernel)
-    np.testing.assert_allclose(result, x @ kernel, rtol=1e-12)
+        gradient = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)
+        (_, result), (d_x, d_kernel, d_bias) = run_compiled(gradient, x, kernel, bias)
+    np.testing.assert_allclose(result, x @ kernel + bias, rtol=1e-12)
+    np.testing.assert_allclose(d_bias, direction.reshape(-1, 4).sum(0), rtol=1e-12)
     np.testing.assert_allclose(d_x, direction @ kernel.T, rtol=1e-12)
     expected = sum(np.outer(x[index], direction[index]) for index in np.ndindex(*leading))
     np.testing.assert_allclose(d_kernel, expected, rtol=1e-12)
