@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = Path("configs") / "default.py"
 KEPT = "What was saved before is kept; mend this and give the same command again."
+LESS_MEMORY = (
+    "Stop what else uses the device, or use less: training with a smaller data.batch_size (or data.batch_tokens) or"
+    " larger train.accumulate_steps, translating with a smaller decode.batch_size."
+)
 INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 130, 141, 143  # as shells have it: 128 and the number of the signal
 EXIT_CODES = {"interrupted": INTERRUPTED, "terminated": TERMINATED}
 
@@ -365,10 +369,10 @@ def _complain(message: str) -> int:
 
 
 def _machine_trouble(error: BaseException | None) -> str | None:
-    """Returns a message where the machine is at fault (full disk, permissions), or None: then it is a bug.
+    """Returns a message where the machine is at fault (full disk, permissions, memory), or None: then it is a bug.
 
     Libraries wrap what the system said in errors of their own, so the causes are
-    searched too; TensorStore keeps nothing of it but the words.
+    searched too; TensorStore and XLA keep nothing of it but the words.
     """
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
     while error is not None:
@@ -376,5 +380,8 @@ def _machine_trouble(error: BaseException | None) -> str | None:
             return f"{error.strerror}: {error.filename or 'while writing'}. {KEPT}"
         if "No space left on device" in str(error):
             return f"No space left on device: {error}. {KEPT}"
+        if isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED"):
+            words = str(error).partition("\n")[0].rstrip(".")  # XLA goes on to list every array that it holds
+            return f"Out of memory{words and f' ({words})'}. {LESS_MEMORY} {KEPT}"
         error = error.__cause__ or error.__context__
     return None

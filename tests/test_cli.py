@@ -339,6 +339,26 @@ def test_a_full_or_forbidden_disk_is_a_message_also_when_a_library_wrapped_it(
     assert ("Permission denied: /data" if isinstance(trouble, PermissionError) else "No space left") in message
 
 
+@pytest.mark.parametrize(
+    "trouble, words",
+    [
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 64 bytes.\nBuffer 1: 64"),
+            "(RESOURCE_EXHAUSTED: Out of memory while trying to allocate 64 bytes). ",
+        ),
+        (MemoryError("Unable to allocate 8 GiB"), "(Unable to allocate 8 GiB). "),
+    ],
+)
+def test_too_little_memory_is_a_message_with_what_would_use_less(refused, stub, trained, tmp_path, trouble, words):
+    def train(config, workdir):
+        raise trouble
+
+    stub("training.loop", train=train)
+    message = refused("train", "--config", write_config(tmp_path / "mine.py"))
+    assert message.startswith(f"Out of memory {words}")
+    assert "data.batch_size" in message and "Buffer" not in message
+
+
 def test_a_bug_keeps_its_traceback(stub, trained, tmp_path):
     def train(config, workdir):
         raise ZeroDivisionError
