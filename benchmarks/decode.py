@@ -37,9 +37,9 @@ def main() -> None:
         torch_search.refuse_unsupported(read_config(arguments.workdir).model)
         trained = _trained(arguments.workdir)
     except UserError as error:
-        raise SystemExit(f"error: {error}") from error
+        measure.refuse(str(error))
     if targets is not None and len(targets) != len(lines):
-        raise SystemExit(f"error: {len(lines):,} source lines, but {len(targets):,} target lines.")
+        measure.refuse(f"{len(lines):,} source lines, but {len(targets):,} target lines.")
     about: dict[str, Any] = measure.print_machine() | {"sentences": len(lines)}
     device = measure.device()
     rows: list[dict[str, Any]] = []

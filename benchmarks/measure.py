@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # before JAX looks for devices
 
@@ -191,6 +191,12 @@ def machine() -> dict[str, Any]:
         **{name: _version(name) for name in ("jax", "jaxlib", "flax", "torch")},
         "busy_cores": round(busy_cores(), 2),
     }
+
+
+def refuse(message: str) -> NoReturn:
+    """Ends the process for a mistake that its user can mend, as the package's commands do."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def print_machine() -> dict[str, Any]:

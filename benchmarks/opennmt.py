@@ -242,7 +242,7 @@ def _run(command: Sequence[str], log: Path) -> None:
 def _read(corpus: Path, split: str, language: str) -> list[str]:
     path = next((path for suffix in ("", ".gz") if (path := corpus / f"{split}.{language}{suffix}").exists()), None)
     if path is None:
-        raise SystemExit(f"error: {corpus} has no {split}.{language}[.gz]")
+        measure.refuse(f"{corpus} has no {split}.{language}[.gz]")
     with open_input(path) as file:
         return [line for lines in chunks(file, str(path)) for line in lines]
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 import tyro
 
+from benchmarks.measure import refuse
 from seq2seq_jax.arguments import parse, split, value_of
 from seq2seq_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from seq2seq_jax.config_file import load_config
@@ -123,4 +124,4 @@ def parse_experiment(cls: type[Arguments], prog: str) -> Arguments:
         path = Path(value_of(given, "config") or default.config)
         return parse(cls, given, default=replace(default, config=path, settings=load_config(path)), prog=prog)
     except UserError as error:
-        raise SystemExit(f"error: {error}") from error
+        refuse(str(error))

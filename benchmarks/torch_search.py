@@ -14,6 +14,7 @@ from seq2seq_jax import run_directory
 from seq2seq_jax.config import DecodeConfig, ModelConfig
 from seq2seq_jax.data.encoded import encode_lines
 from seq2seq_jax.data.vocabulary import Vocabularies, load_vocabularies
+from seq2seq_jax.errors import UserError
 from seq2seq_jax.symbols import BOS, EOS, PAD
 
 SUPPORTED = {"cell": ("lstm",), "attention": ("general", "dot"), "bridge": ("copy",), "compute_dtype": ("float32",)}
@@ -29,10 +30,10 @@ class Hypothesis(NamedTuple):
 
 
 def refuse_unsupported(config: ModelConfig) -> None:
-    """Raises SystemExit for a model that this file does not know."""
+    """Raises UserError for a model that this file does not know."""
     for name, known in SUPPORTED.items():
         if getattr(config, name) not in known:
-            raise SystemExit(f"The PyTorch side knows model.{name} {' and '.join(known)}, not {getattr(config, name)}.")
+            raise UserError(f"The PyTorch side knows model.{name} {' and '.join(known)}, not {getattr(config, name)}.")
 
 
 def load(workdir: Path, params: dict[str, Any], extra_length: int, decode: DecodeConfig, device: str) -> "Translator":

@@ -86,9 +86,13 @@ def _renamed(functions: list[str]) -> str:
 
 def _nearest_file(path: Path) -> str:
     """Returns a suggestion among the config files of the folder asked for, and of ./configs."""
-    files = [*sorted(Path("configs").glob("*.py")), *sorted(path.parent.glob("*.py"))]
-    by_stem = {file.stem: file for file in files}
+    files = [file for folder in (Path("configs"), path.parent) for file in sorted(folder.glob("*.py"))]
+    by_stem = {file.stem: file for file in files if _has_config(file)}
     match = nearest(path.stem, by_stem)
     if match:
         return f" Did you mean {by_stem[match]}?"
-    return f" There are {', '.join(map(str, by_stem.values()))}." if files else ""
+    return f" There are {', '.join(map(str, by_stem.values()))}." if by_stem else ""
+
+
+def _has_config(file: Path) -> bool:
+    return file.is_file() and "def get_config(" in file.read_text(errors="replace")

@@ -63,8 +63,10 @@ def open_output(path: Path | None) -> Generator[BinaryIO]:
             yield file
         return
     path = path.resolve()  # a link stays a link
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"Cannot write {path}: {'it is' if path.is_dir() else 'there is no'} folder of that name.")
+    if path.is_dir():
+        raise UserError(f"Cannot write {path}: it is a folder.")
+    if not path.parent.is_dir():
+        raise UserError(f"Cannot write {path}: there is no folder {path.parent}.")
     if path.exists() and not path.is_file():  # a device or a pipe, which must not be replaced
         with path.open("wb") as file:
             yield file

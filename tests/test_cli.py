@@ -20,7 +20,8 @@ from seq2seq_jax.errors import UserError
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 STUB_TRANSLATOR = """
-import sys, types
+import signal, sys, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
 from collections import namedtuple
 Hypothesis = namedtuple("Hypothesis", "text score")
 class Translator:

@@ -79,7 +79,8 @@ def test_what_is_wrong_in_a_file_is_told_with_its_line_and_the_way_out(tmp_path,
 def test_a_file_that_is_not_there_is_answered_with_the_nearest_one(tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     for name in ("default.py", "multi30k_de_en.py"):
-        (tmp_path / "configs" / name).touch()
+        (tmp_path / "configs" / name).write_text("def get_config(): ...\n")
+    (tmp_path / "configs" / "helpers.py").touch()
     monkeypatch.chdir(tmp_path)
     for asked in ("configs/multi30k_deen.py", "multi30k_de_en.py", "multi30k_de_en", "nowhere/multi30k_de_en.py"):
         with pytest.raises(UserError, match=f"no config file {asked}. Did you mean configs/multi30k_de_en.py?"):
