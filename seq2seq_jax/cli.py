@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 DEFAULT_CONFIG = Path("configs") / "default.py"
 KEPT = "What was saved before is kept; mend this and give the same command again."
 LESS_MEMORY = (
-    "Stop what else uses the device, or use less: training with a smaller data.batch_size (or data.batch_tokens) or"
-    " larger train.accumulate_steps, translating with a smaller decode.batch_size."
+    "What was saved before is kept: stop what else uses the device and give the same command again. Or use less:"
+    " train, in another --workdir, with a smaller data.batch_size (or data.batch_tokens) or a larger"
+    " train.accumulate_steps; translate with a smaller decode.batch_size."
 )
 INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 130, 141, 143  # as shells have it: 128 and the number of the signal
 EXIT_CODES = {"interrupted": INTERRUPTED, "terminated": TERMINATED}
@@ -382,6 +383,6 @@ def _machine_trouble(error: BaseException | None) -> str | None:
             return f"No space left on device: {error}. {KEPT}"
         if isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED"):
             words = str(error).partition("\n")[0].rstrip(".")  # XLA goes on to list every array that it holds
-            return f"Out of memory{words and f' ({words})'}. {LESS_MEMORY} {KEPT}"
+            return f"Out of memory{words and f' ({words})'}. {LESS_MEMORY}"
         error = error.__cause__ or error.__context__
     return None
