@@ -30,7 +30,7 @@ print(made, pages())
 
 
 PROGRAM = """
-import resource, sys
+import resource, statistics, sys
 import jax, jax.numpy as jnp
 from seq2seq_jax.cpu import compiler_options, keep_freed_memory, run_in_calling_thread
 
@@ -40,11 +40,15 @@ thin = jnp.ones((6_000, 8))
 program = jax.jit(lambda x: jnp.sin(x @ x.T).sum(axis=0), compiler_options=compiler_options()).lower(thin).compile()
 assert program.memory_analysis().temp_size_in_bytes > 100e6
 made = keep_freed_memory()
-for count in (3, 5):
+
+def pages():
+    "Pages that the system filled for one execution."
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(count):
-        jax.block_until_ready(program(thin))
-print(made, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    jax.block_until_ready(program(thin))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+# The median: a small block that settles in freed memory sends a few executions to new pages, at no set time.
+print(made, int(statistics.median(pages() for _ in range(21))))
 """
 
 
@@ -72,5 +76,5 @@ def test_a_program_in_the_calling_thread_finds_its_memory_again():
     environment = {"JAX_PLATFORMS": "cpu"}
     elsewhere, here = (run(*where, program=PROGRAM, **environment) for where in ((), ("calling",)))
     assert elsewhere[0] and here[0]
-    # No other thread's arena holds an array of 144 MB; what XLA's worker threads allocate on their own remains.
-    assert here[1] < elsewhere[1] / 4
+    assert elsewhere[1] > 30_000  # no other thread's arena holds an array of 144 MB
+    assert here[1] < 1_000
