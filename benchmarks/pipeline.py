@@ -8,7 +8,6 @@ execution: a step has waited for its batch, for as long as that took at most, if
 the batch is on the devices. Nothing may be compiled in these steps; if anything is, that is an error.
 """
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -51,8 +50,7 @@ def main() -> None:
     run_in_calling_thread()  # as the command line does
     about = measure.print_machine()
     config, mesh = arguments.settings, make_mesh(arguments.settings.mesh)
-    with tempfile.TemporaryDirectory() as workdir:
-        material = prepare(config, Path(workdir), mesh.size)
+    material = prepare(config, mesh.size)
     tables = {
         "input alone": [_input_alone(material, mesh, arguments.batches)],
         "training": [_training(config, material, mesh, arguments.warmup, arguments.steps)],

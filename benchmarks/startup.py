@@ -122,8 +122,7 @@ def _compilation(config: Config) -> list[dict[str, Any]]:
     from seq2seq_jax.translator import vocab_sizes
 
     mesh = make_mesh(config.mesh)
-    with tempfile.TemporaryDirectory() as workdir:
-        material = prepare(config, Path(workdir), mesh.size)
+    material = prepare(config, mesh.size)
     sizes = vocab_sizes(material.vocabularies)
     step, abstract = jit_train_step(config, sizes, mesh), abstract_state(config, sizes, mesh)
     rows: list[dict[str, Any]] = [

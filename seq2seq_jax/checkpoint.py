@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.run_directory import existing_folder
 
 KEEP_LATEST = 2
 
@@ -171,7 +172,7 @@ def check_disk_space(workdir: Path, abstract_state: dict[str, Any]) -> None:
       UserError: with the space needed and the space there is.
     """
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state))
-    needed, free = size * (KEEP_LATEST + 2), shutil.disk_usage(workdir).free
+    needed, free = size * (KEEP_LATEST + 2), shutil.disk_usage(existing_folder(workdir)).free
     if free < needed:
         raise UserError(
             f"The checkpoints of this run need {needed / 1e6:,.0f} MB, and the disk of {workdir} has"

@@ -3,11 +3,15 @@
 config.json  vocabulary/  checkpoints/STEP/  metrics.jsonl  evaluations/
 """
 
+import os
 from pathlib import Path
 
 from seq2seq_jax.cache import write_whole
 from seq2seq_jax.config import Config, differences, from_json, to_json
 from seq2seq_jax.errors import UserError, nearest
+
+VOCABULARY = "vocabulary"
+"""Folder of the vocabularies."""
 
 
 def read_config(workdir: Path) -> Config:
@@ -38,12 +42,28 @@ def claim(workdir: Path, config: Config) -> None:
     write_whole(workdir / "config.json", to_json(config))
 
 
+def existing_folder(workdir: Path) -> Path:
+    """Returns `workdir`, or the nearest folder above it if it is still to be made.
+
+    Raises:
+      UserError: no folder can be made there.
+    """
+    path = workdir.absolute()
+    nearest_path = next(found for found in (path, *path.parents) if found.exists())
+    if not nearest_path.is_dir():
+        raise UserError(f"{workdir} cannot be a run directory: {nearest_path} is a file. Choose another --workdir.")
+    if not os.access(nearest_path, os.W_OK | os.X_OK):
+        raise UserError(f"Nothing may be written in {nearest_path}. Choose another --workdir.")
+    return nearest_path
+
+
 def check_is_free(workdir: Path, config: Config) -> None:
     """Refuses a directory that is not for a run of `config`.
 
     Raises:
-      UserError: it holds a run of another configuration; the differing fields are named.
+      UserError: it cannot be written, or it holds a run of another configuration; the differing fields are named.
     """
+    existing_folder(workdir)
     changed = differences(read_config(workdir), config) if is_claimed(workdir) else []
     if changed:
         fields = "\n  ".join(changed)

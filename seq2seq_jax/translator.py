@@ -206,7 +206,7 @@ def load(workdir: Path | str, decode: DecodeConfig | None = None) -> Translator:
     """
     workdir = Path(workdir)
     config = run_directory.read_config(workdir)
-    vocabularies = load_vocabularies(workdir / "vocabulary")
+    vocabularies = load_vocabularies(workdir / run_directory.VOCABULARY)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),

@@ -213,6 +213,14 @@ def test_the_run_directory_of_another_configuration_is_refused_by_its_fields(ref
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("below", [".", "run"])
+def test_a_file_in_the_place_of_the_run_directory_is_told(refused, folder, tmp_path, below):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    told = refused("train", *files(folder, "train", "validation"), "--workdir", file / below)
+    assert f"{file} is a file" in told and file.read_text() == "mine"
+
+
 def test_a_mistake_in_a_process_of_its_own_is_one_message_and_exit_code_2(folder, repository, tmp_path):
     told = run(repository, "train", *files(folder), "--workdir", tmp_path / "run", "--data.train-files", "no.a", "no.b")
     assert (told.code, told.out) == (2, "")

@@ -1,10 +1,12 @@
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from seq2seq_jax.config import from_json
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.run_directory import check_is_free, claim, is_claimed, read_config
+from seq2seq_jax.run_directory import check_is_free, claim, existing_folder, is_claimed, read_config
 from tests.tiny import tiny_config
 
 
@@ -22,6 +24,18 @@ def test_a_directory_is_free_for_any_run_until_claimed_and_for_the_same_one_afte
     claim(tmp_path, config)
     assert is_claimed(tmp_path)
     check_is_free(tmp_path, config)
+
+
+def test_a_folder_still_to_be_made_is_looked_for_above(tmp_path, monkeypatch):
+    assert existing_folder(tmp_path) == existing_folder(tmp_path / "runs" / "mine") == tmp_path
+    monkeypatch.chdir(tmp_path)
+    assert existing_folder(Path("runs/mine")) == tmp_path
+
+
+def test_a_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # a superuser may write anywhere
+    with pytest.raises(UserError, match=f"Nothing may be written in {tmp_path}. Choose another --workdir."):
+        check_is_free(tmp_path / "run", tiny_config(tmp_path / "corpus"))
 
 
 def test_another_configuration_is_refused_naming_every_field_that_differs(tmp_path):

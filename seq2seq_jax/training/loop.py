@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +26,7 @@ from seq2seq_jax.metrics import check_moses, score_hypotheses
 from seq2seq_jax.training import report
 from seq2seq_jax.training.memory import check_fits
 from seq2seq_jax.training.optimizer import make_schedule
-from seq2seq_jax.training.setup import Material, compile_steps, prepare
+from seq2seq_jax.training.setup import Material, begin, compile_steps, prepare
 from seq2seq_jax.training.sharding import by_rows, make_mesh, replicated
 from seq2seq_jax.training.step import TrainState, TrainStep, abstract_state, empty_window, initial_state
 from seq2seq_jax.training.writer import Writer
@@ -74,35 +75,36 @@ def train(config: Config, workdir: Path) -> TrainResult:
         check_moses()
     run_directory.check_is_free(workdir, config)
     mesh = make_mesh(config.mesh)
-    material = prepare(config, workdir, num_devices=mesh.size)
+    material = prepare(config, mesh.size, workdir)
     sizes = vocab_sizes(material.vocabularies)
     abstract = abstract_state(config, sizes, mesh)
     check_disk_space(workdir, abstract._asdict())
-    with Writer(workdir, config.train.num_steps) as writer, _signals_noted() as signals:
-        for line in report.describe(config, material, abstract.params, mesh):
-            writer.line(line)
-        compiled = compile_steps(config, material, mesh, abstract, writer.line, stop=lambda: bool(signals))
+    say = partial(print, flush=True)
+    for line in report.describe(config, material, abstract.params, mesh):
+        say(line)
+    with _signals_noted() as signals:
+        compiled = compile_steps(config, material, mesh, abstract, say, stop=lambda: bool(signals))
         check_fits(config, material, mesh, abstract, compiled)
-        run_directory.claim(workdir, config)  # only now: a mistake found before leaves nothing that needs removing
-        checkpoints = Checkpoints(workdir)
-        restored = _restore(checkpoints, abstract, writer)
-        state, progress = restored or (initial_state(config, sizes, mesh), Progress())
-        writer.keep_rows(progress.rows)
-        run = _Run(config, material, mesh, writer, checkpoints, progress, signals)
-        updates = {(step.shape.source, step.shape.target): step.update for step in compiled}
-        state, status = run.steps(state, updates)
-        checkpoints.close()
-        step = int(state.step)
-        if status in ASKED_BY.values():
+        begin(config, material, workdir)  # only now: a mistake found before leaves nothing behind
+        with Writer(workdir, config.train.num_steps) as writer:
+            checkpoints = Checkpoints(workdir)
+            restored = _restore(checkpoints, abstract, writer)
+            state, progress = restored or (initial_state(config, sizes, mesh), Progress())
+            writer.keep_rows(progress.rows)
+            run = _Run(config, material, mesh, writer, checkpoints, progress, signals)
+            updates = {(step.shape.source, step.shape.target): step.update for step in compiled}
+            state, status = run.steps(state, updates)
+            checkpoints.close()
             writer.end_progress()
-            writer.line(report.asked_to_stop(step))
-            return TrainResult(status, step, {})
-        writer.end_progress()
-        best, best_step = restore_params(workdir, abstract.params)
-        writer.line(f"{report.ending(status, step, progress.seconds)} Best validation at step {best_step:,}.")
-        scores = _test(workdir, material, run.translator(best, config.decode.beam_size), writer)
-        for line in report.farewell(config, workdir):
-            writer.line(line)
+            step = int(state.step)
+            if status in ASKED_BY.values():
+                writer.line(report.asked_to_stop(step))
+                return TrainResult(status, step, {})
+            best, best_step = restore_params(workdir, abstract.params)
+            writer.line(f"{report.ending(status, step, progress.seconds)} Best validation at step {best_step:,}.")
+            scores = _test(workdir, material, run.translator(best, config.decode.beam_size), writer)
+            for line in report.farewell(config, workdir):
+                writer.line(line)
     return TrainResult(status, step, scores)
 
 

@@ -1,9 +1,7 @@
 """What a run will cost, before it costs it: `plan`."""
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -35,8 +33,7 @@ def plan(config: Config, say: Callable[[str], None]) -> Costs:
       UserError: whatever would stop the run before its first step, too little memory included.
     """
     mesh = make_mesh(config.mesh)
-    with tempfile.TemporaryDirectory() as folder:  # the vocabularies are the run's own, and there is no run
-        material = prepare(config, Path(folder), num_devices=mesh.size)
+    material = prepare(config, mesh.size)
     sizes = vocab_sizes(material.vocabularies)
     abstract = abstract_state(config, sizes, mesh)
     parts, state_size = parameters_by_part(abstract.params), size(abstract)

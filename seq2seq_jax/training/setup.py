@@ -27,6 +27,8 @@ from seq2seq_jax.training.sharding import by_rows
 from seq2seq_jax.training.step import TrainState, jit_train_step
 from seq2seq_jax.translator import vocab_sizes
 
+_CORPUS_NOTE = "corpus.txt"  # in the folder of the vocabularies
+
 
 class Material(NamedTuple):
     """What a run trains on."""
@@ -38,10 +40,10 @@ class Material(NamedTuple):
     plan: BatchPlan
 
 
-def prepare(config: Config, workdir: Path, num_devices: int) -> Material:
-    """Corpus, vocabularies (the run's own, once it has them), ids and batching plan."""
+def prepare(config: Config, num_devices: int, workdir: Path | None = None) -> Material:
+    """Corpus, vocabularies (those of the run in `workdir`, once it has begun), ids and batching plan."""
     corpus = load_corpus(config.data)
-    vocabularies = _vocabularies(config, workdir, corpus)
+    vocabularies = _vocabularies(config, corpus, workdir)
     train, validation = (
         encode_split(corpus.split(name), vocabularies, cache_dir(), f"{corpus.fingerprint}/{name}")
         for name in ("train", "validation")
@@ -63,19 +65,26 @@ def plan_batches(config: Config, train: EncodedSplit, num_devices: int) -> Batch
     )
 
 
-def _vocabularies(config: Config, workdir: Path, corpus: Corpus) -> Vocabularies:
-    """The run's vocabularies; a run whose corpus has changed since is refused."""
-    directory, note = workdir / "vocabulary", workdir / "vocabulary" / "corpus.txt"
-    if run_directory.is_claimed(workdir) and note.exists():
-        if note.read_text().strip() != corpus.fingerprint:
-            raise UserError(
-                f"The text of {corpus.name} is no longer the one that {workdir} was trained on;"
-                " choose another --workdir."
-            )
-        return load_vocabularies(directory)
-    vocabularies = build_vocabularies(config.data, corpus.split("train"))
-    save_vocabularies(vocabularies, directory)
-    write_whole(note, f"{corpus.fingerprint}\n")
+def begin(config: Config, material: Material, workdir: Path) -> None:
+    """Makes `workdir` the directory of a run on `material`, if it is not already: from here on it is resumed."""
+    if run_directory.is_claimed(workdir):
+        return
+    folder = workdir / run_directory.VOCABULARY
+    save_vocabularies(material.vocabularies, folder)
+    write_whole(folder / _CORPUS_NOTE, f"{material.corpus.fingerprint}\n")
+    run_directory.claim(workdir, config)
+
+
+def _vocabularies(config: Config, corpus: Corpus, workdir: Path | None) -> Vocabularies:
+    """The run's vocabularies, or new ones; a run whose corpus has changed since is refused."""
+    if workdir is None or not run_directory.is_claimed(workdir):
+        return build_vocabularies(config.data, corpus.split("train"))
+    folder = workdir / run_directory.VOCABULARY
+    vocabularies, note = load_vocabularies(folder), folder / _CORPUS_NOTE
+    if note.exists() and note.read_text().strip() != corpus.fingerprint:
+        raise UserError(
+            f"The text of {corpus.name} is no longer the one that {workdir} was trained on; choose another --workdir."
+        )
     return vocabularies
 
 
