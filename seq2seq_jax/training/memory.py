@@ -45,10 +45,15 @@ def check_fits(
         if mesh.devices.flat[0].platform == "cpu" and PEAK_FACTOR * needs[worst].total <= available:
             keep_freed_memory()
         return
+    each = "" if mesh.size == 1 else " on each device"
+    if needs[worst].fixed > available:
+        raise UserError(
+            f"Parameters and what the optimizer keeps of them need {megabytes(needs[worst].fixed)} MB{each}, and"
+            f" {megabytes(available)} MB are available, before any batch. Choose a smaller model or vocabulary."
+        )
     with progress_bar() as progress:
         trial = _Trial(config, material, mesh, abstract, needs, progress)
         fit = largest_that_fits(trial.need, available, trial.units, needs[worst].total)
-    each = "" if mesh.size == 1 else " on each device"
     raise UserError(
         f"A training step of {worst.batch} sentences, {worst.source} source and {worst.target} target positions needs"
         f" {megabytes(needs[worst].total)} MB{each}, and {megabytes(available)} MB are available. {trial.advice(fit)}"

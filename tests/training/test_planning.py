@@ -243,9 +243,15 @@ def test_a_batch_of_tokens_is_refused_in_tokens(config, material, needed, room):
 
 def test_training_is_refused_before_it_begins_and_leaves_nothing_behind(config, room, tmp_path):
     room(1)
-    with pytest.raises(UserError, match="No data.batch_size fits"):
+    with pytest.raises(UserError, match="and 1e-06 MB are available, before any batch. Choose a smaller model"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_where_the_state_fits_but_no_batch_no_batch_size_is_advised(config, room, planned):
+    room(planned[0].shapes[-1].memory.fixed + 100)
+    with pytest.raises(UserError, match="No data.batch_size fits: choose a smaller model or data.max_length. Or:"):
+        plan(config, lambda line: None)
 
 
 def test_nothing_is_refused_where_the_device_does_not_tell_its_memory(config, room, planned):
