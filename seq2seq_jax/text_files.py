@@ -119,9 +119,14 @@ def _decode(lines: list[bytes], name: str, number: int) -> Iterator[list[str]]:
             decoded.append(line.removesuffix(b"\r").decode("utf-8"))
         except UnicodeDecodeError as error:
             yield decoded
-            raise UserError(
-                f"{name}, line {number + index + 1:,}: not UTF-8 (byte {error.object[error.start]:#04x} at column"
-                f" {error.start + 1}); convert it with iconv -f YOUR-ENCODING -t utf-8."
-            ) from None
+            raise not_utf8(name, number + index + 1, error) from None
     if decoded:
         yield decoded
+
+
+def not_utf8(name: object, number: int, error: UnicodeDecodeError) -> UserError:
+    """Returns what to say of a line that could not be decoded."""
+    return UserError(
+        f"{name}, line {number:,}: not UTF-8 (byte {error.object[error.start]:#04x} at column {error.start + 1});"
+        " convert it with iconv -f YOUR-ENCODING -t utf-8."
+    )

@@ -21,6 +21,7 @@ from typing import Any
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream, resolve_columns
 from seq2seq_jax.errors import UserError, did_you_mean
+from seq2seq_jax.text_files import not_utf8
 
 _SPLIT = re.compile(r"train|valid|val$|dev|.*test")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -110,10 +111,7 @@ def read_lines(path: Path) -> Iterator[str]:
                     line = line.removeprefix(_BYTE_ORDER_MARK)
                 yield line.removesuffix(b"\n").removesuffix(b"\r").decode()
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}, line {number:,}: byte {error.start + 1} of the line (0x{error.object[error.start]:02x})"
-            " is not UTF-8; convert the file, with iconv for example."
-        ) from error
+        raise not_utf8(path, number, error) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is damaged after line {number:,}: {error}") from error
     except OSError as error:

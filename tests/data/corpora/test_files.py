@@ -163,7 +163,7 @@ def test_different_line_counts_name_both_and_the_first_line_beyond(tmp_path, num
 def test_text_that_is_not_utf8_is_named_by_file_and_line(tmp_path):
     folder = put(tmp_path / "text", train_de="ä\nö\n", train_en="a\nb\n")
     (folder / "train.de").write_bytes("ä\n".encode() + "für\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"train\.de, line 2: byte 2 of the line \(0xfc\) is not UTF-8"):
+    with pytest.raises(UserError, match=r"train\.de, line 2: not UTF-8 \(byte 0xfc at column 2\)"):
         load(folder)
 
 
