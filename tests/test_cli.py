@@ -467,7 +467,7 @@ def test_translate_answers_each_line_before_the_next_one_arrives(run_folder):
             process.stdin.flush()
             assert process.stdout.readline() == word.upper() + b"\n"
         process.stdin.close()
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=300) == 0
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
@@ -478,7 +478,7 @@ def test_a_reader_that_goes_away_ends_translate_quietly(run_folder, tmp_path, mo
         assert process.stdout and process.stderr
         assert process.stdout.readline() == b"ONE\n"
         process.stdout.close()
-        assert process.wait(timeout=30) == 141
+        assert process.wait(timeout=300) == 141
         assert process.stderr.read() == b""
 
 
@@ -489,7 +489,7 @@ def test_ctrl_c_ends_translate_quietly(run_folder):
         process.stdin.flush()
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=300) == 130
         assert process.stderr.read() == b"interrupted\n"
 
 
@@ -597,7 +597,7 @@ def test_help_imports_nothing_slow():
         "print(json.dumps(sorted(slow & set(sys.modules)))); sys.exit(code)"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=300
     )
     assert "--optimizer.learning-rate" in result.stdout
     assert json.loads(result.stdout.splitlines()[-1]) == []
@@ -606,7 +606,7 @@ def test_help_imports_nothing_slow():
 @pytest.mark.parametrize("program", [["-m", "seq2seq_jax", "train"], ["train.py"]], ids=["module", "train.py"])
 def test_the_programs_are_the_same(program):
     result = subprocess.run(
-        [sys.executable, *program, "--trian.seed", "1"], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+        [sys.executable, *program, "--trian.seed", "1"], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
     )
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "error: Unknown option --trian.seed. Did you mean --train.seed?\n"

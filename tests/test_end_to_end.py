@@ -121,7 +121,7 @@ def test_translate_ends_quietly_when_its_reader_goes_away(workdir, folder, repos
         assert process.stdout and process.stderr
         assert process.stdout.readline() == b"ANT BEE\n"
         process.stdout.close()
-        assert process.wait(timeout=120) == 141
+        assert process.wait(timeout=300) == 141
         assert process.stderr.read() == b""
 
 

@@ -20,6 +20,6 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 )
 def test_is_clean(command):
     result = subprocess.run(
-        [sys.executable, "-m", *command], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", *command], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"

@@ -99,7 +99,7 @@ def test_sigterm_saves_and_exits_143_and_the_run_resumes_to_the_same_bits(folder
     with start(long_config, workdir, repository) as process:
         wait_for_step(process, workdir, 5)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert process.returncode == 143, err
     last = steps_kept(workdir)[-1]
     assert f"Asked to stop: saved at step {last}. The same command resumes." in out
