@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import tyro
 
@@ -138,9 +138,15 @@ def _guarded(arguments: list[str], repository: Path | None) -> int:
         return _complain(message)
 
 
-def run() -> None:
-    """Entry point of the console script."""
-    sys.exit(main())
+def run(arguments: Sequence[str] | None = None, *, repository: Path | None = None) -> NoReturn:
+    """Entry point of the programs: `main`, and the end of the process."""
+    code = main(arguments, repository=repository)
+    if code == INTERRUPTED:
+        # At once: XLA may be compiling in another thread, which Python's own way to end would pull the ground from.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _dispatch(arguments: list[str], repository: Path | None) -> int:
@@ -195,6 +201,8 @@ def _experiment(
     command: str, cls: type[TrainArguments], given: Sequence[Given], repository: Path | None
 ) -> tuple[Config, Path]:
     """The settings of the config file with the command line's in their place, and the run directory."""
+    if value_of(given, "workdir") == "":  # a shell's unset variable, which Path would take for the current folder
+        raise UserError("--workdir is empty; name a folder, or leave it out.")
     path = _config_path(value_of(given, "config"), repository)
     default = cls(path, settings=load_config(path) if path else Config())
     program = _program()

@@ -49,7 +49,9 @@ def existing_folder(workdir: Path) -> Path:
       UserError: no folder can be made there.
     """
     path = workdir.absolute()
-    nearest_path = next(found for found in (path, *path.parents) if found.exists())
+    nearest_path = next(found for found in (path, *path.parents) if found.exists() or found.is_symlink())
+    if not nearest_path.exists():
+        raise UserError(f"{workdir} cannot be a run directory: {nearest_path} is a link to nothing. Remove it.")
     if not nearest_path.is_dir():
         raise UserError(f"{workdir} cannot be a run directory: {nearest_path} is a file. Choose another --workdir.")
     if not os.access(nearest_path, os.W_OK | os.X_OK):

@@ -493,6 +493,21 @@ def test_ctrl_c_ends_translate_quietly(run_folder):
         assert process.stderr.read() == b"interrupted\n"
 
 
+def test_after_ctrl_c_the_process_ends_without_pythons_own_ending():
+    """XLA's threads would not survive it."""
+    program = (
+        "import atexit; from seq2seq_jax import cli; atexit.register(print, 'torn down');"
+        "cli.main = lambda *a, **k: print('printed') or {code}; cli.run([])"
+    )
+    ends = [
+        subprocess.run(
+            [sys.executable, "-c", program.format(code=code)], cwd=REPOSITORY, capture_output=True, text=True
+        )
+        for code in (cli.INTERRUPTED, 2)
+    ]
+    assert [(end.returncode, end.stdout) for end in ends] == [(130, "printed\n"), (2, "printed\ntorn down\n")]
+
+
 # evaluate and score
 
 

@@ -221,6 +221,10 @@ def test_a_file_in_the_place_of_the_run_directory_is_told(refused, folder, tmp_p
     assert f"{file} is a file" in told and file.read_text() == "mine"
 
 
+def test_an_empty_run_directory_is_not_the_current_folder(refused, folder):
+    assert "--workdir is empty" in refused("train", *files(folder, "train", "validation"), "--workdir", "")
+
+
 def test_a_mistake_in_a_process_of_its_own_is_one_message_and_exit_code_2(folder, repository, tmp_path):
     told = run(repository, "train", *files(folder), "--workdir", tmp_path / "run", "--data.train-files", "no.a", "no.b")
     assert (told.code, told.out) == (2, "")

@@ -32,6 +32,12 @@ def test_a_folder_still_to_be_made_is_looked_for_above(tmp_path, monkeypatch):
     assert existing_folder(Path("runs/mine")) == tmp_path
 
 
+def test_a_link_to_nothing_is_refused(tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="run is a link to nothing"):
+        check_is_free(tmp_path / "run", tiny_config(tmp_path / "corpus"))
+
+
 def test_a_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # a superuser may write anywhere
     with pytest.raises(UserError, match=f"Nothing may be written in {tmp_path}. Choose another --workdir."):
