@@ -17,8 +17,8 @@ def make(task: Task) -> tuple[Callable[[], float], Callable[[], None]]:
     from seq2seq_jax.data.batching import BatchShape
     from seq2seq_jax.losses import cross_entropy
     from seq2seq_jax.model import model_graph
+    from seq2seq_jax.sharding import by_rows, make_mesh
     from seq2seq_jax.training.setup import compile_step
-    from seq2seq_jax.training.sharding import by_rows, make_mesh
     from seq2seq_jax.training.step import abstract_state, initial_state, jit_train_step
 
     config, sizes, mesh = task.train_config(), task.vocab_sizes, make_mesh(MeshConfig())

@@ -23,8 +23,8 @@ from benchmarks.task import Experiment, parse_experiment
 from seq2seq_jax.config import Config
 from seq2seq_jax.cpu import keep_freed_memory, run_in_calling_thread
 from seq2seq_jax.data.pipeline import Batch, training_batches
+from seq2seq_jax.sharding import by_rows, make_mesh, replicated
 from seq2seq_jax.training.setup import Material, compile_steps, plan_batches, prepare
-from seq2seq_jax.training.sharding import by_rows, make_mesh, replicated
 from seq2seq_jax.training.step import TrainState, TrainStep, abstract_state, empty_window, initial_state
 from seq2seq_jax.translator import vocab_sizes
 

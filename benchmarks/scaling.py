@@ -27,8 +27,8 @@ from benchmarks.task import MODELS, Task
 from seq2seq_jax.config import MeshConfig
 from seq2seq_jax.cpu import keep_freed_memory, run_in_calling_thread
 from seq2seq_jax.data.batching import BatchShape
+from seq2seq_jax.sharding import by_rows, make_mesh
 from seq2seq_jax.training.setup import compile_step
-from seq2seq_jax.training.sharding import by_rows, make_mesh
 from seq2seq_jax.training.step import abstract_state, initial_state, jit_train_step
 
 LENGTHS = (16, 64, 256, 1_024, 4_096)

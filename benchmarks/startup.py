@@ -116,8 +116,8 @@ def _row(name: str, launches: list[Launch]) -> dict[str, Any]:
 
 def _compilation(config: Config) -> list[dict[str, Any]]:
     """The training step compiled for each shape, one after another, by a process that keeps no compiled programs."""
+    from seq2seq_jax.sharding import make_mesh
     from seq2seq_jax.training.setup import compile_step, prepare
-    from seq2seq_jax.training.sharding import make_mesh
     from seq2seq_jax.training.step import abstract_state, jit_train_step
     from seq2seq_jax.translator import vocab_sizes
 

@@ -1,10 +1,13 @@
 """Encoder, attention decoder, and the two together.
 
 Time-major inside the recurrence, batch-major at the edges. Modules hold
-parameters only; random keys are passed in, and without one nothing is dropped.
+parameters only; random keys are passed in, and without them nothing is dropped.
+Every row of a batch has a key of its own, so what is dropped in a row does not
+depend on the rows beside it, nor on the device that computes it.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +21,8 @@ from seq2seq_jax.config import ModelConfig
 from seq2seq_jax.recurrence import Engine, Product, direct_product, in_segments, matmul, scan
 from seq2seq_jax.symbols import BOS, PAD
 
+Keys = Key[Array, " B"]
+"""Random keys, one for each row of a batch."""
 State = tuple[Array, Array]
 """(c, h) of one layer; c is float32 (or wider), h has the compute dtype."""
 
@@ -373,12 +378,12 @@ class Seq2Seq(nnx.Module):
             shape = (config.num_layers, 2, config.hidden_size, config.hidden_size)
             self.bridge_kernel = nnx.Param(_matrix(config, rngs.params(), shape))
 
-    def encode(self, source: Int[Array, "B S"], *, key: Key[Array, ""] | None = None) -> Encoded:
+    def encode(self, source: Int[Array, "B S"], *, keys: Keys | None = None) -> Encoded:
         """Reads the source; 0 is padding."""
-        return self._encode(source, _split(key, self.config.num_layers))
+        return self._encode(source, _split(keys, self.config.num_layers))
 
     def _encode(self, source: Int[Array, "B S"], keys: list, segment: int = 0) -> Encoded:
-        """`encode` with a key for each layer's input."""
+        """`encode` with the keys of each layer's input."""
         mask = source != PAD
         table = self.source_embedding if hasattr(self, "source_embedding") else self.target_embedding
         embedded = self._embed(table, source.T, keys[0])
@@ -386,17 +391,16 @@ class Seq2Seq(nnx.Module):
         return Encoded(self.decoder.memory(outputs, mask), self.decoder.start(self._bridge(states)))
 
     def __call__(
-        self, source: Int[Array, "B S"], target: Int[Array, "B T"], *, key: Key[Array, ""] | None = None
+        self, source: Int[Array, "B S"], target: Int[Array, "B T"], *, keys: Keys | None = None
     ) -> tuple[Float[Array, "T B A"], Float[Array, "T B S"] | None]:
         """Teacher forcing: step t sees the tokens before target position t.
 
         Returns:
           Attentional vectors, for `logits`, and attention weights (None without attention).
         """
-        depth = self.config.num_layers
-        keys = _split(key, depth + 1)
-        encoded = self._encode(source, keys[:depth])
-        return self._decode(encoded.memory, encoded.carry, _inputs(target), keys[depth])[1]
+        *encoder_keys, decoder_keys = _split(keys, self.config.num_layers + 1)
+        encoded = self._encode(source, encoder_keys)
+        return self._decode(encoded.memory, encoded.carry, _inputs(target), decoder_keys)[1]
 
     def total(
         self,
@@ -404,7 +408,7 @@ class Seq2Seq(nnx.Module):
         source: Int[Array, "B S"],
         target: Int[Array, "B T"],
         *,
-        key: Key[Array, ""] | None = None,
+        keys: Keys | None = None,
         segment: int = 0,
     ) -> Any:
         """Sum over the target, by teacher forcing, of what `read` makes of the logits and labels of some positions.
@@ -415,37 +419,36 @@ class Seq2Seq(nnx.Module):
             What it makes of all positions is the sum of what it makes of parts:
             an array or a pytree of them.
           source, target: ids; 0 is padding.
-          key: for dropout.
+          keys: for dropout.
           segment: positions decoded and read at once, and kept for the backward
             pass, see `recurrence.in_segments`; 0 for all.
         """
-        depth = self.config.num_layers
-        keys = _split(key, depth + 1)
-        encoded = self._encode(source, keys[:depth], segment)
+        *encoder_keys, decoder_keys = _split(keys, self.config.num_layers + 1)
+        encoded = self._encode(source, encoder_keys, segment)
 
         def run(carry: Any, xs: tuple[Array, Array]) -> tuple[Any, None]:
-            decoder_carry, key, sums = carry
+            decoder_carry, keys, sums = carry
             inputs, labels = xs
-            key, now = _split(key, 2) if segment else (key, key)
+            keys, now = _split(keys, 2) if segment else (keys, keys)
             decoder_carry, (vectors, _) = self._decode(encoded.memory, decoder_carry, inputs, now)
             # Rows and positions are one axis from here on: two would have the compiler write the gradient of the
             # logits twice, in two shapes.
             found = read(self.logits(vectors.reshape(-1, vectors.shape[-1])), labels.reshape(-1))
-            return (decoder_carry, key, jax.tree.map(jnp.add, sums, found) if segment else found), None
+            return (decoder_carry, keys, jax.tree.map(jnp.add, sums, found) if segment else found), None
 
         xs = _inputs(target), target.T
         sums = None
         if segment:
             logits = jax.ShapeDtypeStruct((len(target), self.vocab_size), encoded.memory.values.dtype)
             sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(read, logits, xs[1][0]))
-        return in_segments(run, (encoded.carry, keys[depth], sums), xs, segment)[0][2]
+        return in_segments(run, (encoded.carry, decoder_keys, sums), xs, segment)[0][2]
 
     def _decode(
-        self, memory: Memory, carry: DecoderCarry, inputs: Int[Array, "T B"], key: Key[Array, ""] | None
+        self, memory: Memory, carry: DecoderCarry, inputs: Int[Array, "T B"], keys: Keys | None
     ) -> tuple[DecoderCarry, tuple[Float[Array, "T B A"], Float[Array, "T B S"] | None]]:
-        embedding_key, *keys = _split(key, 3)
-        embedded = self._embed(self.target_embedding, inputs, embedding_key)
-        return self.decoder(embedded, memory, carry, keys, self.engine)
+        embedding_keys, *decoder_keys = _split(keys, 3)
+        embedded = self._embed(self.target_embedding, inputs, embedding_keys)
+        return self.decoder(embedded, memory, carry, decoder_keys, self.engine)
 
     def search_tables(self) -> SearchTables:
         """Returns what `decode_step` needs besides a sentence's own state."""
@@ -471,11 +474,11 @@ class Seq2Seq(nnx.Module):
         param = self.output_kernel if hasattr(self, "output_kernel") else self.target_embedding
         return param[...].astype(dtype).T
 
-    def _embed(self, table: nnx.Param, tokens: Int[Array, "*N"], key: Array | None) -> Float[Array, "*N D"]:
+    def _embed(self, table: nnx.Param, tokens: Int[Array, "*N"], keys: Keys | None) -> Float[Array, "*N D"]:
         embedded = table[...][tokens]
         if self.config.compute_dtype == "bfloat16":  # everything after follows; else the parameters' own dtype
             embedded = embedded.astype(jnp.bfloat16)
-        return dropout(embedded, self.config.dropout_rate, key)
+        return dropout(embedded, self.config.dropout_rate, keys)
 
     def _bridge(self, states: list[State]) -> list[State]:
         if self.config.bridge == "copy":
@@ -519,34 +522,39 @@ def vector_size(config: ModelConfig) -> int:
     return config.embed_size if config.tied_embeddings in ("target_output", "all") else config.hidden_size
 
 
-def dropout(x: Float[Array, "*N"], rate: float, key: Key[Array, ""] | None) -> Float[Array, "*N"]:
-    """Sets features to zero with probability `rate` and scales the rest up; the identity without a key."""
-    return _drop(x, rate, _keep_mask(key, rate, x.shape))
+def dropout(x: Float[Array, "... B D"], rate: float, keys: Keys | None) -> Float[Array, "... B D"]:
+    """Sets features to zero with probability `rate` and scales the rest up; the identity without keys."""
+    return _drop(x, rate, _keep_mask(keys, rate, x.shape))
 
 
 def _drop(x: Array, rate: float, keep: Array | None) -> Array:
     return x if keep is None else jnp.where(keep, x / (_kept_of_256(rate) / 256), 0)
 
 
-def _keep_mask(key: Array | None, rate: float, shape: tuple[int, ...]) -> Array | None:
-    """Random booleans, True with probability 1 - rate (to the nearest 1/256).
+def _keep_mask(keys: Keys | None, rate: float, shape: tuple[int, ...]) -> Bool[Array, "... B D"] | None:
+    """Random booleans in an array [..., B, D], True with probability 1 - rate (to the nearest 1/256).
 
     One random byte decides a feature: a quarter of the random bits, which cost
     as much as the products they sit between.
     """
-    if key is None or rate == 0.0:
+    if keys is None or rate == 0.0:
         return None
-    words = jax.random.bits(key, (*shape[:-1], -(-shape[-1] // 4)), jnp.uint32)
+    num_features = shape[-1]
+    of_row = partial(jax.random.bits, shape=(*shape[:-2], -(-num_features // 4)), dtype=jnp.uint32)
+    words = jax.vmap(of_row, out_axes=-2)(keys)
     octets = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*shape[:-1], 4 * words.shape[-1])
-    return octets[..., : shape[-1]] < _kept_of_256(rate)
+    return octets[..., :num_features] < _kept_of_256(rate)
 
 
 def _kept_of_256(rate: float) -> int:
     return max(1, round(256 * (1 - rate)))
 
 
-def _split(key: Array | None, num: int) -> list[Array] | list[None]:
-    return [None] * num if key is None else list(jax.random.split(key, num))
+def _split(keys: Keys | None, num: int) -> list[Keys] | list[None]:
+    """New keys for every row, `num` times."""
+    if keys is None:
+        return [None] * num
+    return list(jax.vmap(partial(jax.random.split, num=num), out_axes=1)(keys))
 
 
 def _zero_state(shape: tuple[int, ...], dtype: Any) -> State:

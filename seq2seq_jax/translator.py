@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Sharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from seq2seq_jax import run_directory
@@ -26,6 +26,7 @@ from seq2seq_jax.decoding.greedy import greedy_search
 from seq2seq_jax.decoding.hypotheses import Found
 from seq2seq_jax.losses import correct_tokens, token_losses
 from seq2seq_jax.model import SearchTables, Seq2Seq, abstract_params, model_graph
+from seq2seq_jax.sharding import ROWS, WHOLE, by_rows, one_device, replicated, share_rows
 from seq2seq_jax.symbols import PAD
 
 Params = dict[str, Any]
@@ -70,7 +71,7 @@ class Translator:
       vocabularies: of both sides.
       params: as `training.step` holds them.
       decode: search settings; by default the run's own.
-      batch_sharding: where batches go; by default to the default device.
+      mesh: devices that share the rows of every batch; by default one.
     """
 
     def __init__(
@@ -79,19 +80,21 @@ class Translator:
         vocabularies: Vocabularies,
         params: Params,
         decode: DecodeConfig | None = None,
-        batch_sharding: Sharding | None = None,
+        mesh: Mesh | None = None,
     ):
         self.config, self.vocabularies, self.params = config, vocabularies, params
         self.decode = decode or config.decode
-        self._sharding = batch_sharding
+        self._mesh = mesh = mesh or one_device()
         graph = model_graph(config.model, vocab_sizes(vocabularies))
-        # Rows of one device only: to take some out of a batch that several share, they would have to meet.
-        smallest = self.decode.batch_size if self._num_devices > 1 else SMALLEST_BATCH
+        whole, rows = replicated(mesh), by_rows(mesh)
         jit = partial(jax.jit, compiler_options=compiler_options())
-        self._search = jit(partial(_search, graph, self.decode, smallest), static_argnames="max_length")
-        self._search_tables = jit(partial(_search_tables, graph))
-        self._align = jit(partial(_align, graph))
-        self._token_scores = jit(partial(_token_scores, graph, config.train.rematerialize_every))
+        search = partial(_search, graph, self.decode, mesh)
+        # Programs take batches as they are, and place the rows, sooner than device_put would.
+        self._search = jit(search, static_argnums=4, in_shardings=(whole, whole, rows, rows))
+        self._search_tables = jit(partial(_search_tables, graph), out_shardings=whole)
+        self._align = jit(partial(_align, graph, mesh), in_shardings=(whole, rows, rows))
+        token_scores = partial(_token_scores, graph, config.train.rematerialize_every, mesh)
+        self._token_scores = jit(token_scores, in_shardings=(whole, rows, rows))
 
     def translate(
         self, lines: Sequence[str], *, alignments: bool = False, progress: Progress = silent
@@ -104,9 +107,7 @@ class Translator:
         hypotheses = [Hypothesis("", 0.0, () if alignments else None)] * len(lines)
         filled, done = np.flatnonzero(encoded.source_lengths > 1), 0
         for indices, source, max_lengths in self._batches(encoded, filled):
-            found = self._search(
-                self.params, self._tables, source, max_lengths, max_length=self._longest(source.shape[1])
-            )
+            found = self._search(self.params, self._tables, source, max_lengths, self._longest(source.shape[1]))
             tokens, scores = np.asarray(found.tokens[:, 0]), np.asarray(found.scores[:, 0])
             texts = self.vocabularies.target.decode(list(tokens[: len(indices)]))
             aligned = self._alignment(source, found.tokens[:, 0]) if alignments else [None] * len(indices)
@@ -124,8 +125,8 @@ class Translator:
         """Teacher-forced losses of encoded pairs, in their order."""
         scores = TokenScores(*(np.zeros(len(encoded), kind) for kind in (np.float64, np.int64, np.int64)))
         pending = []
-        for batch, indices in evaluation_batches(encoded, 64, self._num_devices):
-            pending.append((indices, self._token_scores(self.params, self._put(batch.source), self._put(batch.target))))
+        for batch, indices in evaluation_batches(encoded, 64, self._mesh.size):
+            pending.append((indices, self._token_scores(self.params, *batch)))
         for indices, values in pending:
             for total, value in zip(scores, values, strict=True):
                 total[indices] = np.asarray(value)[: len(indices)]
@@ -151,7 +152,7 @@ class Translator:
 
     def _batches(
         self, encoded: EncodedSplit, filled: Int[np.ndarray, " n"]
-    ) -> Iterator[tuple[np.ndarray, Array | np.ndarray, Array | np.ndarray]]:
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yields sources of similar length: their indices, ids and longest outputs allowed."""
         order = filled[np.argsort(-encoded.source_lengths[filled], kind="stable")]
         rows = self._num_rows(len(order))
@@ -163,25 +164,17 @@ class Translator:
             max_lengths[: len(indices)] = (
                 np.ceil(lengths * self.decode.max_length_ratio).astype(np.int32) + EXTRA_LENGTH
             )
-            yield indices, self._put(encoded.sources.padded(indices, rows, width)), self._put(max_lengths)
+            yield indices, encoded.sources.padded(indices, rows, width), max_lengths
 
     def _num_rows(self, num_lines: int) -> int:
         """Rows of a batch: one for a single line, so that a prompt answers quickly."""
         rows = 1 if num_lines == 1 else self.decode.batch_size
-        return -(-rows // self._num_devices) * self._num_devices
-
-    @property
-    def _num_devices(self) -> int:
-        return len(self._sharding.device_set) if self._sharding else 1
+        return -(-rows // self._mesh.size) * self._mesh.size
 
     def _longest(self, width: int) -> int:
         return int(np.ceil(width * self.decode.max_length_ratio)) + EXTRA_LENGTH
 
-    def _put(self, array: np.ndarray) -> Array | np.ndarray:
-        """Spreads rows over the devices; for one, the compiled program takes the array as it is, the sooner."""
-        return jax.device_put(array, self._sharding) if self._sharding else array
-
-    def _alignment(self, source: Array | np.ndarray, tokens: Array) -> list[tuple[int, ...]]:
+    def _alignment(self, source: np.ndarray, tokens: Array) -> list[tuple[int, ...]]:
         best = np.asarray(self._align(self.params, source, tokens))
         lengths = np.asarray((tokens != PAD).sum(-1))
         return [tuple(row[:length].tolist()) for row, length in zip(best, lengths, strict=True)]
@@ -207,9 +200,9 @@ def load(workdir: Path | str, decode: DecodeConfig | None = None) -> Translator:
     workdir = Path(workdir)
     config = run_directory.read_config(workdir)
     vocabularies = load_vocabularies(workdir / run_directory.VOCABULARY)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = replicated(one_device())
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract_params(config.model, vocab_sizes(vocabularies)),
     )
     params, _ = restore_params(workdir, abstract)
@@ -228,44 +221,63 @@ def _search_tables(graph: nnx.GraphDef, params: Params) -> SearchTables:
 def _search(
     graph: nnx.GraphDef,
     decode: DecodeConfig,
-    smallest: int,
+    mesh: Mesh,
     params: Params,
     tables: SearchTables,
-    source: Array,
-    max_lengths: Array,
-    *,
+    source: Int[Array, "B S"],
+    max_lengths: Int[Array, " B"],
     max_length: int,
 ) -> Found:
-    model: Seq2Seq = nnx.merge(graph, params)
-    memory, carry = model.encode(source)
-    carry = jax.tree.map(lambda leaf: leaf[:, None], carry)
-    limits: dict[str, Any] = dict(max_lengths=max_lengths, max_length=max_length, smallest=smallest)
-    step = partial(model.decode_step, tables)
     alpha = float(decode.length_penalty)
-    if decode.beam_size == 1:
-        return greedy_search(step, memory, carry, **limits, length_penalty=alpha)
-    beam: dict[str, Any] = dict(beam_size=decode.beam_size, num_best=1)
-    return beam_search(step, memory, carry, **limits, length_penalty=alpha, **beam)
+
+    def on_a_device(params: Params, tables: SearchTables, source: Array, max_lengths: Array) -> Found:
+        model: Seq2Seq = nnx.merge(graph, params)
+        memory, carry = model.encode(source)
+        carry = jax.tree.map(lambda leaf: leaf[:, None], carry)
+        limits: dict[str, Any] = dict(max_lengths=max_lengths, max_length=max_length, smallest=SMALLEST_BATCH)
+        step = partial(model.decode_step, tables)
+        if decode.beam_size == 1:
+            return greedy_search(step, memory, carry, **limits, length_penalty=alpha)
+        beam: dict[str, Any] = dict(beam_size=decode.beam_size, num_best=1)
+        return beam_search(step, memory, carry, **limits, length_penalty=alpha, **beam)
+
+    # Each device ends when its own sentences have.
+    search = share_rows(on_a_device, mesh, in_specs=(WHOLE, WHOLE, ROWS, ROWS), out_specs=ROWS)
+    return search(params, tables, source, max_lengths)
 
 
-def _align(graph: nnx.GraphDef, params: Params, source: Array, tokens: Array) -> Int[Array, "B T"]:
-    model: Seq2Seq = nnx.merge(graph, params)
-    _, weights = model(source, tokens)
-    if weights is None:
-        raise ValueError("a model without attention aligns nothing")
-    return weights.argmax(-1).T
+def _align(
+    graph: nnx.GraphDef, mesh: Mesh, params: Params, source: Int[Array, "B S"], tokens: Int[Array, "B T"]
+) -> Int[Array, "B T"]:
+    def on_a_device(params: Params, source: Array, tokens: Array) -> Array:
+        model: Seq2Seq = nnx.merge(graph, params)
+        _, weights = model(source, tokens)
+        if weights is None:
+            raise ValueError("a model without attention aligns nothing")
+        return weights.argmax(-1).T
+
+    return share_rows(on_a_device, mesh, in_specs=(WHOLE, ROWS, ROWS), out_specs=ROWS)(params, source, tokens)
 
 
 def _token_scores(
-    graph: nnx.GraphDef, segment: int, params: Params, source: Array, target: Array
-) -> tuple[Array, Array, Array]:
+    graph: nnx.GraphDef,
+    segment: int,
+    mesh: Mesh,
+    params: Params,
+    source: Int[Array, "B S"],
+    target: Int[Array, "B T"],
+) -> tuple[Float[Array, " B"], Int[Array, " B"], Int[Array, " B"]]:
     """Of each row: nats, real tokens, tokens whose logit is the largest."""
-    model: Seq2Seq = nnx.merge(graph, params)
 
-    def read(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
-        mask = labels != PAD
-        values = jnp.where(mask, token_losses(logits, labels), 0), mask, mask & correct_tokens(logits, labels)
-        loss, tokens, correct = (value.reshape(-1, len(source)).sum(0) for value in values)
-        return loss, tokens, correct
+    def on_a_device(params: Params, source: Array, target: Array) -> tuple[Array, Array, Array]:
+        model: Seq2Seq = nnx.merge(graph, params)
 
-    return model.total(read, source, target, segment=segment)
+        def read(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
+            mask = labels != PAD
+            values = jnp.where(mask, token_losses(logits, labels), 0), mask, mask & correct_tokens(logits, labels)
+            loss, tokens, correct = (value.reshape(-1, len(source)).sum(0) for value in values)
+            return loss, tokens, correct
+
+        return model.total(read, source, target, segment=segment)
+
+    return share_rows(on_a_device, mesh, in_specs=(WHOLE, ROWS, ROWS), out_specs=ROWS)(params, source, target)

@@ -41,12 +41,12 @@ def graph(config: ModelConfig, engine="fast"):
 
 
 def teacher_forced(config: ModelConfig, engine="fast"):
-    """`(params, source, target, key) -> (logits [B, T, V], weights [B, T, S] or None)`."""
+    """`(params, source, target, keys) -> (logits [B, T, V], weights [B, T, S] or None)`."""
     structure = graph(config, engine)
 
-    def forward(params, source, target, key=None):
+    def forward(params, source, target, keys=None):
         model = nnx.merge(structure, params)
-        vectors, weights = model(jnp.asarray(source), jnp.asarray(target), key=key)
+        vectors, weights = model(jnp.asarray(source), jnp.asarray(target), keys=keys)
         return jnp.swapaxes(model.logits(vectors), 0, 1), None if weights is None else jnp.swapaxes(weights, 0, 1)
 
     return forward

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("errors", "symbols", "cpu"),
     ("config", "cache", "text_files"),
-    ("cells", "recurrence", "arguments", "config_file", "run_directory"),
+    ("cells", "recurrence", "arguments", "config_file", "run_directory", "sharding"),
     ("attention",),
     ("model", "losses", "metrics", "checkpoint", "decoding", "data"),
     ("translator",),

@@ -1,8 +1,5 @@
 """What runs inside the time loops, and what must not: the reason for `recurrence.py`, read off the programs."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import jax
@@ -23,7 +20,7 @@ def training_gradient(engine="fast", **settings):
 
     def loss(params, source, target):
         model = nnx.merge(structure, params)
-        vectors, _ = model(source, target, key=jax.random.key(0, impl="rbg"))
+        vectors, _ = model(source, target, keys=jax.random.split(jax.random.key(0, impl="rbg"), len(source)))
         return cross_entropy(model.logits(vectors), target.T, (target != 0).T, 0.1)
 
     return jax.tree.map(np.float32, random_params(config)), jax.grad(loss)
@@ -86,70 +83,3 @@ def test_additive_attention_never_holds_all_steps_at_once(feeding):
     sizes = [variable.aval.size for operation in operations(jaxpr) for variable in operation.outvars]
     assert BATCH * LENGTH * SIZE in sizes
     assert max(sizes) < STEPS * BATCH * LENGTH * SIZE
-
-
-COLLECTIVES = """
-import json, re, sys
-import jax
-import numpy as np
-jax.config.update("jax_num_cpu_devices", 8)
-from jax.sharding import NamedSharding, PartitionSpec
-from tests.models import QUICK_COMPILE
-from tests.test_loops import training_gradient
-
-def computations(hlo):
-    return dict(re.findall(r"^(?:ENTRY )?%?([\\w.-]+) \\(.*?\\{$(.*?)^\\}", hlo, re.M | re.S))
-
-def reached(name, bodies):
-    inner = re.findall(r"(?:calls|to_apply|body)=%?([\\w.-]+)", bodies[name])
-    return {name}.union(*(reached(other, bodies) for other in inner))
-
-mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-whole, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
-counts = {}
-for name, (engine, settings) in json.loads(sys.argv[1]).items():
-    params, gradient = training_gradient(engine, **settings)
-    tokens = [np.zeros((16, length), np.int32) for length in (13, 7)]
-    function = jax.jit(gradient, in_shardings=(whole, rows, rows), out_shardings=whole)
-    hlo = function.lower(params, *tokens).compile(compiler_options=QUICK_COMPILE).as_text()
-    bodies = computations(hlo)
-    loops = re.findall(r"\\bwhile\\(.*?body=%?([\\w.-]+)", hlo)
-    inside = set().union(*(reached(loop, bodies) for loop in loops))
-    pattern = r"\\b(?:all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\\("
-    counts[name] = [len(loops)] + [
-        sum(len(re.findall(pattern, text)) for body, text in bodies.items() if (body in inside) == wanted)
-        for wanted in (True, False)
-    ]
-print(json.dumps(counts))
-"""
-
-
-@pytest.fixture(scope="module")
-def collectives(repository):
-    """(loops, collectives inside them, collectives outside) of training gradients over 8 devices."""
-    programs = {
-        "reference": ("reference", dict(attention="general")),
-        "one layer": ("fast", dict(attention="general")),
-        "read in the loop": ("fast", dict(attention="additive", num_layers=2)),
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", COLLECTIVES, json.dumps(programs)],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-def test_devices_never_wait_for_each_other_in_a_loop(collectives):
-    num_loops, inside, outside = collectives["one layer"]
-    assert num_loops >= 4  # encoder and decoder, forward and backward
-    assert inside == 0 and outside > 0
-    assert collectives["reference"][1] > 0  # so those inside are seen
-
-
-def test_parameters_that_every_step_reads_need_no_other_device_either(collectives):
-    """Biases of deep fed layers, and v of additive attention."""
-    assert collectives["read in the loop"][1] == 0

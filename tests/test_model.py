@@ -21,8 +21,6 @@ from tests.models import (
     tiny_config,
 )
 
-KEY = jax.random.key(0)
-
 
 def lengths(tokens):
     return (tokens != 0).sum(-1)
@@ -254,9 +252,14 @@ def test_bfloat16_is_of_activations_and_never_of_the_cell_state():
 # ---- dropout
 
 
+def row_keys(num_rows, seed=0, impl=None):
+    """A key for each row of a batch."""
+    return jax.random.split(jax.random.key(seed, impl=impl), num_rows)
+
+
 def test_dropout_keeps_the_mean_and_drops_its_share():
     x = jnp.ones((500, 403))  # not a multiple of 4 features
-    dropped = np.asarray(dropout(x, 0.3, KEY))
+    dropped = np.asarray(dropout(x, 0.3, row_keys(500)))
     kept = dropped != 0
     assert kept.mean() == pytest.approx(0.7, abs=0.004)  # 1/512 for whole bytes, and twice the standard deviation
     assert dropped.mean() == pytest.approx(1.0, abs=4 * np.sqrt(0.3 / 0.7 / x.size))
@@ -264,31 +267,38 @@ def test_dropout_keeps_the_mean_and_drops_its_share():
     assert np.ptp(kept.mean(0)) < 0.2 and np.ptp(kept.mean(1)) < 0.25  # no row or feature is favoured
 
 
-def test_dropout_without_key_or_rate_is_the_identity():
+def test_dropout_without_keys_or_rate_is_the_identity():
     x = jnp.ones((2, 3))
     assert dropout(x, 0.3, None) is x
-    assert dropout(x, 0.0, KEY) is x
+    assert dropout(x, 0.0, row_keys(2)) is x
+
+
+def test_what_is_dropped_in_a_row_does_not_depend_on_the_rows_beside_it():
+    x, keys = jnp.ones((3, 8, 37)), row_keys(8)  # [T, B, D]
+    whole = np.asarray(dropout(x, 0.3, keys))
+    np.testing.assert_array_equal(whole[:, 2:5], dropout(x[:, 2:5], 0.3, keys[2:5]))
+    assert len({row.tobytes() for row in np.moveaxis(whole, 1, 0)}) == 8
 
 
 @pytest.mark.parametrize("feeding", [True, False])
-def test_dropout_of_the_model_is_a_function_of_its_key(feeding):
+def test_dropout_of_the_model_is_a_function_of_its_keys(feeding):
     config = tiny_config(num_layers=2, input_feeding=feeding)
     params = float32(random_params(config))
     none = teacher_forced(dataclasses.replace(config, dropout_rate=0.0))
 
-    def run(params, key, other_key):
+    def run(params, keys, other_keys):
         forward = teacher_forced(config)
-        dropped = [forward(params, SOURCE, TARGET, k)[0] for k in (key, key, other_key)]
-        return *dropped, forward(params, SOURCE, TARGET)[0], none(params, SOURCE, TARGET, key)[0]
+        dropped = [forward(params, SOURCE, TARGET, k)[0] for k in (keys, keys, other_keys)]
+        return *dropped, forward(params, SOURCE, TARGET)[0], none(params, SOURCE, TARGET, keys)[0]
 
-    keys = (jax.random.key(seed, impl="rbg") for seed in (1, 2))  # the default compiles for longer
-    first, again, other, without_key, without_rate = run_compiled(run, params, *keys)
+    keys = (row_keys(len(SOURCE), seed, impl="rbg") for seed in (1, 2))  # the default compiles for longer
+    first, again, other, without_keys, without_rate = run_compiled(run, params, *keys)
     np.testing.assert_array_equal(first, again)
-    np.testing.assert_array_equal(without_key, without_rate)
-    assert not np.allclose(first, other) and not np.allclose(first, without_key)
+    np.testing.assert_array_equal(without_keys, without_rate)
+    assert not np.allclose(first, other) and not np.allclose(first, without_keys)
 
 
-def summed_loss(config, segment, key=None):
+def summed_loss(config, segment, keys=None):
     """`(params) -> loss` over the small batch, decoded and read in pieces of `segment` positions."""
     structure = graph(config)
 
@@ -297,7 +307,7 @@ def summed_loss(config, segment, key=None):
 
     def loss(params):
         model = nnx.merge(structure, params)
-        return model.total(read, jnp.asarray(SOURCE), jnp.asarray(TARGET), key=key, segment=segment)
+        return model.total(read, jnp.asarray(SOURCE), jnp.asarray(TARGET), keys=keys, segment=segment)
 
     return loss
 
@@ -328,7 +338,7 @@ def test_what_is_computed_again_is_dropped_again():
     direction = random_params(config, seed=1)
 
     def slope(params, direction):
-        function = lambda params: summed_loss(config, 2, jax.random.key(5))(params)[0]  # noqa: E731
+        function = lambda params: summed_loss(config, 2, row_keys(len(SOURCE), 5))(params)[0]  # noqa: E731
         move = lambda size: jax.tree.map(lambda p, d: p + size * d, params, direction)  # noqa: E731
         gradient = jax.grad(function)(params)
         exact = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, direction)))

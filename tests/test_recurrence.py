@@ -130,7 +130,8 @@ def loss_and_gradients(config, engine, dtype):
 
     def loss(params, source, target):
         model = nnx.merge(structure, params)
-        vectors, _ = model(source, target, key=jax.random.key(1, impl="rbg"))  # the default compiles for longer
+        keys = jax.random.split(jax.random.key(1, impl="rbg"), len(source))  # the default compiles for longer
+        vectors, _ = model(source, target, keys=keys)
         return cross_entropy(model.logits(vectors), target.T, (target != 0).T, 0.1)
 
     return run_compiled(jax.value_and_grad(loss), params, SOURCE, TARGET)

@@ -64,7 +64,7 @@ class ShapeCosts(NamedTuple):
     """Real ones, in all its batches of the epoch."""
     target_tokens: int
     products: Products
-    """Of a step, all devices."""
+    """Of a step, on each device."""
     memory: Memory | None
     compile_seconds: float
     step_seconds: float
@@ -105,7 +105,7 @@ class Costs(NamedTuple):
 
     @property
     def products(self) -> Products:
-        """Of a step, mean over the epoch."""
+        """Of a step on each device, mean over the epoch."""
         sums = (sum(shape.num_batches * shape.products[n] for shape in self.shapes) for n in range(2))
         return Products(*(round(total / self.num_batches) for total in sums))
 
@@ -141,7 +141,8 @@ def products(jaxpr: Any) -> Products:
     A product of m by k with k by n takes 2 m k n operations. Products that are
     taken twice, as in rematerialisation, count twice. Of a conditional the
     dearest branch counts; the body of a while loop, whose rounds nobody knows,
-    counts once.
+    counts once. Within `jax.shard_map` the shapes are those of one device, and so
+    are the counts.
     """
     flops = bytes_ = 0
     for equation in jaxpr.eqns:

@@ -23,11 +23,11 @@ from seq2seq_jax.data.pipeline import training_batches
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluation import evaluate_split, teacher_forced
 from seq2seq_jax.metrics import check_moses, score_hypotheses
+from seq2seq_jax.sharding import make_mesh, replicated
 from seq2seq_jax.training import report
 from seq2seq_jax.training.memory import check_fits
 from seq2seq_jax.training.optimizer import make_schedule
 from seq2seq_jax.training.setup import Material, begin, compile_steps, prepare
-from seq2seq_jax.training.sharding import by_rows, make_mesh, replicated
 from seq2seq_jax.training.step import TrainState, TrainStep, abstract_state, empty_window, initial_state
 from seq2seq_jax.training.writer import Writer
 from seq2seq_jax.translator import Params, Translator, vocab_sizes
@@ -170,7 +170,7 @@ class _Run:
     def translator(self, params: Params, beam_size: int) -> Translator:
         """A translator that spreads its batches over the mesh."""
         decode = replace(self._config.decode, beam_size=beam_size)
-        return Translator(self._config, self._material.vocabularies, params, decode, by_rows(self._mesh))
+        return Translator(self._config, self._material.vocabularies, params, decode, self._mesh)
 
     def _log(self, state: TrainState, step: int, window_start: float) -> TrainState:
         """Writes a row about the steps since the last one; returns the state with an empty window."""

@@ -11,11 +11,11 @@ from jaxtyping import Int
 from seq2seq_jax.config import Config
 from seq2seq_jax.data.batching import BatchShape
 from seq2seq_jax.data.pipeline import Batch, padded_batch
+from seq2seq_jax.sharding import make_mesh
 from seq2seq_jax.training import report
 from seq2seq_jax.training.costs import Costs, ShapeCosts, memory, parameters_by_part, products, size
 from seq2seq_jax.training.memory import available_bytes, check_fits
 from seq2seq_jax.training.setup import CompiledStep, Material, compile_steps, prepare
-from seq2seq_jax.training.sharding import make_mesh
 from seq2seq_jax.training.step import TrainState, abstract_state, initial_state
 from seq2seq_jax.translator import vocab_sizes
 

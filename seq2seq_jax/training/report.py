@@ -65,12 +65,15 @@ def costs(costs: Costs) -> Iterator[str]:
         yield _cost_row(name, row, row.num_batches / costs.num_batches, row.memory, row.compile_seconds)
     memory = max((row.memory for row in costs.shapes if row.memory), key=lambda need: need.total, default=None)
     yield _cost_row("epoch", costs, 1.0, memory, sum(row.compile_seconds for row in costs.shapes))
-    yield "    GFLOP and MB: operations of a step's matrix products, and their operands and results, all devices"
+    yield "    GFLOP and MB: operations of a step's matrix products, and their operands and results, on each device"
     if memory:
         room = "" if costs.available is None else f" of {megabytes(costs.available)} MB available"
         yield f"Memory      {megabytes(memory.total)} MB{room} on each device, at the peak of the largest step"
     rates = costs.target_tokens_per_second, costs.products.flops / costs.step_seconds / 1e9
-    yield f"Speed       {rates[0]:,.0f} target tokens/s, padding not counted; {figures(rates[1])} GFLOP/s in products"
+    yield (
+        f"Speed       {rates[0]:,.0f} target tokens/s, all devices, padding not counted;"
+        f" {figures(rates[1])} GFLOP/s in products on each"
+    )
     seconds = _duration(costs.num_steps * costs.step_seconds)
     epochs = costs.num_steps / costs.num_batches
     yield f"Time        {seconds} for {costs.num_steps:,} steps ({epochs:,.1f} epochs), evaluation not counted"

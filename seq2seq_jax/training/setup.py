@@ -23,7 +23,7 @@ from seq2seq_jax.data.encoded import EncodedSplit, encode_split
 from seq2seq_jax.data.progress import progress_bar
 from seq2seq_jax.data.vocabulary import Vocabularies, build_vocabularies, load_vocabularies, save_vocabularies
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.training.sharding import by_rows
+from seq2seq_jax.sharding import by_rows
 from seq2seq_jax.training.step import TrainState, jit_train_step
 from seq2seq_jax.translator import vocab_sizes
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from seq2seq_jax.config import Config, MeshConfig, ModelConfig, TrainConfig
-from seq2seq_jax.training.sharding import by_rows, make_mesh
+from seq2seq_jax.sharding import by_rows, make_mesh
 from seq2seq_jax.training.step import abstract_state, jit_train_step
+from tests.hlo import computations, loop_bodies, reached
 
 BATCH, SOURCE, TARGET, SIZE, VOCAB = 8, 13, 11, 24, 97  # no two products of them are alike
 
@@ -24,16 +25,10 @@ def compiled_step(batch=BATCH, source=SOURCE, target=TARGET, vocab_size=VOCAB, t
 
 def products_of_loops(hlo: str) -> list[list[str]]:
     """For every loop, the shapes of the results of its matrix products, smallest loop first."""
-    bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) \(.*?\{$(.*?)^\}", hlo, re.M | re.S))
-
-    def reached(name: str) -> set[str]:
-        inner = re.findall(r"(?:calls|to_apply|body)=%?([\w.-]+)", bodies[name])
-        return {name}.union(*(reached(other) for other in inner))
-
-    loops = re.findall(r"\bwhile\(.*?body=%?([\w.-]+)", hlo)
+    bodies = computations(hlo)
     products = [
-        [shape for name in reached(loop) for shape in re.findall(r"= \w+\[([\d,]*)\]\S* dot\(", bodies[name])]
-        for loop in loops
+        [shape for name in reached(loop, bodies) for shape in re.findall(r"= \w+\[([\d,]*)\]\S* dot\(", bodies[name])]
+        for loop in loop_bodies(hlo)
     ]
     return sorted((shapes for shapes in products if shapes), key=len)
 

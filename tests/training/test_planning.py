@@ -14,13 +14,13 @@ from seq2seq_jax import cli
 from seq2seq_jax.config import ModelConfig, to_json
 from seq2seq_jax.data.batching import BatchShape
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.sharding import by_rows, make_mesh
 from seq2seq_jax.training import memory, planning
 from seq2seq_jax.training.costs import parameters_by_part, products
 from seq2seq_jax.training.loop import train
 from seq2seq_jax.training.memory import largest_that_fits
 from seq2seq_jax.training.planning import plan
 from seq2seq_jax.training.setup import compile_step, prepare
-from seq2seq_jax.training.sharding import by_rows, make_mesh
 from seq2seq_jax.training.step import abstract_state, jit_train_step
 from seq2seq_jax.translator import vocab_sizes
 from tests.models import QUICK_COMPILE

@@ -1,0 +1,57 @@
+"""Devices: a mesh, batches spread over it, parameters everywhere."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from seq2seq_jax.config import MeshConfig
+from seq2seq_jax.errors import UserError
+
+DATA = "data"
+"""The axis of the mesh along which the rows of a batch are spread."""
+WHOLE, ROWS = PartitionSpec(), PartitionSpec(DATA)
+"""An array that every device holds, and one of whose rows each holds a share."""
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """Mesh with the one axis `data`, over the first `config.data` local devices."""
+    devices = jax.local_devices()
+    num = len(devices) if config.data is None else config.data
+    if num > len(devices):
+        raise UserError(f"mesh.data {num} is more than the {len(devices)} devices here; use at most {len(devices)}.")
+    return Mesh(np.array(devices[:num]), (DATA,), axis_types=(AxisType.Auto,))
+
+
+def one_device() -> Mesh:
+    """Mesh with the first local device alone."""
+    return make_mesh(MeshConfig(data=1))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, WHOLE)
+
+
+def by_rows(mesh: Mesh) -> NamedSharding:
+    """Each device holds its share of the rows of a batch."""
+    return NamedSharding(mesh, ROWS)
+
+
+def share_rows(function: Callable, mesh: Mesh, *, in_specs: Any, out_specs: Any) -> Callable:
+    """Returns `function`, run by each device on its own rows: the program of one device, for a share of the batch.
+
+    Devices meet only where `function` says so (`jax.lax.psum` over `DATA`). Left
+    to the compiler they would meet before every product: it cannot spread the
+    one axis that steps and rows are made into, so it gathers them, and each
+    device takes the products of all rows.
+
+    Args:
+      function: of arrays, or pytrees of them.
+      mesh: the devices.
+      in_specs: `WHOLE` or `ROWS` for each argument.
+      out_specs: likewise for the results; what is `WHOLE` must be the same on every device.
+    """
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)

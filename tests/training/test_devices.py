@@ -1,0 +1,149 @@
+"""Devices share the work of a batch: read off the programs for eight of them, and off their losses."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.task import MODELS
+
+DEVICES = 8
+
+PROGRAM = """
+import json
+import jax
+import numpy as np
+
+from benchmarks.task import MODELS, Task
+from seq2seq_jax.config import Config, DecodeConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from seq2seq_jax.data.vocabulary import TokenVocabulary, Vocabularies
+from seq2seq_jax.sharding import DATA, ROWS, WHOLE, by_rows, make_mesh, share_rows
+from seq2seq_jax.training.costs import memory, products, size
+from seq2seq_jax.training.step import abstract_state, initial_state, jit_train_step
+from seq2seq_jax.translator import Translator
+from tests.hlo import collectives, flops_of_products
+from tests.models import QUICK_COMPILE
+
+BATCH, LENGTH = 64, 25
+meshes = {number: make_mesh(MeshConfig(data=number)) for number in (1, 2, 8)}
+
+def tokens(*shape, mesh):
+    return jax.ShapeDtypeStruct(shape, np.int32, sharding=by_rows(mesh))
+
+def look(traced):
+    program = traced.lower().compile(compiler_options=QUICK_COMPILE)
+    hlo = program.as_text()
+    return {
+        "flops": program.cost_analysis()["flops"],
+        "temporary": program.memory_analysis().temp_size_in_bytes,
+        "collectives": collectives(hlo),
+        "products": flops_of_products(hlo),
+        "planned": [products(traced.jaxpr).flops, memory(program).temporary],
+    }
+
+def train_step(name, mesh):
+    task = Task(MODELS[name], BATCH, LENGTH)
+    config, sizes = task.train_config(), task.vocab_sizes
+    state, batch = abstract_state(config, sizes, mesh), tokens(BATCH, LENGTH, mesh=mesh)
+    found = look(jit_train_step(config, sizes, mesh).trace(state, batch, batch))
+    return found | {"gradients": size(state.params).bytes}
+
+def use(beam_size, mesh):
+    model = MODELS["L512-IF"]
+    words = TokenVocabulary([f"w{n}" for n in range(model.vocab_size - 4)], "words", False)
+    config, decode = Config(model=model.config), DecodeConfig(beam_size=beam_size or 1)
+    state = abstract_state(config, (model.vocab_size,) * 2, mesh)
+    translator = Translator(config, Vocabularies(words, words), state.params, decode, mesh)
+    batch, limits = tokens(BATCH, LENGTH, mesh=mesh), tokens(BATCH, mesh=mesh)
+    if not beam_size:
+        return look(translator._token_scores.trace(state.params, batch, batch))
+    tables = jax.eval_shape(translator._search_tables, state.params)
+    return look(translator._search.trace(state.params, tables, batch, limits, 60))
+
+def losses(number, **train):
+    config = Config(
+        model=ModelConfig(hidden_size=8, embed_size=8, dropout_rate=0.3),
+        optimizer=OptimizerConfig(name="sgd", learning_rate=0.5, momentum=0.5, clip_norm=0.0),
+        train=TrainConfig(**train),
+    )
+    sizes, mesh, random = (11, 13), meshes[number], np.random.default_rng(0)
+    step, state, found = None, initial_state(config, sizes, mesh), []
+    for update in range(4):
+        real = [np.arange(6) < random.integers(2, 7, (16, 1)) for _ in sizes]
+        batch = [np.where(mask, random.integers(4, n, (16, 6)), 0) for n, mask in zip(sizes, real)]
+        if update == 2:
+            batch[0][5:] = batch[1][5:] = 0  # a last batch: some devices have empty rows only
+        batch = [ids.astype(np.int32) for ids in batch]
+        if step is None:
+            step = jit_train_step(config, sizes, mesh).lower(state, *batch).compile(compiler_options=QUICK_COMPILE)
+        state = step(state, *batch)
+        found.append(float(state.window.loss))
+    return found
+
+def meeting_in_a_loop(mesh):
+    function = lambda x: jax.lax.scan(lambda x, _: (jax.lax.psum(x, DATA), None), x, length=3)[0]
+    return look(jax.jit(share_rows(function, mesh, in_specs=ROWS, out_specs=WHOLE)).trace(np.zeros((8, 2))))
+
+print(json.dumps({
+    "meeting in a loop": meeting_in_a_loop(meshes[8]),
+    "train": {name: {n: train_step(name, meshes[n]) for n in (1, 8)} for name in MODELS},
+    "use": {str(beam): {n: use(beam, meshes[n]) for n in (1, 8)} for beam in (0, 1, 5)},
+    "losses": {n: [losses(n), losses(n, accumulate_steps=2)] for n in (1, 2, 8)},
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def found(repository):
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}"}
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_of_eight_devices_does_an_eighth_of_a_training_step(found, model):
+    """But for the update of the parameters, which each does itself."""
+    one, eight = found["train"][model]["1"], found["train"][model]["8"]
+    assert eight["flops"] <= 1.05 * one["flops"] / DEVICES
+    assert eight["products"] == pytest.approx(one["products"] / DEVICES, rel=0.001)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_devices_meet_twice_in_a_training_step_and_never_in_a_loop(found, model):
+    """To count the tokens, and to add up the gradients and the loss."""
+    assert found["train"][model]["8"]["collectives"] == {"inside": {}, "outside": {"all-reduce": 2}}
+    assert found["meeting in a loop"]["collectives"]["inside"] == {"all-reduce": 1}  # so they are seen
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_activations_are_divided_too(found, model):
+    """A device holds its share of them, and its gradients beside their sum, which a CPU does not form in place."""
+    one, eight = found["train"][model]["1"], found["train"][model]["8"]
+    rest = max(one["temporary"] - one["gradients"], 0)
+    assert eight["temporary"] <= 2.05 * one["gradients"] + rest / 5
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_plan_says_operations_and_memory_of_a_device_as_the_program_has_them(found, model):
+    for devices in found["train"][model].values():
+        assert devices["planned"] == pytest.approx([devices["products"], devices["temporary"]], rel=0.001)
+
+
+@pytest.mark.parametrize("beam_size", ["0", "1", "5"], ids=["scores", "greedy", "beam"])
+def test_devices_share_evaluation_and_search_and_never_meet(found, beam_size):
+    one, eight = found["use"][beam_size]["1"], found["use"][beam_size]["8"]
+    assert eight["collectives"] == {"inside": {}, "outside": {}}
+    assert eight["products"] <= 1.05 * one["products"] / DEVICES
+    assert eight["temporary"] <= one["temporary"] / 3
+
+
+@pytest.mark.parametrize("accumulation", [0, 1], ids=["whole", "in two parts"])
+def test_losses_do_not_depend_on_the_number_of_devices(found, accumulation):
+    """With dropout: what is dropped does not either."""
+    one, two, eight = (found["losses"][number][accumulation] for number in ("1", "2", "8"))
+    assert one == pytest.approx(two, rel=1e-5) and one == pytest.approx(eight, rel=1e-5)
+    assert one == pytest.approx(found["losses"]["1"][0], rel=1e-5)
