@@ -1,6 +1,7 @@
 """Where prepared things are kept, and how files and folders appear whole, wherever they are."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -9,10 +10,12 @@ import shutil
 import stat
 import tempfile
 import time
+import warnings
 from collections.abc import Generator
 from pathlib import Path
 from typing import BinaryIO
 
+from seq2seq_jax.checksums import find_damage, write_checksums
 from seq2seq_jax.errors import UserError
 
 _STALE_SECONDS = 24 * 3600  # what is older, and that nobody holds, was left by a killed process
@@ -25,23 +28,30 @@ def cache_dir() -> Path:
 
     SEQ2SEQ_JAX_CACHE if set, else seq2seq_jax under XDG_CACHE_HOME, else
     ~/.cache/seq2seq_jax.
+
+    Raises:
+      UserError: there is no home folder.
     """
-    if named := os.environ.get("SEQ2SEQ_JAX_CACHE"):
-        return Path(named).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base).expanduser().absolute() / "seq2seq_jax"
+    try:
+        if named := os.environ.get("SEQ2SEQ_JAX_CACHE"):
+            return Path(named).expanduser().absolute()
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(base).expanduser().absolute() / "seq2seq_jax"
+    except RuntimeError as error:  # of expanduser and home
+        raise UserError(f"There is no place for the cache folder: {error} Set SEQ2SEQ_JAX_CACHE to one.") from error
 
 
 @contextlib.contextmanager
 def whole_directory(final: Path) -> Generator[Path]:
     """Gives a new empty folder to fill, which becomes `final` when the block ends.
 
-    If the block raises, the folder is removed and `final` is untouched. If
-    another process made `final` meanwhile, its folder is kept: whatever goes by
-    this function is named by its content.
+    If the block raises, the folder is removed and `final` is untouched. The folder
+    gets checksums, by which `is_whole` knows it. If another process made `final`
+    meanwhile, its folder is kept: whatever goes by this function is named by its
+    content. A `final` that is damaged is replaced, with a warning.
 
     Raises:
-      OSError: the folder cannot be made or renamed.
+      OSError: the folder cannot be made or renamed, or a damaged one not removed.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(final.parent)
@@ -49,11 +59,22 @@ def whole_directory(final: Path) -> Generator[Path]:
     try:
         with _held(beside):
             yield beside
+        write_checksums(beside, final.name)
         beside.chmod(0o777 & ~_umask())  # mkdtemp makes it private; a shared data_dir is read by others
+        damage = find_damage(final) if os.path.lexists(final) else None
+        if damage:
+            _discard(final)
         with contextlib.suppress(FileExistsError):
             _rename(beside, final)
+        if damage:
+            warnings.warn(f"{final} was damaged ({damage}) and has been made again.", stacklevel=3)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def is_whole(folder: Path) -> bool:
+    """Returns whether `folder` is there and is, byte for byte, what `whole_directory` made."""
+    return find_damage(folder) is None
 
 
 @contextlib.contextmanager
@@ -91,8 +112,41 @@ def write_whole(path: Path, content: str | bytes) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def existing_folder(path: Path) -> Path:
+@contextlib.contextmanager
+def writing_to(folder: Path, setting: str) -> Generator[None]:
+    """Tells what the user can do where the block cannot write to `folder`.
+
+    Args:
+      folder: what the block makes.
+      setting: what names another place for it.
+
+    Raises:
+      UserError: the disk is full, the folder closed to us, or something in its way.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # ArrayRecord's writer raises RuntimeError whatever happens
+        there = existing_folder(folder.parent, setting)
+        code = getattr(error, "errno", None)
+        if code in (errno.ENOSPC, errno.EDQUOT) or re.search("No space left|quota exceeded", str(error)):
+            free = shutil.disk_usage(there).free
+            raise UserError(
+                f"No space left on the disk of {there} ({free / 1e6:,.0f} MB free); free some,"
+                f" or set {setting} to a folder elsewhere."
+            ) from error
+        if code is None or code in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # no fault of the folder's
+            raise
+        raise UserError(
+            f"Cannot write {folder} ({os.strerror(code)}); set {setting} to a folder that can be written."
+        ) from error
+
+
+def existing_folder(path: Path, setting: str = "") -> Path:
     """Returns the nearest existing folder at or above `path`: on its disk `path` will be.
+
+    Args:
+      path: need not exist.
+      setting: what names another place for it, for the message.
 
     Raises:
       UserError: a file or a link to nothing stands where a folder would have to be.
@@ -102,7 +156,8 @@ def existing_folder(path: Path) -> Path:
     if os.path.isdir(found):
         return found
     kind = "a file" if os.path.exists(found) else "a link to nothing"
-    raise UserError(f"There can be no folder {path}: {found} is {kind}. Remove it, or choose another folder.")
+    other = f"set {setting} to another folder" if setting else "choose another folder"
+    raise UserError(f"There can be no folder {path}: {found} is {kind}. Remove it, or {other}.")
 
 
 def try_lock(descriptor: int) -> bool:
@@ -124,6 +179,15 @@ def _permissions(path: Path) -> int | None:
         return stat.S_IMODE(path.stat().st_mode)
     except FileNotFoundError:
         return None
+
+
+def _discard(path: Path) -> None:
+    """Removes whatever is at `path`, at one stroke to those who look."""
+    away = Path(tempfile.mkdtemp(prefix=".", suffix=_PARTIAL, dir=path.parent))
+    try:
+        path.rename(away / path.name)
+    finally:
+        shutil.rmtree(away, ignore_errors=True)
 
 
 def _rename(folder: Path, final: Path) -> None:

@@ -1,3 +1,4 @@
+import errno
 import os
 import stat
 from pathlib import Path
@@ -5,7 +6,17 @@ from pathlib import Path
 import pytest
 
 from seq2seq_jax import cache
-from seq2seq_jax.cache import cache_dir, existing_folder, try_lock, whole_directory, whole_file, write_whole
+from seq2seq_jax.cache import (
+    cache_dir,
+    existing_folder,
+    is_whole,
+    try_lock,
+    whole_directory,
+    whole_file,
+    write_whole,
+    writing_to,
+)
+from seq2seq_jax.checksums import CHECKSUMS
 from seq2seq_jax.errors import UserError
 
 
@@ -36,10 +47,28 @@ def test_a_folder_that_another_process_made_meanwhile_is_kept(tmp_path):
     final = tmp_path / "final"
     with whole_directory(final) as beside:
         (beside / "a").write_text("ours")
-        final.mkdir()
-        (final / "a").write_text("theirs")
+        with whole_directory(final) as theirs:
+            (theirs / "a").write_text("theirs")
     assert (final / "a").read_text() == "theirs"
     assert _files(tmp_path) == ["final", "final/a"]
+
+
+@pytest.mark.parametrize("damage", ["changed", "empty", "a file", "a link to nothing", "a link to itself"])
+def test_what_is_damaged_is_made_again_and_said(tmp_path, damage):
+    final = tmp_path / "final"
+    if damage in ("changed", "empty"):
+        with whole_directory(final) as beside:
+            (beside / "a").write_text("1")
+        (final / "a").write_text("2") if damage == "changed" else [path.unlink() for path in final.iterdir()]
+    elif damage == "a file":
+        final.touch()
+    else:
+        final.symlink_to(final if damage == "a link to itself" else tmp_path / "gone")
+    assert not is_whole(final)
+    with pytest.warns(UserWarning, match=f"{final} was damaged .* and has been made again"):
+        with whole_directory(final) as beside:
+            (beside / "a").write_text("1")
+    assert is_whole(final) and not final.is_symlink() and _files(tmp_path) == ["final", "final/a"]
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -141,6 +170,42 @@ def test_what_stands_in_the_way_of_a_folder_is_named(tmp_path):
         existing_folder(tmp_path / "link")
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "full"), r"No space left on the disk of {} \(.* MB free\); free some, or set that"),
+        (RuntimeError("write() failed: No space left on device; at byte 4"), "No space left on the disk of {}"),
+        (OSError(errno.EROFS, "closed"), r"Cannot write {}/in/it \(Read-only file system\); set that to a folder"),
+    ],
+)
+def test_a_disk_that_is_full_or_closed_is_one_message(tmp_path, error, message):
+    with pytest.raises(UserError, match=message.format(tmp_path)) as caught, writing_to(tmp_path / "in" / "it", "that"):
+        raise error
+    assert caught.value.__cause__ is error and error.__cause__ is None
+
+
+@pytest.mark.parametrize("obstacle", ["file", "link to nothing"])
+def test_an_obstacle_is_named_with_the_setting_that_goes_round_it(tmp_path, obstacle):
+    path = tmp_path / "way"
+    path.touch() if obstacle == "file" else path.symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=f"{path} is a {obstacle}. Remove it, or set that to another folder"):
+        with writing_to(path / "in" / "it", "that"), whole_directory(path / "in" / "it"):
+            pass
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("a bug")])
+def test_what_is_no_fault_of_the_folder_passes_as_it_is(tmp_path, error):
+    with pytest.raises(type(error)) as caught, writing_to(tmp_path, "that"):
+        raise error
+    assert caught.value is error and error.__cause__ is None
+
+
+def test_a_cache_folder_in_the_home_of_nobody_is_one_message(monkeypatch):
+    monkeypatch.setenv("SEQ2SEQ_JAX_CACHE", "~no such user/cache")
+    with pytest.raises(UserError, match="Set SEQ2SEQ_JAX_CACHE"):
+        cache_dir()
+
+
 def test_a_lock_is_held_once(tmp_path):
     with (tmp_path / "lock").open("w") as one, (tmp_path / "lock").open("w") as other:
         assert try_lock(one.fileno()) and not try_lock(other.fileno())
@@ -149,4 +214,4 @@ def test_a_lock_is_held_once(tmp_path):
 
 
 def _files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != CHECKSUMS)
