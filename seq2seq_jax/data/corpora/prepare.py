@@ -3,7 +3,7 @@
 Two passes over the streams, in bounded memory: `survey` counts, checks and
 hashes, so that bad input is told before anything is written and text prepared
 once is not prepared again; `write` makes the dataset, whole or not at all. The
-dataset can be read by TFDS alone: `tfds.builder_from_directory(folder)`.
+dataset can be read by TFDS alone: `tfds.builder_from_directory(folder / VERSION)`.
 """
 
 import errno
@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -33,6 +33,7 @@ VERSION = (
     "2.0.0"  # of the files on disk and of the rules that leave pairs out and cut validation; part of the fingerprint
 )
 
+_SIDES = ("source", "target")  # features of an example
 _Example = tf_example_pb2.Example  # ty: ignore[missing-attribute] - protobuf makes its classes on import
 _VALIDATION_SHARE = 20  # one pair in so many
 _LARGEST_VALIDATION = 2_000  # pairs: evaluated every few minutes, and its scores are steady by then
@@ -46,19 +47,30 @@ _RECORD_OVERHEAD = 150  # bytes a pair takes on disk beside its text, by measure
 class Split:
     """Random access to the text pairs of one split on disk."""
 
-    def __init__(self, records: Any) -> None:
-        self._records = records
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._records = ArrayRecordDataSource(str(path))
 
     def __len__(self) -> int:
         return len(self._records)
 
     def read(self, start: int, stop: int) -> tuple[list[str], list[str]]:
-        """Returns source lines and target lines `start` to `stop` (not included; cut to the split's length)."""
-        records = self._records.__getitems__(list(range(start, min(stop, len(self)))))
-        # TFDS's own decoding takes three times as long as this.
-        features = [_Example.FromString(record).features.feature for record in records]
-        sources = [feature["source"].bytes_list.value[0].decode() for feature in features]
-        return sources, [feature["target"].bytes_list.value[0].decode() for feature in features]
+        """Returns source lines and target lines `start` to `stop` (not included; cut to the split's length).
+
+        Raises:
+          UserError: the file was damaged since it was opened.
+        """
+        try:
+            records = self._records.__getitems__(list(range(start, min(stop, len(self)))))
+            # TFDS's own decoding takes three times as long as this.
+            features = [_Example.FromString(record).features.feature for record in records]
+            columns = [[feature[side].bytes_list.value[0].decode() for feature in features] for side in _SIDES]
+        except Exception as error:  # whatever ArrayRecord, protobuf and Python make of damaged bytes
+            raise UserError(
+                f"{self._path} can no longer be read ({type(error).__name__}): it was damaged since the start."
+                " Give the command again: what is damaged is then prepared anew."
+            ) from error
+        return columns[0], columns[1]
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ def open_splits(folder: Path, counts: dict[str, int]) -> dict[str, Split]:
     The files that describe the dataset to TFDS are not read: they would say
     which Python classes to import.
     """
-    splits = {name: Split(ArrayRecordDataSource(str(folder / VERSION / _file_name(name)))) for name in counts}
+    splits = {name: Split(folder / VERSION / _file_name(name)) for name in counts}
     if {name: len(split) for name, split in splits.items()} != counts:
         raise ValueError(f"{folder} does not hold {counts}")
     return splits
@@ -243,8 +255,8 @@ class _SplitWriter:
         """Appends a pair."""
         example = _Example()
         feature = example.features.feature
-        feature["source"].bytes_list.value.append(source.encode())
-        feature["target"].bytes_list.value.append(target.encode())
+        for side, text in zip(_SIDES, (source, target), strict=True):
+            feature[side].bytes_list.value.append(text.encode())
         record = example.SerializeToString()
         self._writer.write(record)
         self.count += 1
@@ -273,8 +285,8 @@ def _write_metadata(infos: list[tfds.core.SplitInfo], fingerprint: str, folder: 
     text = tfds.features.Text
     info = tfds.core.DatasetInfo(
         builder=identity,
-        features=tfds.features.FeaturesDict({"source": text(), "target": text()}),
-        supervised_keys=("source", "target"),
+        features=tfds.features.FeaturesDict({side: text() for side in _SIDES}),
+        supervised_keys=_SIDES,
     )
     info.set_file_format("array_record")
     info.set_splits(tfds.core.splits.SplitDict(infos))

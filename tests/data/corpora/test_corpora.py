@@ -194,6 +194,14 @@ def test_a_damaged_dataset_is_prepared_again_and_said(config, name, damage):
     load_corpus(config)  # says nothing
 
 
+def test_a_file_that_is_damaged_while_it_is_in_use_is_told(config):
+    split = load_corpus(config).split("train")
+    (path,) = Path(config.data_dir).glob(f"pairs/*/*/{FILES[0]}")
+    path.write_bytes(path.read_bytes()[:-70_000].replace(b"de", b"\xff\xff"))
+    with pytest.raises(UserError, match=rf"{path} can no longer be read"):
+        split.read(0, 40)
+
+
 @pytest.mark.parametrize("damage", ["swapped", "empty", "a file", "a link to nothing"])
 def test_a_dataset_in_which_splits_are_swapped_or_that_is_no_folder_is_prepared_again(config, damage):
     first = load_corpus(config)
