@@ -29,9 +29,7 @@ from seq2seq_jax.data.progress import Progress
 from seq2seq_jax.errors import UserError
 
 DATASET = "pairs"
-VERSION = (
-    "2.0.0"  # of the files on disk and of the rules that leave pairs out and cut validation; part of the fingerprint
-)
+VERSION = "2.0.0"  # of the files and of the rules by which pairs are left out and held out; part of the fingerprint
 
 _SIDES = ("source", "target")  # features of an example
 _Example = tf_example_pb2.Example  # ty: ignore[missing-attribute] - protobuf makes its classes on import

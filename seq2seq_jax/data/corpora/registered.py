@@ -137,10 +137,12 @@ def _check_files(builder: Any, files: Iterable[Path]) -> None:
     suffix = builder.info.file_format.file_suffix
     if builder.info.file_format not in _READERS:
         raise ValueError(f"its files are of the format {suffix}; array_record and tfrecord can be read")
-    splits = builder.info.splits.values()
-    known = {Path(path).name for split in splits if split.num_examples for path in split.filepaths}
+    splits = [split for split in builder.info.splits.values() if split.num_examples]
+    shards = [shard for split in splits for shard in zip(split.filepaths, split.shard_lengths, strict=True)]
+    known = {Path(path).name for path, _ in shards}
+    needed = {Path(path).name for path, length in shards if length}
     there = {file.name for file in files if f".{suffix}-" in file.name and file.stat().st_size}
-    if missing := known - there:
+    if missing := needed - there:
         raise ValueError(f"{min(missing)} is missing or empty")
     if stray := there - known:
         raise ValueError(f"{min(stray)} belongs to no split of dataset_info.json")
@@ -156,7 +158,7 @@ def _pairs(builder: Any, folder: Path, split: str, source: str, target: str) -> 
     for path, length in zip(map(Path, info.filepaths), info.shard_lengths, strict=True):
         count = 0
         try:
-            for record in read(path) if length else ():
+            for record in read(path) if length or path.exists() else ():
                 count += 1
                 example = features.deserialize_example_np(record)
                 yield _line(example[source]), _line(example[target])
@@ -220,10 +222,8 @@ def _list(folder: Path) -> list[Path]:
 def _find_built(builder: Any, roots: Iterable[Path]) -> Path | None:
     """Returns the folder on disk of exactly what `builder` builds."""
     own = Path(builder.data_dir)
-    place = own.relative_to(builder._data_dir_root)
-    return next(
-        (folder for folder in (own, *(root / place for root in roots)) if os.path.lexists(folder / _INFO)), None
-    )
+    folders = [own, *(root / own.relative_to(builder._data_dir_root) for root in roots)]
+    return next((folder for folder in folders if os.path.lexists(folder / _INFO)), None)
 
 
 def _make_builder(name: str, root: Path) -> Any:
