@@ -107,6 +107,22 @@ def _num_rows(target: int, batch_size: int | None, batch_tokens: int | None, mul
     return max(rows // unit * unit, multiple)
 
 
+def round_up(number: int, multiple: int) -> int:
+    """Returns the smallest multiple that is not below `number`."""
+    return -(-number // multiple) * multiple
+
+
+def similar_groups(lengths: Sequence[Lengths], rows: int) -> list[Int[np.ndarray, " n"]]:
+    """Returns the indices of all examples in groups of `rows`, of similar length each; only the last may be smaller.
+
+    Args:
+      lengths: what to sort by, the first first.
+      rows: examples of a group.
+    """
+    order = np.lexsort(lengths[::-1])
+    return [order[start : start + rows] for start in range(0, len(order), rows)]
+
+
 _Cell = tuple[int, int]  # a possible shape: index of its source edge, index of its target edge
 
 

@@ -1,8 +1,7 @@
 """The ids of a split: encoded once, kept on disk, read by memory map."""
 
-import errno
 import hashlib
-import shutil
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from seq2seq_jax.cache import whole_directory
+from seq2seq_jax.cache import is_whole, whole_directory, writing_to
 from seq2seq_jax.data.progress import Progress, progress_bar
 from seq2seq_jax.data.vocabulary import LinePairs, Vocabularies, Vocabulary
-from seq2seq_jax.errors import UserError
 from seq2seq_jax.symbols import EOS, PAD
 
 _DTYPE = np.dtype("<i4")  # of ids and lengths on disk
-_FORMAT = "1"  # part of the cache key: raise it when the files change
+_FORMAT = "2"  # part of the cache key: raise it when the files change
 _BLOCK = 8_192  # pairs encoded at once
 
 
@@ -93,7 +91,7 @@ def encode_lines(
 
 
 def encode_split(split: LinePairs, vocabularies: Vocabularies, cache: Path, key: str) -> EncodedSplit:
-    """Returns the ids of `split`, encoding it only if `cache` does not hold them yet.
+    """Returns the ids of `split`, encoding it only if `cache` does not hold them, every bit as they were written.
 
     Args:
       split: the text.
@@ -105,18 +103,11 @@ def encode_split(split: LinePairs, vocabularies: Vocabularies, cache: Path, key:
       UserError: the cache cannot be written.
     """
     names = (_FORMAT, key, vocabularies.source.fingerprint, vocabularies.target.fingerprint)
-    folder = cache / "encoded" / hashlib.sha256("\n".join(names).encode()).hexdigest()[:32]
-    encoded = _open(folder, len(split))
-    if encoded is None:
-        try:
-            shutil.rmtree(folder, ignore_errors=True)  # there only if damaged
-            with whole_directory(folder) as beside, progress_bar() as progress:
-                _write(split, vocabularies, beside, progress)
-        except OSError as error:
-            raise _explain(error, cache) from error
-        encoded = _open(folder, len(split))
-        assert encoded is not None
-    return encoded
+    folder = cache / "encoded" / hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()[:32]
+    if not is_whole(folder):
+        with writing_to(folder, "SEQ2SEQ_JAX_CACHE"), whole_directory(folder) as beside, progress_bar() as progress:
+            _write(split, vocabularies, beside, progress)
+    return EncodedSplit(*(_open_side(folder, side, len(split)) for side in ("source", "target")))
 
 
 def _encode(vocabulary: Vocabulary, lines: Sequence[str]) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " R"]]:
@@ -128,20 +119,11 @@ def _encode(vocabulary: Vocabulary, lines: Sequence[str]) -> tuple[Int[np.ndarra
     return np.concatenate(flat) if flat else np.zeros(0, np.int32), lengths
 
 
-def _open(folder: Path, num_pairs: int) -> EncodedSplit | None:
-    """Returns what `folder` holds, or None if it is not whole."""
-    try:
-        source, target = (_open_side(folder, side, num_pairs) for side in ("source", "target"))
-    except (OSError, ValueError, EOFError):
-        return None
-    return EncodedSplit(source, target)
-
-
 def _open_side(folder: Path, side: str, num_pairs: int) -> Rows:
-    lengths = np.load(folder / f"{side}_lengths.npy")
+    lengths = np.load(folder / f"{side}_lengths.npy", allow_pickle=False)
     flat = np.memmap(folder / f"{side}.ids", _DTYPE, "r") if num_pairs else np.zeros(0, _DTYPE)
     if len(lengths) != num_pairs or len(flat) != lengths.sum(dtype=np.int64):
-        raise ValueError("not whole")
+        raise ValueError(f"{folder} holds {len(lengths)} sequences of {num_pairs}")
     return Rows(flat, lengths)
 
 
@@ -158,14 +140,3 @@ def _write(split: LinePairs, vocabularies: Vocabularies, folder: Path, progress:
             progress("encoding", start, len(split))
     for side in sides:
         np.save(folder / f"{side}_lengths.npy", np.concatenate(lengths[side]))
-
-
-def _explain(error: OSError, cache: Path) -> OSError | UserError:
-    """Returns the `UserError` for what the user can mend, or `error` itself."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"No space left for the cache folder {cache}; free some, or set SEQ2SEQ_JAX_CACHE to another.")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return UserError(
-            f"The cache folder {cache} cannot be written ({error.strerror}); set SEQ2SEQ_JAX_CACHE to one that can."
-        )
-    return error

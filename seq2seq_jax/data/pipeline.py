@@ -8,7 +8,7 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from seq2seq_jax.data.batching import BatchPlan, BatchShape, choose_shapes
+from seq2seq_jax.data.batching import BatchPlan, BatchShape, choose_shapes, round_up, similar_groups
 from seq2seq_jax.data.encoded import EncodedSplit
 
 
@@ -60,9 +60,8 @@ def evaluation_batches(
     `batch_size` rows, rounded up to a multiple of `batch_multiple`; only the
     last has empty rows. At most `num_shapes` different shapes occur.
     """
-    rows = -(-batch_size // batch_multiple) * batch_multiple
-    order = np.lexsort((encoded.target_lengths, encoded.source_lengths))
-    groups = [order[start : start + rows] for start in range(0, len(order), rows)]
+    rows = round_up(batch_size, batch_multiple)
+    groups = similar_groups((encoded.source_lengths, encoded.target_lengths), rows)
     if not groups:
         return
     sources = np.array([encoded.source_lengths[group].max() for group in groups])

@@ -60,14 +60,43 @@ def test_other_text_or_another_vocabulary_is_encoded_anew(pairs, vocabularies, t
 
 
 @pytest.mark.parametrize("name", ["source.ids", "target.ids", "source_lengths.npy", "target_lengths.npy"])
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "one bit"])
 def test_a_damaged_cache_is_made_again(pairs, vocabularies, tmp_path, name, damage):
     whole = rows(encode_split(pairs, vocabularies, tmp_path, "toy"))
     (path,) = (tmp_path / "encoded").glob(f"*/{name}")
     content = path.read_bytes()
-    path.unlink() if damage == "missing" else path.write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
-    assert rows(encode_split(pairs, vocabularies, tmp_path, "toy")) == whole
+    flipped = content[:-4] + bytes([content[-4] ^ 1]) + content[-3:]
+    left = {"empty": b"", "cut": content[: len(content) // 2], "one bit": flipped}
+    path.unlink() if damage == "missing" else path.write_bytes(left[damage])
+    with pytest.warns(UserWarning, match=f"{path.parent} was damaged .*made again"):
+        assert rows(encode_split(pairs, vocabularies, tmp_path, "toy")) == whole
     assert path.read_bytes() == content
+    assert rows(encode_split(pairs, vocabularies, tmp_path, "toy")) == whole  # and nothing is said
+
+
+def test_ids_of_one_split_in_the_place_of_another_s_are_made_again(pairs, vocabularies, tmp_path):
+    others = Pairs(pairs.targets, pairs.sources)
+    wanted = rows(encode_split(pairs, vocabularies, tmp_path, "toy"))
+    (place,) = (tmp_path / "encoded").iterdir()
+    encode_split(others, vocabularies, tmp_path, "others")
+    (other,) = set((tmp_path / "encoded").iterdir()) - {place}
+    place.rename(tmp_path / "away")
+    other.rename(place)
+    with pytest.warns(UserWarning, match="made again"):
+        assert rows(encode_split(pairs, vocabularies, tmp_path, "toy")) == wanted
+
+
+@pytest.mark.parametrize("obstacle", ["file", "link"])
+def test_something_in_the_way_of_the_cache_is_named(pairs, vocabularies, tmp_path, obstacle):
+    way = tmp_path / "encoded"
+    way.touch() if obstacle == "file" else way.symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=f"{way} is a {obstacle}.*SEQ2SEQ_JAX_CACHE") as caught:
+        encode_split(pairs, vocabularies, tmp_path, "toy")
+    causes, error = [], caught.value
+    while error is not None and len(causes) < 9:
+        causes.append(error)
+        error = error.__cause__
+    assert len(causes) == len({id(cause) for cause in causes}) < 9
 
 
 def test_a_broken_off_write_leaves_nothing(pairs, vocabularies, tmp_path):
@@ -80,7 +109,7 @@ def test_a_broken_off_write_leaves_nothing(pairs, vocabularies, tmp_path):
     assert list((tmp_path / "encoded").iterdir()) == []
 
 
-@pytest.mark.parametrize("code, message", [(errno.ENOSPC, "No space left"), (errno.EACCES, "cannot be written")])
+@pytest.mark.parametrize("code, message", [(errno.ENOSPC, "No space left"), (errno.EACCES, "Cannot write")])
 def test_a_cache_that_cannot_be_written_is_said(pairs, vocabularies, tmp_path, monkeypatch, code, message):
     def fail(*arguments, **settings):
         raise OSError(code, "no")

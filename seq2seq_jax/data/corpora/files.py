@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from seq2seq_jax.config import DataConfig
-from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream, resolve_columns
+from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream, named_path, resolve_columns
 from seq2seq_jax.errors import UserError, did_you_mean
 from seq2seq_jax.text_files import not_utf8
 
@@ -37,8 +37,8 @@ def find_folder(name: str, config: DataConfig) -> RawCorpus:
     Raises:
       UserError: no such folder, split or column, or files that leave a choice.
     """
-    folder = Path(name).expanduser().absolute()
-    listing = _list_folder(folder, config.train_split)
+    folder = named_path("data.corpus files:", name)
+    listing = _list_folder(folder, config)
     if config.columns:
         return _find_tables(folder, listing, config)
     parallel = {split: sorted(files.keys() - {"tsv"}) for split, files in listing.items()}
@@ -52,6 +52,8 @@ def find_folder(name: str, config: DataConfig) -> RawCorpus:
         missing = [column for column in (source, target) if column not in files]
         if not missing:
             complete[split] = (files[source], files[target])
+            for path in complete[split]:
+                _check_file(path, f"data.corpus files:{folder}")
         elif len(missing) == 1 and (split in ("train", "validation") or split.startswith("test")):
             raise UserError(f"{folder}: split {split} has no column {missing[0]}; it has {', '.join(parallel[split])}.")
     return _parallel_corpus(source, target, complete)
@@ -67,11 +69,9 @@ def find_files(config: DataConfig) -> RawCorpus:
     for split in ("train", "validation", "test"):
         named = getattr(config, f"{split}_files")
         if named:
-            splits[split] = tuple(Path(name).expanduser().absolute() for name in named)
+            splits[split] = tuple(named_path(f"data.{split}_files", name) for name in named)
             for path in splits[split]:
-                if not path.is_file():
-                    near = did_you_mean(path.name, _names_in(path.parent))
-                    raise UserError(f"data.{split}_files: there is no file {path}.{near}")
+                _check_file(path, f"data.{split}_files")
     source, target = (_file_column(path) for path in splits["train"])
     if source == target:
         source, target = "source", "target"
@@ -123,6 +123,8 @@ def _find_tables(folder: Path, listing: Folder, config: DataConfig) -> RawCorpus
     tables = {split: files["tsv"] for split, files in listing.items() if "tsv" in files}
     if not tables:
         raise UserError(f"data.columns is for SPLIT.tsv[.gz] files, and {folder} has none. Leave it out.")
+    for path in tables.values():
+        _check_file(path, f"data.corpus files:{folder}")
     columns = config.columns
     own = _own_names(columns)
     source, target = resolve_columns(config.source, config.target, columns, own, "data.columns")
@@ -170,8 +172,11 @@ def _parallel_corpus(source: str, target: str, splits: dict[str, tuple[Path, ...
     )
 
 
-def _list_folder(folder: Path, train: str) -> Folder:
-    """Returns the SPLIT.COLUMN[.gz] files of `folder`; `train` is a split whatever its name."""
+def _list_folder(folder: Path, config: DataConfig) -> Folder:
+    """Returns the SPLIT.COLUMN[.gz] files of `folder`; data.train_split is a split whatever its name.
+
+    Whatever else has the name of a split and a column is among them: `_check_file` refuses it where it is needed.
+    """
     if not folder.is_dir():
         near = did_you_mean(folder.name, _names_in(folder.parent))
         raise UserError(
@@ -179,12 +184,18 @@ def _list_folder(folder: Path, train: str) -> Folder:
             "Name your own with --data.corpus files:DIR, or two files with --data.train-files SOURCE TARGET."
         )
     listing: Folder = {}
-    for path in sorted(folder.iterdir()):
+    columns = {config.source, config.target, "tsv"}  # of folders, which may be there for any other reason, only these
+    for path in sorted(_paths_in(folder), key=lambda path: (path.is_dir(), path)):
         split, dot, column = path.name.removesuffix(".gz").partition(".")
-        if dot and (split == train or _SPLIT.match(split)) and path.is_file():
-            other = listing.setdefault(split, {}).setdefault(column, path)
-            if other != path:
-                raise UserError(f"{folder} has both {other.name} and {path.name}; remove one.")
+        if not dot or not (split == config.train_split or _SPLIT.match(split)):
+            continue
+        if not path.is_dir():
+            columns.add(column)
+        elif column not in columns:
+            continue
+        other = listing.setdefault(split, {}).setdefault(column, path)
+        if other != path:
+            raise UserError(f"{folder} has both {other.name} and {path.name}; remove one.")
     if not listing:
         inner = sorted(path.name for path in folder.iterdir() if path.is_dir())
         hint = f" Its folders are {', '.join(inner)}; name one of them." if inner else ""
@@ -192,8 +203,29 @@ def _list_folder(folder: Path, train: str) -> Folder:
     return listing
 
 
+def _check_file(path: Path, where: str) -> None:
+    """Raises UserError unless `path` is a file or leads to one; `where` is said to name it."""
+    if os.path.isfile(path):
+        return
+    if not os.path.lexists(path):
+        raise UserError(f"{where}: there is no file {path}.{did_you_mean(path.name, _names_in(path.parent))}")
+    kind = "a pipe or a device, and a corpus is read more than once"
+    if os.path.isdir(path):
+        kind = "a folder"
+    elif not os.path.exists(path):
+        kind = "a link to nothing"
+    raise UserError(f"{where}: {path} should be a file of text and is {kind}.")
+
+
+def _paths_in(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"Cannot read {folder}: {error.strerror}.") from error
+
+
 def _names_in(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return [path.name for path in _paths_in(folder)] if folder.is_dir() else []
 
 
 def _unnamed_columns(listing: Folder) -> str:

@@ -3,7 +3,7 @@
 Two passes over the streams, in bounded memory: `survey` counts, checks and
 hashes, so that bad input is told before anything is written and text prepared
 once is not prepared again; `write` makes the dataset, whole or not at all. The
-dataset can be read by TFDS alone: `tfds.builder_from_directory(folder)`.
+dataset can be read by TFDS alone: `tfds.builder_from_directory(folder / VERSION)`.
 """
 
 import errno
@@ -15,46 +15,60 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter  # ty: ignore[import-not-found] - a compiled module
 from tensorflow_datasets.proto import tf_example_pb2
 
-from seq2seq_jax.cache import whole_directory
+from seq2seq_jax.cache import existing_folder, whole_directory, writing_to
 from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream
 from seq2seq_jax.data.progress import Progress
 from seq2seq_jax.errors import UserError
 
 DATASET = "pairs"
-VERSION = "1.0.0"  # of the files on disk and of the rule that cuts validation; part of the fingerprint
+VERSION = "2.0.0"  # of the files and of the rules by which pairs are left out and held out; part of the fingerprint
 
+_SIDES = ("source", "target")  # features of an example
 _Example = tf_example_pb2.Example  # ty: ignore[missing-attribute] - protobuf makes its classes on import
 _VALIDATION_SHARE = 20  # one pair in so many
 _LARGEST_VALIDATION = 2_000  # pairs: evaluated every few minutes, and its scores are steady by then
 _REPORT_EVERY = 2_000  # pairs between two calls of `Progress`
 # One record a group, as TFDS writes, for random access; a sentence is too short for compression to gain anything.
 _RECORD_OPTIONS = "group_size:1,uncompressed"
+_LONGEST_NAME = 255  # bytes, on the file systems there are
 _RECORD_OVERHEAD = 150  # bytes a pair takes on disk beside its text, by measurement
 
 
 class Split:
     """Random access to the text pairs of one split on disk."""
 
-    def __init__(self, records: Any) -> None:
-        self._records = records
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._records = ArrayRecordDataSource(str(path))
 
     def __len__(self) -> int:
         return len(self._records)
 
     def read(self, start: int, stop: int) -> tuple[list[str], list[str]]:
-        """Returns source lines and target lines `start` to `stop` (not included; cut to the split's length)."""
-        records = self._records.__getitems__(list(range(start, min(stop, len(self)))))
-        # TFDS's own decoding takes three times as long as this.
-        features = [_Example.FromString(record).features.feature for record in records]
-        sources = [feature["source"].bytes_list.value[0].decode() for feature in features]
-        return sources, [feature["target"].bytes_list.value[0].decode() for feature in features]
+        """Returns source lines and target lines `start` to `stop` (not included; cut to the split's length).
+
+        Raises:
+          UserError: the file was damaged since it was opened.
+        """
+        try:
+            records = self._records.__getitems__(list(range(start, min(stop, len(self)))))
+            # TFDS's own decoding takes three times as long as this.
+            features = [_Example.FromString(record).features.feature for record in records]
+            columns = [[feature[side].bytes_list.value[0].decode() for feature in features] for side in _SIDES]
+        except Exception as error:  # whatever ArrayRecord, protobuf and Python make of damaged bytes
+            raise UserError(
+                f"{self._path} can no longer be read ({type(error).__name__}): it was damaged since the start."
+                " Give the command again: what is damaged is then prepared anew."
+            ) from error
+        return columns[0], columns[1]
 
 
 @dataclass(frozen=True)
@@ -85,13 +99,10 @@ def survey(raw: RawCorpus, progress: Progress) -> Survey:
     counts, digests, notes, num_bytes = {}, [], [], 0
     ranks = None if "validation" in raw.splits else array("Q")
     for name, stream in raw.splits.items():
-        count, dropped, size, digest = _survey_split(name, stream, ranks if name == "train" else None, progress)
-        if not count:
-            raise UserError(f"Split {name} is empty: it has no pair of lines that are both filled.")
-        if dropped:
-            notes.append(f"{name}: {dropped:,} of {count + dropped:,} pairs left out, a side of them is empty")
-        counts[name], num_bytes = count, num_bytes + size
-        digests.append(f"{name} {count} {digest}")
+        tally = _survey_split(name, stream, ranks if name == "train" else None, progress)
+        notes += tally.notes(name)
+        counts[name], num_bytes = tally.count, num_bytes + tally.num_bytes
+        digests.append(f"{name} {tally.count} {tally.digest}")
     held_out: frozenset[int] = frozenset()
     if ranks is not None:
         held_out = _held_out(ranks)
@@ -100,7 +111,7 @@ def survey(raw: RawCorpus, progress: Progress) -> Survey:
             f"validation: {len(held_out):,} pairs cut from train by a fixed rule, which leaves {counts['train']:,}"
         )
     _check_names(counts)
-    fingerprint = hashlib.sha256("\n".join([VERSION, *sorted(digests)]).encode()).hexdigest()[:32]
+    fingerprint = hashlib.sha256(os.fsencode("\n".join([VERSION, *sorted(digests)]))).hexdigest()[:32]
     return Survey(fingerprint, counts, num_bytes, tuple(notes), held_out)
 
 
@@ -110,59 +121,95 @@ def write(raw: RawCorpus, found: Survey, folder: Path, progress: Progress) -> No
     Raises:
       UserError: the disk is full, or the folder cannot be written.
     """
-    try:
+    with writing_to(folder, "data.data_dir"):
         _check_space(folder, found)
         with whole_directory(folder) as beside:
             (beside / VERSION).mkdir()
             _write_dataset(raw, found, beside / VERSION, progress)
-    except (OSError, RuntimeError) as error:  # ArrayRecord's writer raises RuntimeError whatever happens
-        if message := _explain(error, folder):
-            raise UserError(message) from error
-        raise
 
 
-def open_splits(folder: Path, names: Iterable[str]) -> dict[str, Split]:
-    """Returns the splits `names` of the dataset that `write` left in `folder`."""
-    builder: Any = tfds.builder_from_directory(folder / VERSION)
-    raw_bytes = tfds.decode.DeserializeMethod.RAW_BYTES
-    return {name: Split(builder.as_data_source(_on_disk(name), deserialize_method=raw_bytes)) for name in names}
+def open_splits(folder: Path, counts: dict[str, int]) -> dict[str, Split]:
+    """Returns the splits of the dataset that `write` left in `folder`, with the pairs that each is known to have.
+
+    The files that describe the dataset to TFDS are not read: they would say
+    which Python classes to import.
+    """
+    splits = {name: Split(folder / VERSION / _file_name(name)) for name in counts}
+    if {name: len(split) for name, split in splits.items()} != counts:
+        raise ValueError(f"{folder} does not hold {counts}")
+    return splits
 
 
-def _survey_split(name: str, stream: Stream, ranks: array | None, progress: Progress) -> tuple[int, int, int, str]:
-    """Returns pairs kept, pairs left out, bytes and hash of a split, and appends a random rank for each pair kept."""
-    count = dropped = num_bytes = 0
+class _Tally(NamedTuple):
+    """What one pass over a split found: pairs kept, pairs with an empty side, bytes and hash of those kept."""
+
+    count: int
+    empty: int
+    num_bytes: int
+    digest: str
+
+    def notes(self, name: str) -> Iterator[str]:
+        """Yields what the user should be told of the split `name`."""
+        if not self.empty:
+            return
+        if name == "train":
+            yield f"train: {self.empty:,} of {self.count + self.empty:,} pairs left out, a side of them is empty"
+        else:
+            have = "has an empty side and is" if self.empty == 1 else "have an empty side and are"
+            yield f"{name}: {self.empty:,} of {self.count:,} pairs {have} kept"
+
+
+def _survey_split(name: str, stream: Stream, ranks: array | None, progress: Progress) -> _Tally:
+    """Reads a split once and appends to `ranks` a random number for each pair kept, the same for equal pairs.
+
+    Raises:
+      UserError: no pair of it has text on both sides.
+    """
+    count = empty = num_bytes = 0
     digest = hashlib.blake2b(digest_size=16)
     for source, target in _counted(stream(), f"reading {name}", progress, None):
         if _is_empty(source, target):
-            dropped += 1
-            continue
+            empty += 1
+            if not _keeps_empty(name):
+                continue
         text = f"{source}\n{target}\n".encode()
         digest.update(text)
         if ranks is not None:
-            # The position goes in so that copies of one pair, such as SCAN's primitives, are not held out together.
-            own = hashlib.blake2b(b"%d\n" % count + text, digest_size=8)
-            ranks.append(int.from_bytes(own.digest(), "little"))
+            ranks.append(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little"))
         count, num_bytes = count + 1, num_bytes + len(text)
-    return count, dropped, num_bytes, digest.hexdigest()
+    if count == (empty if _keeps_empty(name) else 0):
+        raise UserError(f"Split {name} is empty: it has no pair of lines that are both filled.")
+    return _Tally(count, empty, num_bytes, digest.hexdigest())
 
 
 def _check_names(names: Iterable[str]) -> None:
     taken: dict[str, str] = {}
     for name in names:
+        if len(_file_name(name).encode()) > _LONGEST_NAME:
+            raise UserError(f"The name of split {name} is too long; give its files a shorter one.")
         other = taken.setdefault(_on_disk(name), name)
         if other != name:
             raise UserError(f"Splits {other} and {name} cannot be told apart on disk; rename one.")
 
 
 def _held_out(ranks: array) -> frozenset[int]:
-    """Returns the positions of the lowest ranks: a twentieth of all, at least one and at most two thousand."""
-    if len(ranks) < 2:
+    """Returns the positions of the pairs held out: a twentieth of all, at least one and at most two thousand.
+
+    They are those of lowest rank among the pairs that occur once; only where
+    there are too few follow those with two copies, and so on. Copies stay
+    together: no pair is on both sides, and what a corpus repeats to be learnt,
+    as SCAN its primitives, stays in train.
+    """
+    pairs, places, copies = np.unique(np.frombuffer(ranks, np.uint64), return_inverse=True, return_counts=True)
+    if len(pairs) < 2:
         raise UserError(
-            "train has one pair, and there is no validation split: one pair cannot be cut in two."
-            " Give more pairs, or a validation split."
+            f"train has one pair{f', {len(ranks):,} times' if len(ranks) > 1 else ''}, and there is no validation"
+            " split: one pair cannot be cut in two. Give more pairs, or a validation split."
         )
     number = min(max(len(ranks) // _VALIDATION_SHARE, 1), _LARGEST_VALIDATION)
-    return frozenset(np.argsort(np.frombuffer(ranks, np.uint64), kind="stable")[:number].tolist())
+    order = np.argsort(copies, kind="stable")  # `pairs` rises, so that ranks decide among as many copies
+    chosen = order[: max(np.searchsorted(np.cumsum(copies[order]), number, side="right"), 1)]
+    return frozenset(np.flatnonzero(np.isin(places, chosen)).tolist())
 
 
 def _cut(counts: dict[str, int], number: int) -> dict[str, int]:
@@ -176,7 +223,7 @@ def _write_dataset(raw: RawCorpus, found: Survey, folder: Path, progress: Progre
     for name, stream in raw.splits.items():
         held_out = found.held_out if name == "train" else frozenset()
         total = found.counts[name] + len(held_out)
-        kept = (pair for pair in stream() if not _is_empty(*pair))
+        kept = (pair for pair in stream() if _keeps_empty(name) or not _is_empty(*pair))
         for index, pair in enumerate(_counted(kept, f"preparing {name}", progress, total)):
             writers["validation" if index in held_out else name].add(*pair)
     infos = [writer.close() for writer in writers.values()]
@@ -206,8 +253,8 @@ class _SplitWriter:
         """Appends a pair."""
         example = _Example()
         feature = example.features.feature
-        feature["source"].bytes_list.value.append(source.encode())
-        feature["target"].bytes_list.value.append(target.encode())
+        for side, text in zip(_SIDES, (source, target), strict=True):
+            feature[side].bytes_list.value.append(text.encode())
         record = example.SerializeToString()
         self._writer.write(record)
         self.count += 1
@@ -236,8 +283,8 @@ def _write_metadata(infos: list[tfds.core.SplitInfo], fingerprint: str, folder: 
     text = tfds.features.Text
     info = tfds.core.DatasetInfo(
         builder=identity,
-        features=tfds.features.FeaturesDict({"source": text(), "target": text()}),
-        supervised_keys=("source", "target"),
+        features=tfds.features.FeaturesDict({side: text() for side in _SIDES}),
+        supervised_keys=_SIDES,
     )
     info.set_file_format("array_record")
     info.set_splits(tfds.core.splits.SplitDict(infos))
@@ -254,6 +301,14 @@ def _counted(pairs: Iterator[Pair], what: str, progress: Progress, total: int | 
     progress(what, count, total)
 
 
+def _keeps_empty(name: str) -> bool:
+    """Returns whether the split `name` keeps pairs with an empty side: outputs must line up with the lines of a file.
+
+    Train does not: there is nothing to learn from them.
+    """
+    return name != "train"
+
+
 def _is_empty(source: str, target: str) -> bool:
     return not source or source.isspace() or not target or target.isspace()
 
@@ -263,26 +318,13 @@ def _on_disk(name: str) -> str:
     return re.sub(r"\W", "_", name)
 
 
+def _file_name(name: str) -> str:
+    """Returns the name of the file of split `name`, as TFDS has it."""
+    return f"{DATASET}-{_on_disk(name)}.array_record-00000-of-00001"
+
+
 def _check_space(folder: Path, found: Survey) -> None:
     """Raises OSError before minutes are spent, if the disk cannot hold the dataset."""
     needed = found.num_bytes + _RECORD_OVERHEAD * sum(found.counts.values())
-    if shutil.disk_usage(_existing(folder)).free < needed:
+    if shutil.disk_usage(existing_folder(folder.parent, "data.data_dir")).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def _explain(error: OSError | RuntimeError, folder: Path) -> str:
-    """Returns what the user can do about a disk that is full or closed to us; "" for any other error."""
-    root = folder.parent.parent
-    if "No space left" in str(error) or "quota exceeded" in str(error):
-        free = shutil.disk_usage(_existing(folder)).free
-        return (
-            f"No space left on the disk of {root} ({free / 1e6:,.0f} MB free); free some,"
-            " or set data.data_dir to a folder elsewhere."
-        )
-    if isinstance(error, OSError):
-        return f"Cannot write {root} ({error.strerror}); set data.data_dir to a folder that can be written."
-    return ""
-
-
-def _existing(folder: Path) -> Path:
-    return next(parent for parent in folder.parents if parent.exists())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from seq2seq_jax.errors import UserError, did_you_mean
@@ -34,6 +35,26 @@ class RawCorpus:
     newest: float = 0.0
     largest_train: str | None = None
     notes: tuple[str, ...] = ()
+
+
+def named_path(field: str, name: str) -> Path:
+    """Returns the absolute path that a field of the configuration names; nothing need be there.
+
+    Raises:
+      UserError: nothing can have this name, or there is no way to it.
+    """
+    try:
+        path = Path(name).expanduser().absolute()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except RuntimeError as error:  # of expanduser
+        raise UserError(f"{field} {name}: there is no such user, or no home folder.") from error
+    except (OSError, ValueError) as error:  # ValueError for NUL and for what is no Unicode
+        reason = error.strerror if isinstance(error, OSError) else "no file can have such a name"
+        shown = ascii(name if len(name) <= 60 else name[:57] + "...")
+        raise UserError(f"{field} {shown}: {reason}.") from error
+    return path
 
 
 def name_splits(raw: RawCorpus, train: str) -> RawCorpus:

@@ -4,6 +4,9 @@ Data already prepared on disk is used as it is, ArrayRecord or TFRecord; else
 the dataset's own builder downloads it. Either way its text then goes through
 `prepare` once. Line breaks inside a text become blanks, since everything
 downstream is one line a sentence.
+
+What lies on disk is data: it chooses among TFDS's own classes, and no other
+code is imported for it.
 """
 
 import contextlib
@@ -14,7 +17,6 @@ import logging
 import os
 import re
 import socket
-import struct
 import sys
 import threading
 import time
@@ -25,12 +27,15 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.core import constants, registered
 from tensorflow_datasets.core.download import downloader
 
+from seq2seq_jax.cache import existing_folder
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream, resolve_columns
 from seq2seq_jax.data.corpora.scan import CONFIGS
+from seq2seq_jax.data.corpora.tfrecords import read_tfrecords
 from seq2seq_jax.data.corpora.without_tensorflow import file_functions
 from seq2seq_jax.data.progress import Progress
 from seq2seq_jax.errors import UserError, did_you_mean
@@ -38,6 +43,9 @@ from seq2seq_jax.errors import UserError, did_you_mean
 # Datasets of the old style register themselves only when their package is imported.
 _PACKAGES = ("translate", "text", "summarization", "text_simplification", "question_answering")
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.\-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_INFO = "dataset_info.json"  # in the folder of every prepared dataset
+_LONGEST_NAME = 255  # bytes that a file system takes
 _READ_AT_ONCE = 1_000  # records
 _CONNECT_SECONDS = 6.0
 _DOWNLOAD_RETRIES = 3  # TFDS's own ten wait for more than three minutes in all
@@ -53,7 +61,7 @@ def find_registered(config: DataConfig, root: Path, progress: Progress) -> RawCo
       UserError: no such dataset, no network to fetch it, or no text in its columns.
     """
     match = _NAME.fullmatch(config.corpus)
-    if not match:
+    if not match or len(config.corpus.encode()) > _LONGEST_NAME:
         raise UserError(_unknown(config.corpus))
     roots = [root, Path(constants.DATA_DIR)]
     folder = _find_prepared(match, roots)
@@ -61,6 +69,7 @@ def find_registered(config: DataConfig, root: Path, progress: Progress) -> RawCo
         builder = _make_builder(config.corpus, root)
         folder = _find_built(builder, roots)
         if folder is None:
+            _clear(Path(builder.data_dir))
             progress(f"downloading {config.corpus}", 0, None)
             _download(builder)
             folder = Path(builder.data_dir)
@@ -70,20 +79,20 @@ def find_registered(config: DataConfig, root: Path, progress: Progress) -> RawCo
 def _open(folder: Path, config: DataConfig) -> RawCorpus:
     """Returns the corpus of a prepared TFDS dataset."""
     try:
-        with _quiet():
+        with _quiet(), _own_features():
             builder = tfds.builder_from_directory(folder)
+        files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+        _check_files(builder, files)
+        stats = [file.stat() for file in files]
     except Exception as error:  # whatever TFDS makes of files it cannot read
-        raise UserError(f"{folder} is not a TFDS dataset that can be read: {error}") from error
-    features = builder.info.features
-    columns = sorted(name for name, feature in features.items() if _is_text(feature))
+        raise _damaged(folder, folder, _short(error)) from error
+    columns = sorted(name for name, feature in builder.info.features.items() if _is_text(feature))
     keys: Any = builder.info.supervised_keys
     defaults = tuple(keys) if keys and len(keys) == 2 and set(map(str, keys)) <= set(columns) else None
     source, target = resolve_columns(config.source, config.target, columns, defaults, config.corpus)
-    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
-    stats = [file.stat() for file in files]
 
     def stream(split: str) -> Stream:
-        return lambda: _pairs(builder, split, source, target)
+        return lambda: _pairs(builder, folder, split, source, target)
 
     return RawCorpus(
         source,
@@ -95,36 +104,89 @@ def _open(folder: Path, config: DataConfig) -> RawCorpus:
     )
 
 
-def _pairs(builder: Any, split: str, source: str, target: str) -> Iterator[Pair]:
-    """Yields the text of two features of every example."""
-    for example in _examples(builder, split):
-        yield _line(example[source]), _line(example[target])
+@contextlib.contextmanager
+def _own_features() -> Generator[None]:
+    """Lets TFDS make features of its own classes alone.
+
+    A features.json names Python classes, and TFDS would import whatever that is.
+    """
+    connector: Any = tfds.features.FeatureConnector
+    before = vars(connector)["cls_from_name"]
+    connector.cls_from_name = staticmethod(_own_feature)
+    try:
+        yield
+    finally:
+        connector.cls_from_name = before
 
 
-def _examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:
-    if builder.info.file_format == tfds.core.FileFormat.TFRECORD:  # which as_data_source cannot read
-        for path in builder.info.splits[split].filepaths:
-            for record in read_tfrecords(Path(path)):
-                yield builder.info.features.deserialize_example_np(record)
-        return
-    records = builder.as_data_source(split)
+def _own_feature(name: str) -> type:
+    """Returns TFDS's class of that full name; `_own_features` puts this in the place of its own search.
+
+    Raises:
+      UserError: TFDS has none.
+    """
+    features: Any = tfds.features.FeatureConnector
+    found = features._registered_features.get(name) if str(name).startswith("tensorflow_datasets.core.") else None
+    if found is None:
+        raise UserError(f"features.json names the Python class {name}, which is no feature of TFDS.")
+    return found
+
+
+def _check_files(builder: Any, files: Iterable[Path]) -> None:
+    """Raises ValueError where the files are not those of the splits that dataset_info.json tells of."""
+    suffix = builder.info.file_format.file_suffix
+    if builder.info.file_format not in _READERS:
+        raise ValueError(f"its files are of the format {suffix}; array_record and tfrecord can be read")
+    splits = [split for split in builder.info.splits.values() if split.num_examples]
+    shards = [shard for split in splits for shard in zip(split.filepaths, split.shard_lengths, strict=True)]
+    known = {Path(path).name for path, _ in shards}
+    needed = {Path(path).name for path, length in shards if length}
+    there = {file.name for file in files if f".{suffix}-" in file.name and file.stat().st_size}
+    if missing := needed - there:
+        raise ValueError(f"{min(missing)} is missing or empty")
+    if stray := there - known:
+        raise ValueError(f"{min(stray)} belongs to no split of dataset_info.json")
+
+
+def _pairs(builder: Any, folder: Path, split: str, source: str, target: str) -> Iterator[Pair]:
+    """Yields the text of two features of every example.
+
+    Raises:
+      UserError: a file is damaged, or text is not UTF-8.
+    """
+    info, features, read = builder.info.splits[split], builder.info.features, _READERS[builder.info.file_format]
+    for path, length in zip(map(Path, info.filepaths), info.shard_lengths, strict=True):
+        count = 0
+        try:
+            for record in read(path) if length or path.exists() else ():
+                count += 1
+                example = features.deserialize_example_np(record)
+                yield _line(example[source]), _line(example[target])
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}, record {count:,}: its text is not UTF-8 ({error.reason}).") from error
+        except Exception as error:  # whatever the reader of records makes of it
+            raise _damaged(folder, path, _short(error)) from error
+        if count != length:
+            raise _damaged(folder, path, f"it holds {count:,} records, and dataset_info.json says {length:,}")
+
+
+def _read_array_records(path: Path) -> Iterator[bytes]:
+    records = ArrayRecordDataSource(str(path))
     for start in range(0, len(records), _READ_AT_ONCE):
         yield from records.__getitems__(list(range(start, min(start + _READ_AT_ONCE, len(records)))))
 
 
-def read_tfrecords(path: Path) -> Iterator[bytes]:
-    """Yields the records of a TFRecord file; its checksums are not checked.
+_READERS = {
+    tfds.core.FileFormat.ARRAY_RECORD: _read_array_records,
+    tfds.core.FileFormat.TFRECORD: read_tfrecords,
+}
 
-    Raises:
-      UserError: the file ends inside a record.
-    """
-    with open(path, "rb") as file:
-        while header := file.read(12):  # length as uint64, and its checksum
-            length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else -1
-            record = file.read(length + 4)[:-4] if length >= 0 else b""  # and a checksum again
-            if len(record) != length:
-                raise UserError(f"{path} is damaged: it ends inside a record. Prepare the dataset again.")
-            yield record
+
+def _damaged(folder: Path, what: Path, reason: str) -> UserError:
+    """Returns what to say of a prepared dataset that cannot be used."""
+    return UserError(
+        f"{what} cannot be used: {reason.rstrip('.')}. Remove {folder}; a dataset of TFDS is then prepared again."
+    )
 
 
 def _line(text: bytes) -> str:
@@ -143,16 +205,25 @@ def _find_prepared(match: re.Match[str], roots: Iterable[Path]) -> Path | None:
     name, config, version = match["name"], match["config"], match["version"]
     for root in roots:
         base = root / name / config if config else root / name
-        folders = [info.parent for info in base.glob(f"{version or '*'}/dataset_info.json")]
+        versions = [version] if version else [file.name for file in _list(base) if _VERSION.fullmatch(file.name)]
+        folders = [base / name for name in versions if os.path.lexists(base / name / _INFO)]
         if folders:
             return max(folders, key=lambda folder: tfds.core.Version(folder.name))
     return None
 
 
+def _list(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
 def _find_built(builder: Any, roots: Iterable[Path]) -> Path | None:
     """Returns the folder on disk of exactly what `builder` builds."""
-    place = Path(builder.data_dir).relative_to(builder._data_dir_root)
-    return next((root / place for root in roots if (root / place / "dataset_info.json").exists()), None)
+    own = Path(builder.data_dir)
+    folders = [own, *(root / own.relative_to(builder._data_dir_root) for root in roots)]
+    return next((folder for folder in folders if os.path.lexists(folder / _INFO)), None)
 
 
 def _make_builder(name: str, root: Path) -> Any:
@@ -161,7 +232,7 @@ def _make_builder(name: str, root: Path) -> Any:
     Raises:
       UserError: there is none, or no such configuration of it.
     """
-    with _quiet():
+    with _quiet(), _own_features():
         for package in _PACKAGES:
             with contextlib.suppress(ImportError):  # one that needs a library we lack hides no other
                 importlib.import_module(f"tensorflow_datasets.{package}")
@@ -169,10 +240,10 @@ def _make_builder(name: str, root: Path) -> Any:
             return tfds.builder(name, data_dir=root, file_format="array_record")
         except registered.DatasetNotFoundError as error:
             raise UserError(_unknown(name)) from error
-        except (ValueError, AssertionError) as error:
-            raise UserError(_unknown_config(name, error)) from error
         except ImportError as error:
             raise UserError(f"data.corpus {name}: its TFDS builder needs the package {error.name}.") from error
+        except Exception as error:  # a wrong name, or damaged files of a dataset on disk
+            raise UserError(_unusable(name, root, error)) from error
 
 
 def _unknown(name: str) -> str:
@@ -180,7 +251,7 @@ def _unknown(name: str) -> str:
     own = [f"scan/{config}" for config in CONFIGS]
     near = did_you_mean(name, own) or did_you_mean(plain, registered.list_imported_builders())
     for path in (name, name.partition(":")[2]):
-        if path and Path(path).expanduser().is_dir():
+        if path and os.path.isdir(os.path.expanduser(path)):
             near = f" Did you mean files:{path}?"
     return (
         f"data.corpus {name}: there is no such corpus.{near} There are {', '.join(own)}, files:DIR for a folder of"
@@ -188,14 +259,30 @@ def _unknown(name: str) -> str:
     )
 
 
-def _unknown_config(name: str, error: Exception) -> str:
+def _unusable(name: str, root: Path, error: Exception) -> str:
+    """Returns why TFDS makes no builder of a name that it knows, or that is on disk."""
     plain, _, config = name.partition(":")[0].partition("/")
-    configs = list(tfds.builder_cls(plain).builder_configs)
-    if config and config not in configs:
-        there = f"its configurations are {', '.join(configs)}" if configs else "it has no configurations"
-        return f"data.corpus {name}: {plain} has no configuration {config}; {there}.{did_you_mean(config, configs)}"
-    reason = str(error).rpartition('}": ')[2]  # after TFDS's account of our arguments
-    return f"data.corpus {name}: {reason}"
+    with contextlib.suppress(registered.DatasetNotFoundError):
+        configs = list(tfds.builder_cls(plain).builder_configs)
+        if config and config not in configs:
+            there = f"its configurations are {', '.join(configs)}" if configs else "it has no configurations"
+            return f"data.corpus {name}: {plain} has no configuration {config}; {there}.{did_you_mean(config, configs)}"
+    reason = str(error).rpartition('}": ')[2].rstrip(".")  # after TFDS's account of our arguments
+    remedy = f" If {root / plain} is damaged, remove it." if os.path.exists(root / plain) else ""
+    return f"data.corpus {name}: {reason}.{remedy}"
+
+
+def _clear(folder: Path) -> None:
+    """Makes way for a dataset: TFDS takes any folder in its place for the dataset.
+
+    Raises:
+      UserError: there is something, and no dataset.
+    """
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # one that is empty
+    if os.path.lexists(folder):
+        raise _damaged(folder, folder, f"there is no {_INFO} in it")
+    existing_folder(folder, "data.data_dir")
 
 
 def _download(builder: Any) -> None:
@@ -207,7 +294,7 @@ def _download(builder: Any) -> None:
     _check_network(builder)
     settings = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
-        with _quiet(), _few_retries(), file_functions():
+        with _quiet(), _own_features(), _few_retries(), file_functions():
             builder.download_and_prepare(download_config=settings, file_format="array_record")
     except Exception as error:  # a builder is anybody's code: name it, and say what it said
         raise UserError(

@@ -1,5 +1,6 @@
 import gzip
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,50 @@ def test_files_and_folders_that_are_not_there_name_the_nearest(tmp_path):
     named = (str(tmp_path / "all" / "corpus" / "trian.de"), str(tmp_path / "all" / "corpus" / "train.en"))
     with pytest.raises(UserError, match=r"data\.train_files: there is no file .*trian\.de\. Did you mean train\.de"):
         load_corpus(DataConfig(train_files=named, data_dir=str(tmp_path / "prepared")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("folder", "is a folder"), ("link", "is a link to nothing"), ("pipe", "is a pipe or a device")],
+)
+@pytest.mark.parametrize("name", ["train.de", "test.en", "test.en.gz"])
+def test_what_should_be_a_file_and_is_none_is_named(tmp_path, name, kind, message):
+    folder = put(tmp_path / "text", train_de="a\nb\n", train_en="c\nd\n", test_de="e\n", test_en="f\n")
+    path = folder / name
+    (folder / name.removesuffix(".gz")).unlink()
+    {"folder": path.mkdir, "link": lambda: path.symlink_to("gone"), "pipe": lambda: os.mkfifo(path)}[kind]()
+    with pytest.raises(UserError, match=f"files:{folder}: {path} should be a file of text and {message}"):
+        load(folder)
+    if name == "train.de":
+        files = (str(path), str(folder / "train.en"))
+        with pytest.raises(UserError, match=f"data.train_files: {path} should be a file of text and {message}"):
+            load_corpus(DataConfig(train_files=files, data_dir=str(tmp_path / "prepared")))
+
+
+def test_folders_whose_names_only_look_like_splits_are_left_alone(tmp_path):
+    folder = put(tmp_path / "text", train_de="a\nb\n", train_en="c\nd\n")
+    (folder / "train.backup").mkdir()
+    (folder / "tests.old").mkdir()
+    assert list(load(folder, target=None).splits) == ["train", "validation"]
+
+
+def test_names_of_splits_that_are_hard_to_write_are_told_or_written(tmp_path):
+    folder = put(tmp_path / "text", train_de="a\nb\n", train_en="c\nd\n")
+    for column in (b".de", b".en"):
+        Path(os.fsdecode(os.fsencode(folder) + b"/test\xff" + column)).write_text("e\n")
+    assert load(folder).split("test\udcff").read(0, 9) == (["e"], ["e"])
+    for column in ("de", "en"):
+        (folder / f"{'test' * 60}.{column}").write_text("e\n")
+    with pytest.raises(UserError, match="The name of split testtest.* is too long"):
+        load(folder)
+
+
+def test_empty_lines_of_a_table_are_kept_in_every_split_but_train(tmp_path):
+    text = "a\tb\n\nc\t\n"
+    folder = put(tmp_path / "text", train_tsv=text + "d\te\n", validation_tsv=text, test_tsv=text)
+    corpus = load(folder, columns=("de", "en"))
+    assert corpus.split("train").read(0, 9) == (["a", "d"], ["b", "e"])
+    assert corpus.split("validation").read(0, 9) == corpus.split("test").read(0, 9) == (["a", "", "c"], ["b", "", ""])
 
 
 def test_a_file_both_plain_and_compressed_is_refused(tmp_path):

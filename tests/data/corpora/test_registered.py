@@ -1,3 +1,4 @@
+import json
 import socket
 import struct
 import sys
@@ -11,7 +12,7 @@ from tensorflow_datasets.core.utils import lazy_imports_utils
 
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.corpora import load_corpus
-from seq2seq_jax.data.corpora.registered import read_tfrecords
+from seq2seq_jax.data.corpora.tfrecords import read_tfrecords
 from seq2seq_jax.errors import UserError
 
 
@@ -96,9 +97,144 @@ def test_a_tfrecord_file_that_ends_early_is_told(tmp_path):
         next(records)
 
 
+@pytest.fixture
+def folder(tmp_path):
+    """A dataset that was prepared elsewhere, as TFDS leaves it."""
+    load(tmp_path, "tiny_pairs/de_en")
+    return (tmp_path / "prepared" / "tiny_pairs").rename(tmp_path / "tiny_pairs") / "de_en" / "1.2.0"
+
+
+def load_from(folder):
+    return load_corpus(DataConfig(corpus="tiny_pairs/de_en", data_dir=str(folder.parents[2])))
+
+
+TRAIN = "tiny_pairs-train.array_record-00000-of-00001"
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("dataset_info.json", '"30"', '"29"', rf"{TRAIN} cannot be used: it holds 30 records, .* says 29"),
+        ("dataset_info.json", '"30"', '"31"', rf"{TRAIN} cannot be used: it holds 30 records, .* says 31"),
+        ("dataset_info.json", '"30"', '"30", "1"', "train.array_record-00000-of-00002 is missing or empty"),
+        ("dataset_info.json", '"2"', '"0"', "validation.array_record-00000-of-00001 belongs to no split"),
+        ("dataset_info.json", '"validation"', '"test"', "test.array_record-00000-of-00001 is missing or empty"),
+        ("dataset_info.json", "{", "[" * 100_000, "cannot be used"),
+        ("dataset_info.json", "array_record", "parquet", "its files are of the format parquet"),
+        ("dataset_info.json", None, None, "there is no dataset_info.json in it"),
+        ("features.json", "{", "", "cannot be used"),
+        (
+            "features.json",
+            "tensorflow_datasets.core.features.text",
+            "tensorflow_datasets.scripts",
+            "no feature of TFDS",
+        ),
+        ("features.json", None, None, "cannot be used"),
+        (TRAIN, None, None, f"{TRAIN} is missing or empty"),
+        (TRAIN, b"de", b"dE", f"{TRAIN} cannot be used"),
+    ],
+)
+def test_a_damaged_dataset_of_tfds_is_told_with_its_folder_before_anything_is_prepared(folder, name, old, new, message):
+    path = folder / name
+    if old is None:
+        path.unlink()
+    elif isinstance(old, bytes):
+        path.write_bytes(path.read_bytes().replace(old, new, 1))
+    else:
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError, match=rf"(?s){message}.*Remove {folder}"):
+        load_from(folder)
+    assert not (folder.parents[2] / "pairs").exists()
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "a folder", "a link to nothing"])
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", TRAIN])
+def test_a_file_of_tfds_that_is_none_is_told_with_its_folder(folder, name, damage):
+    path = folder / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage == "a link to nothing":
+        path.symlink_to("gone")
+    else:
+        path.write_bytes(content[: len(content) // 2 if damage == "half" else 0])
+    with pytest.raises(UserError, match=rf"(?s)cannot be used.*Remove {folder}"):
+        load_from(folder)
+
+
+def test_an_empty_folder_in_the_place_of_a_dataset_is_filled(tmp_path):
+    (tmp_path / "prepared" / "tiny_pairs" / "de_en" / "1.2.0").mkdir(parents=True)
+    assert len(load(tmp_path, "tiny_pairs/de_en").split("train")) == 30
+
+
+@pytest.mark.parametrize("name", ["tiny_pairs", "tiny_pairs/de_en", "tiny_pairs/de_en/1.2.0"])
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path, name):
+    path = tmp_path / "prepared" / name
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(UserError, match=str(path)):
+        load(tmp_path, "tiny_pairs/de_en")
+
+
+def test_a_folder_beside_the_versions_is_none_of_them(folder):
+    (folder.parent / "backup").mkdir()
+    (folder.parent / "backup" / "dataset_info.json").write_text("{}")
+    assert len(load_from(folder).split("train")) == 30
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "type"])
+@pytest.mark.parametrize("corpus", ["tiny_pairs/de_en", "tiny_pairs/de_en:1.2.0", "made_elsewhere"])
+def test_files_of_a_dataset_choose_no_code(folder, monkeypatch, key, corpus):
+    root = folder.parents[2]
+    (root / "chosen_by_data.py").write_text(f"open({str(root / 'marker')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(root)
+    if corpus == "made_elsewhere":  # TFDS has no builder of that name
+        folder = folder.rename(root / "1.2.0")
+        (root / corpus).mkdir()
+        folder = folder.rename(root / corpus / "1.2.0")
+    evil = {key: "chosen_by_data.Feature", "content": {}} if key == "type" else {key: "chosen_by_data.Feature"}
+    (folder / "features.json").write_text(json.dumps(evil))
+    info = json.loads((folder / "dataset_info.json").read_text())
+    (folder / "dataset_info.json").write_text(json.dumps(info | {"moduleName": "chosen_by_data"}))
+    with pytest.raises(UserError, match=f"{folder} cannot be used.*class chosen_by_data.Feature.*Remove {folder}"):
+        load_corpus(DataConfig(corpus=corpus, data_dir=str(root)))
+    assert not (root / "marker").exists()
+    assert tfds.features.FeatureConnector.cls_from_name.__name__ == "cls_from_name"  # TFDS is as it was
+
+
+def test_every_split_but_train_keeps_its_empty_texts(tmp_path, monkeypatch):
+    def generate(self, count):
+        for number in range(count):
+            yield number, {"de": f"de {number}" if number else "", "en": f"en {number}", "id": number}
+
+    monkeypatch.setattr(TinyPairs, "_generate_examples", generate)
+    corpus = load(tmp_path, "tiny_pairs/de_en")
+    assert {name: len(split) for name, split in corpus.splits.items()} == {"train": 29, "validation": 2}
+    assert corpus.notes[-2:] == (
+        "train: 1 of 30 pairs left out, a side of them is empty",
+        "validation: 1 of 2 pairs has an empty side and is kept",
+    )
+
+
+def test_text_that_is_not_utf8_is_told_with_its_record(tmp_path, monkeypatch):
+    def generate(self, count):
+        for number in range(count):
+            yield number, {"de": b"f\xfcr", "en": f"en {number}", "id": number}
+
+    monkeypatch.setattr(TinyPairs, "_generate_examples", generate)
+    with pytest.raises(UserError, match="record 1: its text is not UTF-8"):
+        load(tmp_path, "tiny_pairs/de_en")
+
+
 @pytest.mark.parametrize(
     ("corpus", "message"),
     [
+        ("a" * 300, "there is no such corpus"),
+        ("~no such user/a", "there is no such corpus"),
+        ("a\0b", "there is no such corpus"),
+        ("\ud800", "there is no such corpus"),
         ("wmt16_translat/de-en", "Did you mean wmt16_translate"),
         ("gigawrod", "Did you mean gigaword"),
         ("scna/length", "Did you mean scan/length"),
