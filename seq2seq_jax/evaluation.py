@@ -124,7 +124,7 @@ def remarks(
     yield from _remark_on_limit(encoded, decode.max_length_ratio, kind)
     if num_unknown := len(_with_unknown(encoded.targets)):
         some = part_of(num_unknown, len(encoded), f"{kind}target")
-        yield f"{some} beyond exact match, with symbols that the vocabulary lacks"
+        yield f"{some} impossible to match exactly: the vocabulary lacks symbols"
     if config.data.lowercase:
         yield "references are lowercased before they are compared (data.lowercase); for exact_match_raw they are not"
     if advice := advice_on_tokenizer(references, config.bleu_tokenizer):

@@ -139,7 +139,7 @@ def test_the_ratio_told_is_the_least_of_one_decimal(seed):
 def test_what_no_model_could_have_right_is_told():
     assert said(["a b c d e", "b"], ["A", "B \u1234"], max_length=5) == [
         "1 of 2 validation sources is longer than data.max_length 5, so than any in training",
-        "1 of 2 validation targets is beyond exact match, with symbols that the vocabulary lacks",
+        "1 of 2 validation targets is impossible to match exactly: the vocabulary lacks symbols",
     ]
     assert said(["a b", "b"], ["A B", "B A"], lowercase=True) == [
         "references are lowercased before they are compared (data.lowercase); for exact_match_raw they are not"

@@ -52,8 +52,8 @@ def describe(config: Config, material: Material, params: Any, mesh: Mesh) -> Ite
     device = mesh.devices.flat[0]
     yield f"Devices     {mesh.size} {device.platform} ({device.device_kind}), {model.compute_dtype}, fast recurrence"
     references = corpus.split("validation").read(0, min(REMARK_SENTENCES, len(material.validation)))[1]
-    for remark in remarks(config, config.decode, material.validation, references, "validation "):
-        yield f"Scores      {remark}"
+    said = remarks(config, config.decode, material.validation, references, "validation ")
+    yield from (f"{'' if index else 'Scores':<12}{remark}" for index, remark in enumerate(said))
 
 
 def parameters(parts: Mapping[str, Size], state: Size) -> Iterator[str]:
