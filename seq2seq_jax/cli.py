@@ -23,7 +23,7 @@ import tyro
 from seq2seq_jax import text_files
 from seq2seq_jax.arguments import HELP, Given, parse, split, value_of
 from seq2seq_jax.cache import cache_dir
-from seq2seq_jax.config import Config, DataConfig, DecodeConfig
+from seq2seq_jax.config import BleuTokenizer, Config, DataConfig, DecodeConfig
 from seq2seq_jax.config_file import load_config
 from seq2seq_jax.errors import UserError, did_you_mean
 from seq2seq_jax.run_directory import read_config
@@ -70,6 +70,8 @@ class EvaluateArguments:
     """Text to translate instead of a split, a sentence a line."""
     target_file: Path | None = None
     """Its reference translation, line by line."""
+    bleu_tokenizer: BleuTokenizer | None = None
+    """What cuts text into the tokens that BLEU counts; by default as the run was configured."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
 
     def __post_init__(self) -> None:
@@ -218,12 +220,22 @@ def _experiment(
 
 def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
     arguments = _parse_for_run("evaluate", EvaluateArguments, given)
+    config = read_config(arguments.workdir)
+    config = replace(config, bleu_tokenizer=arguments.bleu_tokenizer or config.bleu_tokenizer)
+    from seq2seq_jax.metrics import check_packages
+
+    check_packages(config)
     model = _load(arguments.workdir, arguments.decode)
+    model.config = config
     from seq2seq_jax import evaluation
 
+    about = {}
     if arguments.source_file and arguments.target_file:
-        # The whole file name: test.de of today must not replace the evaluation of the split test.
-        name = arguments.source_file.name
+        name = _name_of_files(arguments.source_file, arguments.target_file)
+        about = {
+            "source_file": str(arguments.source_file.absolute()),
+            "target_file": str(arguments.target_file.absolute()),
+        }
         sources, targets = _read_pairs(arguments.source_file, arguments.target_file)
     else:
         from seq2seq_jax.data.corpora import load_corpus
@@ -231,9 +243,16 @@ def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
         name = arguments.split or "test"
         pairs = load_corpus(model.config.data).split(name)
         sources, targets = pairs.read(0, len(pairs))
-    print(_table(evaluation.evaluate_split(model, arguments.workdir, name, sources, targets)))
+    scores = evaluation.evaluate_split(model, arguments.workdir, name, sources, targets, about)
+    print("\n".join([_table(scores), *scores.get("remarks", ())]))
     print(f"written to {arguments.workdir / 'evaluations' / name}.json, beam {arguments.decode.beam_size}")
     return 0
+
+
+def _name_of_files(source: Path, target: Path) -> str:
+    """Returns what the evaluation of two files is called: by no split's name, and by no other files'."""
+    places = "\0".join(str(path.resolve()) for path in (source, target))
+    return f"files/{source.name[:40]}-{hashlib.sha256(os.fsencode(places)).hexdigest()[:8]}"
 
 
 def _translate(given: Sequence[Given], repository: Path | None) -> int:
@@ -361,10 +380,14 @@ def _prompt(translate: Callable[[Sequence[str]], list[str]]) -> None:
 
 
 def _table(scores: Mapping[str, Any]) -> str:
-    """Returns the numbers among `scores`, one a line under its name."""
-    numbers = {name: value for name, value in scores.items() if isinstance(value, int | float)}
+    """Returns the numbers among `scores`, one a line under its name; a count of nothing is left out."""
+    numbers = {
+        name: f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+        for name, value in scores.items()
+        if isinstance(value, float) or (isinstance(value, int) and value)
+    }
     width = max(map(len, numbers), default=0)
-    return "\n".join(f"{name:<{width}}  {value:>10,.4g}" for name, value in numbers.items())
+    return "\n".join(f"{name:<{width}}  {value:>10}" for name, value in numbers.items())
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -14,6 +14,7 @@ from seq2seq_jax.errors import UserError, did_you_mean
 
 Attention = Literal["none", "dot", "general", "additive"]
 Ties = Literal["none", "source_target", "target_output", "all"]
+BleuTokenizer = Literal["13a", "intl", "zh", "char", "none", "ja-mecab", "ko-mecab"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class DataConfig:
     data_dir: str | None = None
     """Where prepared corpora are kept; by default the user's cache directory."""
     lowercase: bool = False
-    """Lowercase both sides before anything else. Scores then compare with lowercased references only."""
+    """Lowercase both sides before anything else. BLEU, chrF and exact match then compare with lowercased references."""
     vocabulary: Literal["unigram", "bpe", "characters", "words"] = "unigram"
     """unigram and bpe are SentencePiece models; words splits at blanks."""
     vocab_size: int = 8000
@@ -222,7 +223,7 @@ class DecodeConfig:
     length_penalty: float = 1.0
     """Exponent alpha of Wu et al. 2016, section 7; 0 compares plain log-probabilities."""
     max_length_ratio: float = 2.0
-    """Longest output: this many times the source's tokens, and ten more."""
+    """Longest output: this many times the source's tokens, and ten more. Outputs that it cuts are counted."""
     batch_size: int = 32
     """Sentences decoded at once."""
 
@@ -256,6 +257,9 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    bleu_tokenizer: BleuTokenizer = "13a"
+    """What cuts text into the tokens that BLEU counts, of sacreBLEU's: 13a for scripts with blanks between words; zh,
+    char, ja-mecab or ko-mecab for others. The last two are extras: pip install 'sacrebleu[ja]' or 'sacrebleu[ko]'."""
     moses_language: str | None = None
     """Language of the target (en, de, ...), to report BLEU by the protocol of the WMT multimodal task too."""
     published: str = ""

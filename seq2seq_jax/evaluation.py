@@ -4,15 +4,22 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int
+
 from seq2seq_jax.cache import write_whole
-from seq2seq_jax.data.encoded import EncodedSplit, encode_lines
+from seq2seq_jax.config import Config, DecodeConfig
+from seq2seq_jax.data.encoded import EncodedSplit, Rows, encode_lines
 from seq2seq_jax.data.progress import Progress, progress_bar, silent
-from seq2seq_jax.metrics import score_hypotheses, score_moses_lowercase
-from seq2seq_jax.translator import Translator
+from seq2seq_jax.data.vocabulary import Vocabulary
+from seq2seq_jax.metrics import advice_on_tokenizer, score_hypotheses, score_moses_lowercase
+from seq2seq_jax.symbols import UNK
+from seq2seq_jax.translator import Hypothesis, Translator, output_limits
+from seq2seq_jax.wording import part_of
 
 
 def teacher_forced(translator: Translator, encoded: EncodedSplit) -> dict[str, float]:
@@ -22,9 +29,42 @@ def teacher_forced(translator: Translator, encoded: EncodedSplit) -> dict[str, f
     loss = float(scores.loss.sum() / tokens)
     return {
         "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
+        "perplexity": _perplexity(loss),
         "token_accuracy": 100 * float(scores.correct.sum() / tokens),
     }
+
+
+def output_scores(
+    translator: Translator, outputs: Sequence[Hypothesis], targets: Rows, references: Sequence[str]
+) -> dict[str, Any]:
+    """Scores what `translator` wrote.
+
+    Args:
+      translator: its configuration says which scores, and how text is compared.
+      outputs: its best hypotheses.
+      targets: ids of the references.
+      references: their text.
+
+    Returns:
+      Scores by name, `NAME_signature` beside those of sacreBLEU, and
+      `cut_outputs`: how many outputs end only because they may be no longer.
+    """
+    config, hypotheses = translator.config, [output.text for output in outputs]
+    results = score_hypotheses(
+        hypotheses,
+        references,
+        _restored(translator.vocabularies.target, targets),
+        tokenizer=config.bleu_tokenizer,
+        lowercase=config.data.lowercase,
+    )
+    if config.moses_language:
+        results |= score_moses_lowercase(hypotheses, references, config.moses_language)
+    scores: dict[str, Any] = {}
+    for name, score in results.items():
+        scores[name] = score.value
+        if score.signature:
+            scores[f"{name}_signature"] = score.signature
+    return scores | {"cut_outputs": sum(output.cut for output in outputs)}
 
 
 def evaluate_lines(
@@ -33,30 +73,107 @@ def evaluate_lines(
     """Decodes `sources`, scores the result against `targets`.
 
     Returns:
-      Scores by name (`NAME_signature` beside those of sacreBLEU) with the search settings, and the hypotheses.
+      The scores of `teacher_forced` and `output_scores`, what `remarks` says of
+      them and the search settings; and the hypotheses.
     """
-    scores: dict[str, Any] = dict(teacher_forced(translator, encode_lines(translator.vocabularies, sources, targets)))
+    encoded = encode_lines(translator.vocabularies, sources, targets)
+    scores: dict[str, Any] = dict(teacher_forced(translator, encoded))
     start = time.perf_counter()
-    hypotheses = [hypothesis.text for hypothesis in translator.translate(sources, progress=progress)]
+    outputs = translator.translate_ids(encoded.sources, progress=progress)
     seconds = time.perf_counter() - start
-    results = score_hypotheses(hypotheses, targets)
-    if translator.config.moses_language:
-        results |= score_moses_lowercase(hypotheses, targets, translator.config.moses_language)
-    for name, score in results.items():
-        scores[name] = score.value
-        if score.signature:
-            scores[f"{name}_signature"] = score.signature
+    scores |= output_scores(translator, outputs, encoded.targets, targets)
     scores |= {"sentences": len(sources), "sentences_per_second": len(sources) / seconds}
-    return scores | {"decode": dataclasses.asdict(translator.decode)}, hypotheses
+    scores["remarks"] = list(remarks(translator.config, translator.decode, encoded, targets))
+    return scores | {"decode": dataclasses.asdict(translator.decode)}, [output.text for output in outputs]
 
 
 def evaluate_split(
-    translator: Translator, workdir: Path, name: str, sources: Sequence[str], targets: Sequence[str]
+    translator: Translator,
+    workdir: Path,
+    name: str,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    about: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """`evaluate_lines`, written to `evaluations/NAME.json` and `evaluations/NAME.hypotheses.txt`."""
+    """`evaluate_lines`, written to `evaluations/NAME.json`, with `about`, and `evaluations/NAME.hypotheses.txt`."""
     with progress_bar() as progress:
         scores, hypotheses = evaluate_lines(translator, sources, targets, progress)
     folder = workdir / "evaluations"
+    written = {name: _plain(value) for name, value in {**(about or {}), **scores}.items()}
     write_whole(folder / f"{name}.hypotheses.txt", "".join(f"{text}\n" for text in hypotheses))
-    write_whole(folder / f"{name}.json", json.dumps(scores, indent=2) + "\n")
+    write_whole(folder / f"{name}.json", json.dumps(written, indent=2) + "\n")
     return scores
+
+
+def remarks(
+    config: Config, decode: DecodeConfig, encoded: EncodedSplit, references: Sequence[str], kind: str = ""
+) -> Iterator[str]:
+    """What scores on these pairs depend on besides the model, a line each.
+
+    Args:
+      config: of the run.
+      decode: search settings.
+      encoded: the pairs.
+      references: text of their targets, or of some of them.
+      kind: what the pairs are called, such as "validation ".
+    """
+    longest = config.data.max_length
+    if num_long := int((encoded.source_lengths > longest).sum()):
+        some = part_of(num_long, len(encoded), f"{kind}source")
+        yield f"{some} longer than data.max_length {longest}, so than any in training"
+    yield from _remark_on_limit(encoded, decode.max_length_ratio, kind)
+    if num_unknown := len(_with_unknown(encoded.targets)):
+        some = part_of(num_unknown, len(encoded), f"{kind}target")
+        yield f"{some} impossible to match exactly: the vocabulary lacks symbols"
+    if config.data.lowercase:
+        yield "references are lowercased before they are compared (data.lowercase); for exact_match_raw they are not"
+    if advice := advice_on_tokenizer(references, config.bleu_tokenizer):
+        yield advice
+
+
+def _remark_on_limit(encoded: EncodedSplit, ratio: float, kind: str) -> Iterator[str]:
+    """Says how many targets are longer than an output may be, and what ratio would do. Empty sources have no output."""
+    filled = encoded.source_lengths > 1
+    source, target = encoded.source_lengths[filled], encoded.target_lengths[filled]
+    num_unreachable = int((target > output_limits(source, ratio)).sum())
+    if num_unreachable:
+        needed = f"{_needed_ratio(source, target):.1f}".removesuffix(".0")
+        yield (
+            f"{part_of(num_unreachable, len(encoded), f'{kind}target')} longer than the decoder may write"
+            f" (decode.max_length_ratio {ratio:g});"
+            f" --decode.max-length-ratio {needed} would do"
+        )
+
+
+def _needed_ratio(source: Int[np.ndarray, " N"], target: Int[np.ndarray, " N"]) -> float:
+    """The least ratio of at most one decimal by which every target can be written."""
+    tenths = 1
+    while (short := target > output_limits(source, tenths / 10)).any():
+        missing = target[short] - output_limits(source[short], 0.0)
+        tenths = max(tenths + 1, int((10 * (missing - 1) / source[short]).max()))  # never too large: ceil rounds up
+    return tenths / 10
+
+
+def _restored(vocabulary: Vocabulary, targets: Rows) -> list[str | None]:
+    """Each target as the vocabulary gives it back; None where it has an unknown symbol."""
+    restored: list[str | None] = [*vocabulary.decode(targets[index] for index in range(len(targets)))]
+    for index in _with_unknown(targets):
+        restored[index] = None
+    return restored
+
+
+def _with_unknown(rows: Rows) -> Int[np.ndarray, " n"]:
+    """Indices of the rows that have an unknown symbol."""
+    return np.unique(np.repeat(np.arange(len(rows)), rows.lengths)[rows.flat == UNK])
+
+
+def _perplexity(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def _plain(value: Any) -> Any:
+    """Returns what JSON can hold: a number that is not finite as None."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,7 +1,7 @@
 """A trained model at work: lines in, hypotheses out; and log-probabilities of given pairs."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,8 @@ from seq2seq_jax import run_directory
 from seq2seq_jax.checkpoint import restore_params
 from seq2seq_jax.config import Config, DecodeConfig
 from seq2seq_jax.cpu import compiler_options
-from seq2seq_jax.data.encoded import EncodedSplit, encode_lines
+from seq2seq_jax.data.batching import round_up, similar_groups
+from seq2seq_jax.data.encoded import EncodedSplit, Rows, encode_lines
 from seq2seq_jax.data.pipeline import evaluation_batches
 from seq2seq_jax.data.progress import Progress, silent
 from seq2seq_jax.data.vocabulary import Vocabularies, load_vocabularies
@@ -28,6 +29,7 @@ from seq2seq_jax.losses import correct_tokens, token_losses
 from seq2seq_jax.model import SearchTables, Seq2Seq, abstract_params, model_graph
 from seq2seq_jax.sharding import ROWS, WHOLE, by_rows, one_device, replicated, share_rows
 from seq2seq_jax.symbols import PAD
+from seq2seq_jax.wording import counted
 
 Params = dict[str, Any]
 
@@ -48,11 +50,13 @@ class Hypothesis(NamedTuple):
       alignment: for each output token (entry of the vocabulary, the end
         included) the index of the source token it attended to most; None unless
         asked for.
+      cut: whether it ends only because it may be no longer, see `output_limits`.
     """
 
     text: str
     score: float
     alignment: tuple[int, ...] | None = None
+    cut: bool = False
 
 
 class TokenScores(NamedTuple):
@@ -97,28 +101,49 @@ class Translator:
         self._token_scores = jit(token_scores, in_shardings=(whole, rows, rows))
 
     def translate(
-        self, lines: Sequence[str], *, alignments: bool = False, progress: Progress = silent
+        self, lines: Iterable[str], *, alignments: bool = False, progress: Progress = silent
     ) -> list[Hypothesis]:
-        """Returns the best hypothesis for each line, in order; an empty line gives an empty one."""
-        if isinstance(lines, str):
-            raise TypeError(f"lines is a list of lines, got one string; use [{lines[:40]!r}]")
-        encoded = encode_lines(self.vocabularies, lines)
-        self._warn_of_long_lines(lines, encoded.source_lengths)
-        hypotheses = [Hypothesis("", 0.0, () if alignments else None)] * len(lines)
-        filled, done = np.flatnonzero(encoded.source_lengths > 1), 0
-        for indices, source, max_lengths in self._batches(encoded, filled):
+        """Returns the best hypothesis for each line, in order; an empty line gives an empty one.
+
+        Warns of lines that are longer than any in training, and of outputs that were cut.
+
+        Raises:
+          TypeError: `lines` is one string, or not of strings.
+        """
+        lines = _checked(lines, "lines")
+        sources = encode_lines(self.vocabularies, lines).sources
+        self._warn_of_long_lines(lines, sources.lengths)
+        hypotheses = self.translate_ids(sources, alignments=alignments, progress=progress)
+        self._warn_of_cut_outputs(hypotheses)
+        return hypotheses
+
+    def translate_ids(
+        self, sources: Rows, *, alignments: bool = False, progress: Progress = silent
+    ) -> list[Hypothesis]:
+        """Returns the best hypothesis for each row of source ids, in order, as `translate` does for lines."""
+        hypotheses = [Hypothesis("", 0.0, () if alignments else None)] * len(sources)
+        filled, done = np.flatnonzero(sources.lengths > 1), 0
+        for indices, source, max_lengths in self._batches(sources, filled):
             found = self._search(self.params, self._tables, source, max_lengths, self._longest(source.shape[1]))
-            tokens, scores = np.asarray(found.tokens[:, 0]), np.asarray(found.scores[:, 0])
+            tokens, scores, cut = (np.asarray(part[:, 0]) for part in (found.tokens, found.scores, found.cut))
             texts = self.vocabularies.target.decode(list(tokens[: len(indices)]))
             aligned = self._alignment(source, found.tokens[:, 0]) if alignments else [None] * len(indices)
             for row, index in enumerate(indices):
-                hypotheses[index] = Hypothesis(texts[row], float(scores[row]), aligned[row])
+                hypotheses[index] = Hypothesis(texts[row], float(scores[row]), aligned[row], bool(cut[row]))
             done += len(indices)
             progress("translating", done, len(filled))
         return hypotheses
 
-    def score(self, sources: Sequence[str], targets: Sequence[str]) -> list[float]:
-        """Returns the log-probability of each target, its end included, given its source, in nats."""
+    def score(self, sources: Iterable[str], targets: Iterable[str]) -> list[float]:
+        """Returns the log-probability of each target, its end included, given its source, in nats.
+
+        Raises:
+          TypeError: as `translate`.
+          ValueError: the numbers of lines differ.
+        """
+        sources, targets = _checked(sources, "sources"), _checked(targets, "targets")
+        if len(sources) != len(targets):
+            raise ValueError(f"{len(sources)} sources and {len(targets)} targets; there must be one for each.")
         return (-self.token_scores(encode_lines(self.vocabularies, sources, targets)).loss).tolist()
 
     def token_scores(self, encoded: EncodedSplit) -> TokenScores:
@@ -151,28 +176,25 @@ class Translator:
         return self._search_tables(self._params)
 
     def _batches(
-        self, encoded: EncodedSplit, filled: Int[np.ndarray, " n"]
+        self, sources: Rows, filled: Int[np.ndarray, " n"]
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yields sources of similar length: their indices, ids and longest outputs allowed."""
-        order = filled[np.argsort(-encoded.source_lengths[filled], kind="stable")]
-        rows = self._num_rows(len(order))
-        for start in range(0, len(order), rows):
-            indices = order[start : start + rows]
-            lengths = encoded.source_lengths[indices]
-            width = -(-int(lengths.max()) // SOURCE_MULTIPLE) * SOURCE_MULTIPLE
+        rows = self._num_rows(len(filled))
+        for group in similar_groups((-sources.lengths[filled],), rows):
+            indices = filled[group]
+            lengths = sources.lengths[indices]
+            width = round_up(int(lengths.max()), SOURCE_MULTIPLE)
             max_lengths = np.ones(rows, np.int32)  # empty rows end at once
-            max_lengths[: len(indices)] = (
-                np.ceil(lengths * self.decode.max_length_ratio).astype(np.int32) + EXTRA_LENGTH
-            )
-            yield indices, encoded.sources.padded(indices, rows, width), max_lengths
+            max_lengths[: len(indices)] = output_limits(lengths, self.decode.max_length_ratio)
+            yield indices, sources.padded(indices, rows, width), max_lengths
 
     def _num_rows(self, num_lines: int) -> int:
         """Rows of a batch: one for a single line, so that a prompt answers quickly."""
         rows = 1 if num_lines == 1 else self.decode.batch_size
-        return -(-rows // self._mesh.size) * self._mesh.size
+        return round_up(rows, self._mesh.size)
 
     def _longest(self, width: int) -> int:
-        return int(np.ceil(width * self.decode.max_length_ratio)) + EXTRA_LENGTH
+        return int(output_limits(np.array([width]), self.decode.max_length_ratio)[0])
 
     def _alignment(self, source: np.ndarray, tokens: Array) -> list[tuple[int, ...]]:
         best = np.asarray(self._align(self.params, source, tokens))
@@ -185,10 +207,23 @@ class Translator:
         if len(long):
             first = lines[int(long[0])]
             warnings.warn(
-                f"{len(long)} of {len(lines)} lines are longer than the {longest} tokens seen in training, the first"
-                f" with {lengths[long[0]]}: {first[:40]!r}...; the output is likely to be poor. Split them.",
+                f"{len(long):,} of {counted(len(lines), 'line')} are longer than the {longest} tokens seen in training,"
+                f" the first with {lengths[long[0]]}: {first[:40]!r}...; the output is likely to be poor. Split them.",
                 stacklevel=3,
             )
+
+    def _warn_of_cut_outputs(self, hypotheses: Sequence[Hypothesis]) -> None:
+        if number := sum(hypothesis.cut for hypothesis in hypotheses):
+            warnings.warn(
+                f"{number:,} of {counted(len(hypotheses), 'output')} reached the limit of decode.max_length_ratio"
+                f" {self.decode.max_length_ratio:g} before an end; a larger --decode.max-length-ratio allows more.",
+                stacklevel=3,
+            )
+
+
+def output_limits(source_lengths: Int[np.ndarray, " N"], max_length_ratio: float) -> Int[np.ndarray, " N"]:
+    """The most tokens of each output, for sources of so many; the end marks of both are counted."""
+    return np.ceil(source_lengths * max_length_ratio).astype(np.int64) + EXTRA_LENGTH
 
 
 def load(workdir: Path | str, decode: DecodeConfig | None = None) -> Translator:
@@ -212,6 +247,17 @@ def load(workdir: Path | str, decode: DecodeConfig | None = None) -> Translator:
 def vocab_sizes(vocabularies: Vocabularies) -> tuple[int, int]:
     """Sizes of the source and target vocabulary."""
     return vocabularies.source.size, vocabularies.target.size
+
+
+def _checked(lines: Iterable[str], name: str) -> list[str]:
+    """Returns `lines` as a list, whatever they come from."""
+    if isinstance(lines, str):
+        raise TypeError(f"{name} is a list of lines, got one string; use [{lines[:40]!r}]")
+    lines = list(lines)
+    for index, line in enumerate(lines):
+        if not isinstance(line, str):
+            raise TypeError(f"{name}[{index}] is of type {type(line).__name__}, not text: {str(line)[:40]}")
+    return lines
 
 
 def _search_tables(graph: nnx.GraphDef, params: Params) -> SearchTables:

@@ -515,7 +515,7 @@ def test_after_ctrl_c_the_process_ends_without_pythons_own_ending():
 def evaluated(stub, translators, monkeypatch):
     """Stubs of evaluation and corpus; the list of what was evaluated."""
     calls = []
-    scores = {"bleu": 41.26, "bleu_signature": "nrefs:1|case:mixed", "sentences": 1000}
+    scores = {"bleu": 41.26, "bleu_signature": "nrefs:1|case:mixed", "sentences": 1000, "cut_outputs": 0}
 
     class Split:
         def __len__(self):
@@ -530,7 +530,7 @@ def evaluated(stub, translators, monkeypatch):
                 raise UserError(f"No split {name}.")
             return Split()
 
-    stub("evaluation", evaluate_split=lambda translator, *arguments: calls.append(arguments) or scores)
+    stub("evaluation", evaluate_split=lambda translator, *arguments: calls.append(arguments) or scores, scores=scores)
     monkeypatch.setattr("seq2seq_jax.data.corpora.load_corpus", lambda config: Corpus())
     return calls
 
@@ -541,15 +541,47 @@ def test_evaluate_decodes_the_test_split_and_prints_the_numbers(call, evaluated,
     *table, written = out.splitlines()
     assert [line.split() for line in table] == [["bleu", "41.26"], ["sentences", "1,000"]]
     assert written == f"written to {run_folder}/evaluations/test.json, beam 3"
-    assert evaluated == [(run_folder, "test", ["a", "b"], ["x", "y"])]
+    assert evaluated == [(run_folder, "test", ["a", "b"], ["x", "y"], {})]
 
 
-def test_evaluate_names_an_evaluation_of_files_after_the_source_file(call, evaluated, run_folder, tmp_path):
-    source, target = tmp_path / "test.de", tmp_path / "test.en"
-    source.write_text("eins\n")
-    target.write_text("one\n")
-    assert call("evaluate", "--workdir", run_folder, "--source-file", source, "--target-file", target).code == 0
-    assert evaluated == [(run_folder, "test.de", ["eins"], ["one"])]
+def test_evaluate_tells_cut_outputs_and_remarks(call, evaluated, run_folder):
+    sys.modules["seq2seq_jax.evaluation"].scores.update(cut_outputs=12_345, remarks=["references are strange"])
+    *table, remark, _ = call("evaluate", "--workdir", run_folder).out.splitlines()
+    assert [line.split() for line in table][-1] == ["cut_outputs", "12,345"] and remark == "references are strange"
+
+
+def test_evaluations_of_files_go_by_no_splits_name_and_not_by_that_of_other_files(
+    call, evaluated, run_folder, tmp_path, monkeypatch
+):
+    """Also where a file is called as a split is, or as another file elsewhere; the same file keeps its name."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "test").write_text("eins\n")
+        (tmp_path / folder / "reference").write_text("one\n")
+    pairs = [("one/test", "one/reference"), ("other/test", "one/reference"), ("one/test", "other/reference")]
+    for source, target in [*pairs, (tmp_path / "one" / "test", tmp_path / "one" / "reference")]:
+        called = call("evaluate", "--workdir", run_folder, "--source-file", source, "--target-file", target)
+        assert called.code == 0 and f"{run_folder}/evaluations/{evaluated[-1][1]}.json" in called.out
+    names = [arguments[1] for arguments in evaluated]
+    assert len(set(names)) == 3 and names[3] == names[0]
+    assert all(name.startswith("files/test-") for name in names)
+    assert evaluated[0][2:4] == (["eins"], ["one"])
+    assert evaluated[1][4] == {
+        "source_file": str(tmp_path / "other" / "test"),
+        "target_file": str(tmp_path / "one" / "reference"),
+    }
+
+
+def test_evaluate_counts_bleu_in_the_tokens_it_is_told_or_as_the_run_was_configured(
+    call, refused, evaluated, translators, run_folder, monkeypatch
+):
+    assert call("evaluate", "--workdir", run_folder).code == 0
+    assert call("evaluate", "--workdir", run_folder, "--bleu-tokenizer", "char").code == 0
+    assert [translator.config.bleu_tokenizer for translator in translators] == ["13a", "char"]
+    monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_ja_mecab.MeCab", None)
+    assert "pip install 'sacrebleu[ja]'" in refused("evaluate", "--workdir", run_folder, "--bleu-tokenizer", "ja-mecab")
+    assert len(translators) == 2  # told before anything is loaded
 
 
 def test_evaluate_of_a_split_that_is_not_there_is_refused(refused, evaluated, run_folder):

@@ -1,19 +1,22 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from seq2seq_jax import evaluation
+from seq2seq_jax.config import Config, DataConfig, DecodeConfig
 from seq2seq_jax.data.encoded import encode_lines
 from seq2seq_jax.data.vocabulary import build_vocabularies
-from seq2seq_jax.evaluation import evaluate_lines, evaluate_split, teacher_forced
+from seq2seq_jax.evaluation import evaluate_lines, evaluate_split, output_scores, remarks, teacher_forced
 from seq2seq_jax.model import build_model
-from seq2seq_jax.translator import Translator, load, vocab_sizes
+from seq2seq_jax.translator import Hypothesis, Translator, load, output_limits, vocab_sizes
 from tests.data.pairs import Pairs
-from tests.tiny import sentences, tiny_config
+from tests.tiny import rows, sentences, tiny_config
 
 LINES = sentences(20, seed=5)
 REFERENCES = [line.upper() for line in LINES]
@@ -55,12 +58,113 @@ def test_exact_match_counts_the_lines_that_are_right(translator):
     assert scores["sentences"] == len(LINES) and scores["sentences_per_second"] > 0
 
 
+def outputs(*texts: str) -> list[Hypothesis]:
+    return [Hypothesis(text, 0.0) for text in texts]
+
+
+def scores_of(translator, texts, references):
+    targets = encode_lines(translator.vocabularies, [""] * len(references), references).targets
+    return output_scores(translator, outputs(*texts), targets, references)
+
+
+def test_exact_match_is_with_the_reference_as_the_vocabulary_gives_it_back(translator):
+    scores = scores_of(translator, ["ANT BEE", "CAT", "DOG"], ["ANT  BEE", "CAT ", "EEL"])
+    assert scores["exact_match"] == pytest.approx(200 / 3) and scores["exact_match_raw"] == 0
+
+
+def test_an_unknown_symbol_written_is_no_match_of_an_unknown_word(translator):
+    scores = scores_of(translator, ["\u2047", "CAT"], ["ZEBRA", "CAT"])
+    assert scores["exact_match"] == 50 and "exact_match_raw" not in scores
+
+
+def test_lowercased_outputs_are_scored_with_lowercased_references(translator, tmp_path):
+    data = tiny_config(tmp_path, data={"lowercase": True}).data
+    vocabularies = build_vocabularies(data, Pairs(LINES, REFERENCES))
+    lower = Translator(replace(translator.config, data=data), vocabularies, translator.params)
+    scores = scores_of(lower, LINES, REFERENCES)
+    assert [scores[name] for name in ("bleu", "chrf", "exact_match")] == pytest.approx([100] * 3)
+    assert "case:lc" in scores["bleu_signature"] and scores["exact_match_raw"] == 0
+
+
+def test_blank_lines_keep_their_places_and_are_scored_like_others(translator):
+    """By hand: log-probabilities over words and end marks, of which an empty target has one."""
+    sources, references = ["", "ant bee", "cat", ""], ["HEN", "ANT BEE", "", ""]
+    scores, hypotheses = evaluate_lines(translator, sources, references)
+    assert hypotheses == ["", "ANT BEE", "CAT", ""] and scores["exact_match"] == 50
+    assert scores["loss"] == pytest.approx(-sum(translator.score(sources, references)) / 7, rel=1e-4)
+    assert all(math.isfinite(value) for value in scores.values() if isinstance(value, float))
+
+
+def test_validation_and_evaluation_of_the_same_text_give_the_same_scores(trained, translator):
+    """The last row of the run is of its last step, which is the best one."""
+    greedy = load(trained, replace(translator.decode, beam_size=1))
+    files = translator.config.data.validation_files
+    sources, references = (Path(name).read_text().splitlines() for name in files)
+    scores, _ = evaluate_lines(greedy, sources, references)
+    row = {name: value for row in rows(trained) for name, value in row.items() if name.startswith("validation_")}
+    assert row.keys() > {"validation_loss", "validation_exact_match", "validation_cut_outputs"}
+    for name, value in row.items():
+        assert scores[name.removeprefix("validation_")] == pytest.approx(value, rel=1e-6), name
+
+
+# what is said of the references
+
+
+def said(sources, targets, **data) -> list[str]:
+    """Remarks on lines of the words a to e and A to E."""
+    config = Config(data=DataConfig(vocabulary="words", joint_vocabulary=False, **data))
+    vocabularies = build_vocabularies(config.data, Pairs(["a b c d e"], ["A B C D E"]))
+    encoded = encode_lines(vocabularies, sources, targets)
+    return list(remarks(config, DecodeConfig(), encoded, targets, "validation "))
+
+
+def test_targets_longer_than_the_decoder_may_write_are_told_with_the_ratio_that_would_do():
+    """Two tokens of source allow 14; 20 words and an end mark need a ratio above 5: ceil(2 * 5.1) is 11."""
+    assert said(["a", "a", "", "a"], ["A " * 13, "A " * 14, "A " * 40, "A " * 20]) == [
+        "2 of 4 validation targets are longer than the decoder may write (decode.max_length_ratio 2);"
+        " --decode.max-length-ratio 5.1 would do"
+    ]
+    assert said(["a"], ["A " * 13]) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_ratio_told_is_the_least_of_one_decimal(seed):
+    random = np.random.default_rng(seed)
+    source, target = random.integers(2, 30, 50), random.integers(1, 400, 50)
+    ratio = evaluation._needed_ratio(source, target)
+    assert (target <= output_limits(source, ratio)).all()
+    assert (target > output_limits(source, round(ratio - 0.1, 1))).any()
+
+
+def test_what_no_model_could_have_right_is_told():
+    assert said(["a b c d e", "b"], ["A", "B \u1234"], max_length=5) == [
+        "1 of 2 validation sources is longer than data.max_length 5, so than any in training",
+        "1 of 2 validation targets is impossible to match exactly: the vocabulary lacks symbols",
+    ]
+    assert said(["a b", "b"], ["A B", "B A"], lowercase=True) == [
+        "references are lowercased before they are compared (data.lowercase); for exact_match_raw they are not"
+    ]
+
+
 def test_scores_and_hypotheses_are_written_beside_each_other(translator, tmp_path):
     scores = evaluate_split(translator, tmp_path, "held_out", LINES, REFERENCES)
     assert json.loads((tmp_path / "evaluations" / "held_out.json").read_text()) == scores
     assert {"loss", "perplexity", "bleu", "chrf", "exact_match", "bleu_signature"} <= scores.keys()
     written = (tmp_path / "evaluations" / "held_out.hypotheses.txt").read_text().split("\n")
     assert written == [hypothesis.text for hypothesis in translator.translate(LINES)] + [""]
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite_and_null_in_json(translator, tmp_path, monkeypatch):
+    token_scores = translator.token_scores
+    monkeypatch.setattr(translator, "token_scores", lambda encoded: scaled(token_scores(encoded)))
+    scores = evaluate_split(translator, tmp_path, "test", LINES[:2], REFERENCES[:2], {"source_file": "a"})
+    assert scores["loss"] > 1_000 and scores["perplexity"] == math.inf
+    written = json.loads((tmp_path / "evaluations" / "test.json").read_text())
+    assert written["perplexity"] is None and written["source_file"] == "a"
+
+
+def scaled(scores):
+    return scores._replace(loss=1e9 * np.abs(scores.loss) + 1e9)
 
 
 def test_no_mark_of_sentencepiece_is_left_in_a_hypothesis(tmp_path):

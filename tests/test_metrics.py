@@ -1,12 +1,19 @@
 import importlib.util
 import math
+import sys
 from collections import Counter
+from dataclasses import replace
+from typing import get_args
 
 import pytest
+import sacrebleu
+import sacrebleu.tokenizers.tokenizer_ja_mecab
+import sacrebleu.tokenizers.tokenizer_ko_mecab
 
 from seq2seq_jax import metrics
+from seq2seq_jax.config import BleuTokenizer, Config
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.metrics import score_hypotheses, score_moses_lowercase
+from seq2seq_jax.metrics import advice_on_tokenizer, check_packages, score_hypotheses, score_moses_lowercase
 
 REFERENCES = ["A man in an orange hat is staring at something.", "Two dogs play in the grass.", "A girl, aged 3."]
 HYPOTHESES = ["A man in an orange cap stares at something.", "two dogs play on the Grass.", "A girl, aged 3."]
@@ -78,9 +85,87 @@ def test_tokenised_text_is_scored_without_a_warning(caplog):
     assert not caplog.records
 
 
-def test_pieces_never_reach_a_metric():
-    with pytest.raises(ValueError, match="Hypothesis 2 .*SentencePiece"):
-        score_hypotheses(["fine", "\u2581A \u2581man"], ["fine", "A man"])
+def test_text_with_the_sign_of_sentencepiece_is_text():
+    scores = score_hypotheses(["\u2581A \u2581man \u2581in \u2581black"], ["\u2581A \u2581man \u2581in \u2581black"])
+    assert {round(score.value) for score in scores.values()} == {100}
+
+
+def test_exact_match_is_with_what_the_vocabulary_can_write_and_the_raw_one_beside_it():
+    hypotheses, references, restored = ["a b", "c", "d e"], ["a  b", "c", "d  x"], ["a b", "c", "d x"]
+    scores = score_hypotheses(hypotheses, references, restored)
+    assert scores["exact_match"].value == pytest.approx(200 / 3)
+    assert scores["exact_match_raw"].value == pytest.approx(100 / 3)
+    assert "exact_match_raw" not in score_hypotheses(hypotheses, references, references)
+
+
+def test_an_unknown_symbol_matches_nothing_its_own_sign_neither():
+    scores = score_hypotheses(["\u2047", "b"], ["zebra", "b"], [None, "b"])
+    assert scores["exact_match"].value == pytest.approx(50)
+    assert "exact_match_raw" not in scores  # it would be the same
+
+
+def test_scores_other_than_exact_match_are_of_the_raw_references():
+    plain = score_hypotheses(HYPOTHESES, REFERENCES)
+    scores = score_hypotheses(HYPOTHESES, REFERENCES, HYPOTHESES)
+    assert scores["exact_match"].value == 100 and scores["exact_match_raw"] == plain["exact_match"]
+    assert all(scores[name] == plain[name] for name in ("bleu", "chrf", "bleu_lowercase", "chrf_lowercase"))
+
+
+def test_what_can_only_be_lowercase_is_scored_so_and_the_signature_says_it():
+    hypotheses = [line.lower() for line in HYPOTHESES]
+    scores, mixed = score_hypotheses(hypotheses, REFERENCES, lowercase=True), score_hypotheses(hypotheses, REFERENCES)
+    for name in ("bleu", "chrf"):
+        assert scores[name] == scores[f"{name}_lowercase"] == mixed[f"{name}_lowercase"]
+        assert scores[name].value > mixed[name].value and "case:lc" in scores[name].signature
+
+
+JAPANESE = "彼らはついにそれが真実だと認めた。"
+
+
+def test_a_tokenizer_of_characters_sees_what_is_right_in_text_without_blanks():
+    """17 characters of which one differs: 16, 14, 12 and 10 of the 17, 16, 15 and 14 n-grams are right."""
+    almost = JAPANESE.replace("真", "事")
+    score = score_hypotheses([almost], [JAPANESE], tokenizer="char")["bleu"]
+    expected = 100 * (16 / 17 * 14 / 16 * 12 / 15 * 10 / 14) ** 0.25
+    assert score.value == pytest.approx(expected) and "tok:char" in score.signature
+    assert score_hypotheses([almost], [JAPANESE])["bleu"].value == 0
+
+
+def test_every_tokenizer_on_offer_is_one_of_sacrebleus_that_need_no_download():
+    downloaded = {"spm", "flores101", "flores200", "spBLEU-1K"}
+    assert set(get_args(BleuTokenizer)) == set(sacrebleu.BLEU.TOKENIZERS) - downloaded
+
+
+@pytest.mark.parametrize(("tokenizer", "package"), [("ja-mecab", "ja"), ("ko-mecab", "ko")])
+def test_a_tokenizer_without_its_package_is_told_beforehand(monkeypatch, tokenizer, package):
+    module = sys.modules[f"sacrebleu.tokenizers.tokenizer_{package}_mecab"]
+    monkeypatch.setattr(module, "MeCab", None)
+    config = replace(Config(), bleu_tokenizer=tokenizer)
+    with pytest.raises(UserError, match=rf"bleu_tokenizer {tokenizer} needs .*pip install 'sacrebleu\[{package}\]'"):
+        check_packages(config)
+    check_packages(Config())
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        (JAPANESE, ["ja-mecab", "char"]),
+        ("他们终于承认那是真的。", ["zh", "char"]),
+        ("그들은", ["ko-mecab", "char"]),
+        ("พวกเขายอมรับ", ["char"]),
+        ("Hunde", ["char"]),
+    ],
+)
+def test_references_of_one_token_are_answered_with_a_tokenizer_for_their_script(line, names):
+    advice = advice_on_tokenizer([line, line, "two words", ""], "13a")
+    assert advice is not None and advice.startswith("2 of 3 references are one token to BLEU's 13a")
+    assert advice.endswith("; " + " or ".join(f"--bleu-tokenizer {name}" for name in names))
+
+
+def test_no_advice_where_most_references_have_tokens_or_characters_are_counted():
+    assert advice_on_tokenizer([JAPANESE, "two words"], "13a") is None
+    assert advice_on_tokenizer([JAPANESE], "char") is None
+    assert advice_on_tokenizer([], "13a") is None
 
 
 def test_numbers_of_lines_must_agree():

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from seq2seq_jax import translator as translator_module
 from seq2seq_jax.config import DecodeConfig, to_json
+from seq2seq_jax.data.encoded import encode_lines
 from seq2seq_jax.data.vocabulary import Vocabulary
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.model import model_graph
@@ -72,6 +74,43 @@ def test_an_empty_line_gives_an_empty_one_in_its_place(translator):
 def test_one_string_is_not_taken_for_many_lines(translator):
     with pytest.raises(TypeError, match="got one string; use"):
         translator.translate("a b c")
+
+
+def test_lines_may_come_from_anything_that_yields_text(translator):
+    expected = translator.translate(LINES[:3])
+    assert translator.translate(iter(LINES[:3])) == translator.translate(line for line in LINES[:3]) == expected
+    assert translator.score(iter(["ant"]), iter(["ANT"])) == translator.score(["ant"], ["ANT"])
+
+
+def test_what_is_not_text_is_named_with_its_place(translator):
+    with pytest.raises(TypeError, match=r"lines\[1\] is of type bytes, not text"):
+        translator.translate(iter(["ant", b"bee"]))
+    with pytest.raises(TypeError, match="targets is a list of lines, got one string"):
+        translator.score(["ant"], "ANT")
+    with pytest.raises(ValueError, match="2 sources and 1 targets"):
+        translator.score(["ant", "bee"], ["ANT"])
+
+
+def test_ids_are_translated_as_their_lines_are(translator):
+    lines = [*LINES[:5], "", "never seen"]
+    sources = encode_lines(translator.vocabularies, lines).sources
+    assert translator.translate_ids(sources) == translator.translate(lines)
+
+
+def test_an_output_that_the_limit_ends_is_marked_and_warned_of(translator, monkeypatch):
+    """Half of the source and no more: three words and the end mark become two tokens."""
+    monkeypatch.setattr(translator_module, "EXTRA_LENGTH", 0)
+    lines = ["ant bee cat", "", "dog eel fox gnu"]
+    for beam_size in (1, 3):
+        short = variant(translator, max_length_ratio=0.5, beam_size=beam_size)
+        with pytest.warns(
+            UserWarning, match="2 of 3 outputs reached the limit of decode.max_length_ratio 0.5 .*--decode"
+        ):
+            found = short.translate(lines)
+        assert [hypothesis.cut for hypothesis in found] == [True, False, True]
+        assert [len(hypothesis.text.split()) for hypothesis in found] == [1, 0, 2]
+        whole = variant(translator, max_length_ratio=1.0, beam_size=beam_size).translate(lines)  # just enough
+        assert [hypothesis.cut for hypothesis in whole] == [False] * 3
 
 
 def test_a_translation_does_not_depend_on_the_other_lines_of_its_batch(translator):

@@ -38,6 +38,11 @@ class Rows:
         start = self._starts[index]
         return np.asarray(self.flat[start : start + self.lengths[index]])
 
+    def first(self, count: int) -> "Rows":
+        """Returns the first `count` sequences, or all where there are fewer; nothing is copied."""
+        lengths = self.lengths[:count]
+        return Rows(self.flat[: lengths.sum(dtype=np.int64)], lengths)
+
     def padded(self, indices: Int[np.ndarray, " n"], num_rows: int, width: int) -> Int[np.ndarray, "B W"]:
         """Returns the sequences `indices` as rows [num_rows, width], padded; rows beyond them are all padding."""
         lengths = self.lengths[indices]
@@ -69,6 +74,10 @@ class EncodedSplit:
     def target_lengths(self) -> Int[np.ndarray, " N"]:
         """Target ids of each pair, the end id included."""
         return self.targets.lengths
+
+    def first(self, count: int) -> "EncodedSplit":
+        """Returns the first `count` pairs, or all where there are fewer."""
+        return EncodedSplit(self.sources.first(count), self.targets.first(count))
 
     def source(self, index: int | np.integer) -> Int[np.ndarray, " S"]:
         """Returns the source ids of a pair, the end id included."""

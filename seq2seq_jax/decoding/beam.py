@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from seq2seq_jax.decoding.hypotheses import (
     Carry,
@@ -57,7 +57,9 @@ def beam_search(
         see `search_rows`; static.
 
     Returns:
-      `num_best` sequences per sentence, best first.
+      `num_best` sequences per sentence, best first. One is cut where it was
+      still open before its last position allowed, and the likeliest token there
+      is not EOS.
     """
     num_best = beam_size if num_best is None else num_best
 
@@ -66,7 +68,8 @@ def beam_search(
         length = position + 1
         best = best_continuations(logits, rows.open, length >= rows.limits)
         ends = best.token == EOS
-        finished = _keep_best(rows.finished, jnp.where(ends, best.log_probs, -jnp.inf), length, length_penalty)
+        ended = jnp.where(ends, best.log_probs, -jnp.inf)
+        finished = _keep_best(rows.finished, ended, best.cut, length, length_penalty)
         still_open = jnp.where(ends, -jnp.inf, best.log_probs)
         return _Rows(
             limits=rows.limits,
@@ -81,16 +84,23 @@ def beam_search(
     rows = _first_rows(carry, beam_size, num_best, limits, max_length)
     rows = search_rows(advance, lambda rows: jnp.any(rows.open > -jnp.inf, axis=1), memory, rows, smallest)
     finished = rows.finished
-    return Found(_trace_back(rows.history, finished), finished.scores, finished.log_probs, finished.lengths)
+    tokens = _trace_back(rows.history, finished)
+    return Found(tokens, finished.scores, finished.log_probs, finished.lengths, finished.cut)
 
 
 class _Finished(NamedTuple):
-    """The N best ended hypotheses of each sentence, best first, and the places they had in the beam when they ended."""
+    """The N best ended hypotheses of each sentence, best first.
+
+    Attributes:
+      place: in the beam when they ended.
+      cut: whether the limit ended them.
+    """
 
     scores: Float[Array, "B N"]
     log_probs: Float[Array, "B N"]
     lengths: Int[Array, "B N"]
     place: Int[Array, "B N"]
+    cut: Bool[Array, "B N"]
 
 
 class _Rows(NamedTuple):
@@ -123,12 +133,16 @@ def _first_rows(carry: Carry, beam_size: int, num_best: int, limits: Int[Array, 
         last=jnp.full((batch, beam_size), BOS, jnp.int32),
         open=open.at[:, 0].set(0.0),  # one only: K equal ones would stay equal
         history=jnp.zeros((batch, max_length, beam_size), jnp.int32),
-        finished=_Finished(none, none, zeros, zeros),
+        finished=_Finished(none, none, zeros, zeros, jnp.zeros(none.shape, bool)),
     )
 
 
 def _keep_best(
-    finished: _Finished, ended: Float[Array, "B K"], length: Int[Array, ""], length_penalty: float
+    finished: _Finished,
+    ended: Float[Array, "B K"],
+    cut: Bool[Array, "B K"],
+    length: Int[Array, ""],
+    length_penalty: float,
 ) -> _Finished:
     """Returns the N best of those ended before and those that end now, whose log-probabilities `ended` holds."""
     beam_size = ended.shape[1]
@@ -137,6 +151,7 @@ def _keep_best(
         log_probs=ended,
         lengths=jnp.where(ended > -jnp.inf, length, 0),
         place=jnp.broadcast_to(jnp.arange(beam_size, dtype=jnp.int32), ended.shape),
+        cut=cut & (ended > -jnp.inf),
     )
     both = _Finished(*(jnp.concatenate(pair, axis=1) for pair in zip(finished, new, strict=True)))  # [B, N + K]
     _, order = jax.lax.top_k(both.scores, finished.scores.shape[1])

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from seq2seq_jax.decoding.hypotheses import Carry, Found, Memory, Step, best_continuations, penalty, search_rows
 from seq2seq_jax.symbols import BOS, EOS, PAD
@@ -36,7 +36,8 @@ def greedy_search(
         see `search_rows`; static.
 
     Returns:
-      One sequence per sentence, N = 1.
+      One sequence per sentence, N = 1. It is cut where the likeliest token at
+      its last position allowed is not EOS.
     """
 
     def advance(memory: Memory, position: Int[Array, ""], rows: _Rows) -> _Rows:
@@ -52,12 +53,13 @@ def greedy_search(
             tokens=jax.lax.dynamic_update_index_in_dim(rows.tokens, token, position, axis=1),
             log_probs=rows.log_probs + jnp.where(running, best.log_probs, 0.0),
             lengths=jnp.where(running & (token == EOS), length, rows.lengths),
+            cut=rows.cut | (running & best.cut),
         )
 
     rows = _first_rows(carry, jnp.clip(max_lengths, 1, max_length), max_length)
     rows = search_rows(advance, lambda rows: rows.lengths[:, 0] == 0, memory, rows, smallest)
     scores = rows.log_probs / penalty(rows.lengths, length_penalty)
-    return Found(jnp.swapaxes(rows.tokens, 1, 2), scores, rows.log_probs, rows.lengths)
+    return Found(jnp.swapaxes(rows.tokens, 1, 2), scores, rows.log_probs, rows.lengths, rows.cut)
 
 
 class _Rows(NamedTuple):
@@ -69,6 +71,7 @@ class _Rows(NamedTuple):
     tokens: Int[Array, "B T K"]
     log_probs: Float[Array, "B K"]
     lengths: Int[Array, "B K"]
+    cut: Bool[Array, "B K"]
 
 
 def _first_rows(carry: Carry, limits: Int[Array, " B"], max_length: int) -> _Rows:
@@ -80,4 +83,5 @@ def _first_rows(carry: Carry, limits: Int[Array, " B"], max_length: int) -> _Row
         tokens=jnp.full((limits.shape[0], max_length, 1), PAD, jnp.int32),
         log_probs=jnp.zeros(zeros.shape, jnp.float32),
         lengths=zeros,
+        cut=jnp.zeros(zeros.shape, bool),
     )

@@ -33,20 +33,31 @@ class Found(NamedTuple):
       log_probs: log-probabilities of whole sequences under the model, EOS
         included, nats.
       lengths: tokens, EOS included.
+      cut: whether the sequence ends because its sentence's limit was reached:
+        the likeliest next token of it was another than EOS.
     """
 
     tokens: Int[Array, "B N T"]
     scores: Float[Array, "B N"]
     log_probs: Float[Array, "B N"]
     lengths: Int[Array, "B N"]
+    cut: Bool[Array, "B N"]
 
 
 class Continuations(NamedTuple):
-    """Hypotheses one token longer, best first: their log-probabilities, the places they continue, the tokens."""
+    """Hypotheses one token longer, best first.
+
+    Attributes:
+      log_probs: of the longer hypotheses, nats.
+      place: of the hypotheses that they continue.
+      token: the new token.
+      cut: whether EOS was all that was allowed, and another token likelier.
+    """
 
     log_probs: Float[Array, "B K"]
     place: Int[Array, "B K"]
     token: Int[Array, "B K"]
+    cut: Bool[Array, "B K"]
 
 
 def penalty(lengths: Int[Array, "*N"], length_penalty: float) -> Float[Array, "*N"]:
@@ -79,7 +90,9 @@ def best_continuations(
     log_norms = largest[..., 0] + jnp.log(jnp.exp(logits - largest).sum(axis=-1))
     offsets = log_probs - log_norms
 
-    maxima = maxima.at[..., 0].set(logits[..., NUM_UNWRITTEN:BLOCK].max(axis=-1)) + offsets[..., None]
+    maxima = maxima.at[..., 0].set(logits[..., NUM_UNWRITTEN:BLOCK].max(axis=-1))
+    likelier = maxima.max(axis=-1) > logits[..., EOS]
+    maxima = maxima + offsets[..., None]
     _, block = jax.lax.top_k(maxima.reshape(batch, -1), beam_size)
     place, first = block // maxima.shape[-1], block % maxima.shape[-1] * BLOCK
     column = first[..., None] + jnp.arange(BLOCK, dtype=jnp.int32)  # [B, K, BLOCK]
@@ -93,6 +106,7 @@ def best_continuations(
         log_probs=jnp.where(end, offsets + logits[..., EOS], best),
         place=jnp.where(end, jnp.arange(beam_size, dtype=jnp.int32), _take(place, index // BLOCK)),
         token=jnp.where(end, EOS, _take(column.reshape(batch, -1), index)),
+        cut=end & likelier,
     )
 
 

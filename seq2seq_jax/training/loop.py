@@ -21,8 +21,8 @@ from seq2seq_jax.checkpoint import Checkpoints, check_disk_space, restore_params
 from seq2seq_jax.config import Config
 from seq2seq_jax.data.pipeline import training_batches
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.evaluation import evaluate_split, teacher_forced
-from seq2seq_jax.metrics import check_moses, score_hypotheses
+from seq2seq_jax.evaluation import evaluate_split, output_scores, teacher_forced
+from seq2seq_jax.metrics import check_packages
 from seq2seq_jax.sharding import make_mesh, replicated
 from seq2seq_jax.training import report
 from seq2seq_jax.training.memory import check_fits
@@ -71,8 +71,7 @@ def train(config: Config, workdir: Path) -> TrainResult:
       UserError: whatever the user can mend, before the first step where possible.
     """
     workdir = Path(workdir)
-    if config.moses_language:
-        check_moses()
+    check_packages(config)
     run_directory.check_is_free(workdir, config)
     mesh = make_mesh(config.mesh)
     material = prepare(config, mesh.size, workdir)
@@ -238,15 +237,16 @@ class _Run:
             self._greedy = self.translator(params, beam_size=1)
         self._greedy.params = params
         scores = teacher_forced(self._greedy, self._material.validation)
-        split = self._material.corpus.split("validation")
-        sources, targets = split.read(0, min(len(split), self._config.train.decode_sentences))
-        if not sources:
+        encoded = self._material.validation.first(self._config.train.decode_sentences)
+        if not len(encoded):
             return scores, []
-        hypotheses = [hypothesis.text for hypothesis in self._greedy.translate(sources)]
+        sources, references = self._material.corpus.split("validation").read(0, len(encoded))
+        outputs = self._greedy.translate_ids(encoded.sources)
         self._greedy.forget_tables()  # training needs the room
-        scores |= {name: score.value for name, score in score_hypotheses(hypotheses, targets).items()}
-        samples = list(zip(sources, targets, hypotheses, strict=True))
-        return scores, samples[: self._config.train.num_samples]
+        found = output_scores(self._greedy, outputs, encoded.targets, references)
+        scores |= {name: value for name, value in found.items() if not name.endswith("_signature")}
+        samples = zip(sources, references, (output.text for output in outputs), strict=True)
+        return scores, list(samples)[: self._config.train.num_samples]
 
     def _row(self, values: dict[str, Any]) -> None:
         now = time.perf_counter()

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from seq2seq_jax.config import Config
 from seq2seq_jax.data.batching import BatchShape
 from seq2seq_jax.data.pipeline import Batch, padded_batch
+from seq2seq_jax.metrics import check_packages
 from seq2seq_jax.sharding import make_mesh
 from seq2seq_jax.training import report
 from seq2seq_jax.training.costs import Costs, ShapeCosts, memory, parameters_by_part, products, size
@@ -32,6 +33,7 @@ def plan(config: Config, say: Callable[[str], None]) -> Costs:
     Raises:
       UserError: whatever would stop the run before its first step, too little memory included.
     """
+    check_packages(config)
     mesh = make_mesh(config.mesh)
     material = prepare(config, mesh.size)
     sizes = vocab_sizes(material.vocabularies)

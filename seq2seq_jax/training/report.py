@@ -1,5 +1,6 @@
 """The lines a run prints about itself."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ import jax
 from jax.sharding import Mesh
 
 from seq2seq_jax.config import Config, DecodeConfig
+from seq2seq_jax.evaluation import remarks
 from seq2seq_jax.training.costs import Costs, Memory, ShapeCosts, Size, figures, megabytes
 from seq2seq_jax.training.setup import Material
+from seq2seq_jax.wording import counted
 
 SAMPLE_CHARACTERS = 140
 HEADLINES = (
@@ -20,31 +23,37 @@ HEADLINES = (
     "bleu_moses_lowercase",
     "chrf",
     "exact_match",
+    "exact_match_raw",
     "token_accuracy",
+    "cut_outputs",
 )
+REMARK_SENTENCES = 1_000  # validation references that are read for what is to be said of them
 
 
 def describe(config: Config, material: Material, params: Any, mesh: Mesh) -> Iterator[str]:
-    """Corpus, vocabulary, batches, model, devices."""
+    """Corpus, vocabulary, batches, model, devices; and what the validation split makes one expect of its scores."""
     corpus, plan = material.corpus, material.plan
-    sizes = ", ".join(f"{name} {len(split):,}" for name, split in corpus.splits.items())
-    yield f"Corpus      {corpus.name}, {corpus.source} to {corpus.target}: {sizes} pairs"
+    *others, (name, split) = corpus.splits.items()
+    sizes = [*(f"{name} {len(split):,}" for name, split in others), f"{name} {counted(len(split), 'pair')}"]
+    yield f"Corpus      {corpus.name}, {corpus.source} to {corpus.target}: {', '.join(sizes)}"
     yield from (f"            {note}" for note in corpus.notes)
     source, target = material.vocabularies.source, material.vocabularies.target
     joint = f"{source.size:,} joint" if source is target else f"{source.size:,} source, {target.size:,} target"
     yield f"Vocabulary  {config.data.vocabulary}, {joint} entries"
-    plural = "shape" if len(plan.shapes) == 1 else "shapes"
     shapes = " ".join(f"{shape.batch}x{shape.source}x{shape.target}" for shape in plan.shapes)
     share = f"{plan.padded_share:.1%} padding"
-    yield f"Batches     {plan.num_batches:,} an epoch in {len(plan.shapes)} {plural} ({shapes}), {share}"
+    yield f"Batches     {plan.num_batches:,} an epoch in {counted(len(plan.shapes), 'shape')} ({shapes}), {share}"
     if plan.num_too_long:
-        limit = config.data.max_length
-        yield f"            {plan.num_too_long:,} training pairs longer than data.max_length {limit} left out"
+        pairs, limit = counted(plan.num_too_long, "training pair"), config.data.max_length
+        yield f"            {pairs} longer than data.max_length {limit} left out"
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     model = config.model
     yield f"Model       {model.cell} {model.hidden_size}, {model.attention} attention: {count:,} parameters"
     device = mesh.devices.flat[0]
     yield f"Devices     {mesh.size} {device.platform} ({device.device_kind}), {model.compute_dtype}, fast recurrence"
+    references = corpus.split("validation").read(0, min(REMARK_SENTENCES, len(material.validation)))[1]
+    said = remarks(config, config.decode, material.validation, references, "validation ")
+    yield from (f"{'' if index else 'Scores':<12}{remark}" for index, remark in enumerate(said))
 
 
 def parameters(parts: Mapping[str, Size], state: Size) -> Iterator[str]:
@@ -76,7 +85,8 @@ def costs(costs: Costs) -> Iterator[str]:
     )
     seconds = _duration(costs.num_steps * costs.step_seconds)
     epochs = costs.num_steps / costs.num_batches
-    yield f"Time        {seconds} for {costs.num_steps:,} steps ({epochs:,.1f} epochs), evaluation not counted"
+    steps = counted(costs.num_steps, "step")
+    yield f"Time        {seconds} for {steps} ({epochs:,.1f} epochs), evaluation not counted"
 
 
 def _cost_row(name: str, row: ShapeCosts | Costs, share: float, memory: Memory | None, compile_seconds: float) -> str:
@@ -93,7 +103,7 @@ def validation(
     step: int, scores: dict[str, float], samples: list[tuple[str, str, str]], seconds: float
 ) -> Iterator[str]:
     """One line of scores, and the samples."""
-    numbers = "  ".join(f"{name} {scores[name]:.4g}" for name in HEADLINES if name in scores)
+    numbers = "  ".join(f"{name} {scores[name]:.4g}" for name in _shown(scores))
     yield f"Step {step:,} after {_duration(seconds)}: validation {numbers}"
     for source, reference, hypothesis in samples:
         yield f"    source     {_shortened(source)}"
@@ -110,17 +120,20 @@ def asked_to_stop(step: int) -> str:
 
 def ending(status: str, step: int, seconds: float) -> str:
     """How training ended."""
-    return f"{'Trained' if status == 'done' else 'Stopped early after'} {step:,} steps in {_duration(seconds)}."
+    return (
+        f"{'Trained' if status == 'done' else 'Stopped early after'} {counted(step, 'step')} in {_duration(seconds)}."
+    )
 
 
 def test(name: str, scores: dict[str, Any], decode: DecodeConfig) -> Iterator[str]:
-    """Scores of a test split."""
+    """Scores of a test split, and what is to be said of them."""
     search = "greedy" if decode.beam_size == 1 else f"beam {decode.beam_size}"
     rate = f"{scores['sentences_per_second']:,.0f} sentences/s"
-    yield f"Split {name}, {scores['sentences']:,} sentences, {search}, {rate}:"
-    for metric in (name for name in HEADLINES if name in scores):
+    yield f"Split {name}, {counted(scores['sentences'], 'sentence')}, {search}, {rate}:"
+    for metric in _shown(scores):
         signature = scores.get(f"{metric}_signature", "")
-        yield f"    {metric:<20} {scores[metric]:>9.4f}  {signature}".rstrip()
+        yield f"    {metric:<20} {_number(scores[metric]):>9}  {signature}".rstrip()
+    yield from (f"    {remark}" for remark in scores.get("remarks", ()))
 
 
 def farewell(config: Config, workdir: Path) -> Iterator[str]:
@@ -128,7 +141,19 @@ def farewell(config: Config, workdir: Path) -> Iterator[str]:
     if config.published:
         yield f"Published   {config.published}"
     yield f"Outputs     {workdir}/evaluations, curves in {workdir}/metrics.jsonl"
-    yield f"Use it      python -m seq2seq_jax translate --workdir {workdir}"
+    yield f"Use it      python -m seq2seq_jax translate --workdir {shlex.quote(str(workdir))}"
+
+
+def _shown(scores: Mapping[str, Any]) -> list[str]:
+    """Names of the scores that are printed; a count of nothing is not."""
+    return [name for name in HEADLINES if name in scores and (name != "cut_outputs" or scores[name])]
+
+
+def _number(value: float) -> str:
+    """Four places after the point, or as few digits as say how large it is."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"
 
 
 def _shortened(text: str) -> str:

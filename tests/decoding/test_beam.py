@@ -55,7 +55,7 @@ OPTIONS = dict(beam_size=5, max_length=12, length_penalty=0.7)
 def search(model, sentences, limits, **options):
     """The sequences found, each without its padding, and everything else as numpy."""
     found = compiled_beam_search(model.step, (), model.carry(sentences), max_lengths=jnp.asarray(limits), **options)
-    tokens, scores, log_probs, lengths = map(np.asarray, found)
+    tokens, scores, log_probs, lengths = map(np.asarray, found[:4])
     sequences = [
         [tuple(row[:length].tolist()) for row, length in zip(rows, counts, strict=True)]
         for rows, counts in zip(tokens, lengths, strict=True)
@@ -162,6 +162,23 @@ def test_every_sequence_ends_once_and_holds_no_padding():
             assert sequence[-1] == EOS and min(sequence) == EOS and sequence.count(EOS) == 1
             assert len(sequence) <= limit
     assert (tokens != 0).sum() == lengths.sum()
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_a_sequence_is_cut_where_the_model_would_have_gone_on(beam_size):
+    """Some reach their limit and end there of their own; some end before it; some are cut."""
+    model, limits = TinyRNN(vocab_size=6, seed=3), np.arange(16) % 4 + 1
+    options = dict(max_length=4, length_penalty=0.5, max_lengths=jnp.asarray(limits))
+    found = compiled_beam_search(model.step, (), model.carry(range(16)), beam_size=beam_size, **options)
+    kinds = set()
+    for sentence, limit in enumerate(limits):
+        for rank, length in enumerate(np.asarray(found.lengths[sentence])):
+            prefix = tuple(found.tokens[sentence, rank, : max(length - 1, 0)].tolist())
+            likeliest = EOS + model.log_probs(sentence, prefix)[EOS:].argmax()
+            expected = length == limit and likeliest != EOS
+            assert found.cut[sentence, rank] == expected
+            kinds.add((bool(length == limit), bool(likeliest == EOS), bool(expected)))
+    assert {(True, True, False), (True, False, True)} <= kinds and any(not at_limit for at_limit, *_ in kinds)
 
 
 @pytest.mark.parametrize(("num_best", "steps"), [(1, 1), (2, 2), (3, 2), (4, 3)])

@@ -40,6 +40,15 @@ def test_greedy_writes_the_likeliest_token_each_time():
         np.testing.assert_allclose(found.log_probs[sentence, 0], log_prob, rtol=1e-5)
 
 
+def test_a_sequence_is_cut_where_the_likeliest_token_at_its_limit_is_not_the_end():
+    table = np.zeros((4, 6, 6), np.float32)
+    table[:, BOS, 3] = table[:, 3, 4] = table[:, 4, EOS] = 9.0  # 3 4 EOS
+    step, carry = table_model(table)
+    found = greedy_search(step, (), carry, max_lengths=jnp.array([1, 2, 3, 4]), max_length=4)
+    assert found.lengths[:, 0].tolist() == [1, 2, 3, 3]
+    assert found.cut[:, 0].tolist() == [True, True, False, False]
+
+
 def test_length_penalty_changes_scores_only():
     step, carry = table_model(random_table(5, 9))
     options = dict(max_lengths=jnp.full((5,), 7), max_length=7)
