@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from seq2seq_jax.config import Config, DecodeConfig, MeshConfig
+from seq2seq_jax.sharding import make_mesh
 from seq2seq_jax.training import report
 from seq2seq_jax.training.setup import prepare
-from seq2seq_jax.training.sharding import make_mesh
 from tests.tiny import tiny_config, write_pairs
 
 SCORES = {"loss": 0.5, "perplexity": math.exp(0.5), "bleu": 40.0, "exact_match": 25.0, "cut_outputs": 0}
