@@ -226,7 +226,7 @@ def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
 
     check_packages(config)
     model = _load(arguments.workdir, arguments.decode)
-    model.config = config
+    model.config = replace(model.config, bleu_tokenizer=config.bleu_tokenizer)
     from seq2seq_jax import evaluation
 
     about = {}
@@ -247,12 +247,6 @@ def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
     print("\n".join([_table(scores), *scores.get("remarks", ())]))
     print(f"written to {arguments.workdir / 'evaluations' / name}.json, beam {arguments.decode.beam_size}")
     return 0
-
-
-def _name_of_files(source: Path, target: Path) -> str:
-    """Returns what the evaluation of two files is called: by no split's name, and by no other files'."""
-    places = "\0".join(str(path.resolve()) for path in (source, target))
-    return f"files/{source.name[:40]}-{hashlib.sha256(os.fsencode(places)).hexdigest()[:8]}"
 
 
 def _translate(given: Sequence[Given], repository: Path | None) -> int:
@@ -365,6 +359,12 @@ def _read_pairs(source: Path, target: Path) -> tuple[list[str], list[str]]:
     if not pairs:
         raise UserError(f"{source} and {target} are empty.")
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def _name_of_files(source: Path, target: Path) -> str:
+    """Returns what the evaluation of two files is called: by no split's name, and by no other files'."""
+    places = "\0".join(str(path.resolve()) for path in (source, target))
+    return f"files/{source.name[:40]}-{hashlib.sha256(os.fsencode(places)).hexdigest()[:8]}"
 
 
 def _prompt(translate: Callable[[Sequence[str]], list[str]]) -> None:

@@ -223,7 +223,7 @@ class DecodeConfig:
     length_penalty: float = 1.0
     """Exponent alpha of Wu et al. 2016, section 7; 0 compares plain log-probabilities."""
     max_length_ratio: float = 2.0
-    """Longest output: this many times the source's tokens, and ten more. Outputs that it cuts are counted."""
+    """Longest output: this many times the source's tokens, and ten more."""
     batch_size: int = 32
     """Sentences decoded at once."""
 

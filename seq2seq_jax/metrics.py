@@ -71,7 +71,7 @@ def score_hypotheses(
         "bleu": partial(_bleu, tokenizer),
         "chrf": lambda lowercase: sacrebleu.CHRF(lowercase=lowercase),
     }
-    case_matters = not lowercase and _case_matters(hypotheses, references)
+    case_matters = not lowercase and (tokenizer in EXTRAS or _case_matters(hypotheses, references))
     scores = {}
     for name, metric in metrics.items():
         cased = scores[name] = _score(metric(lowercase), hypotheses, references)
@@ -81,8 +81,9 @@ def score_hypotheses(
             else Score(cased.value, cased.signature.replace("case:mixed", "case:lc"))
         )
     scores["exact_match"] = _exact_match(hypotheses, restored)
-    if any(text not in (None, reference) for text, reference in zip(restored, references, strict=True)):
-        scores["exact_match_raw"] = _exact_match(hypotheses, references)
+    raw = [None if text is None else reference for text, reference in zip(restored, references, strict=True)]
+    if raw != list(restored):
+        scores["exact_match_raw"] = _exact_match(hypotheses, raw)
     return scores
 
 

@@ -139,10 +139,12 @@ def test_evaluate_scores_a_split_as_training_did(call, workdir):
 
 def test_evaluate_scores_files_beside_the_splits(call, workdir, folder):
     source, target = write_pairs(folder, "mine", sentences(5, seed=9))
-    code, _, _ = call("evaluate", "--workdir", workdir, "--source-file", source, "--target-file", target)
+    code, out, _ = call("evaluate", "--workdir", workdir, "--source-file", source, "--target-file", target)
     assert code == 0
-    assert json.loads((workdir / "evaluations" / "mine.low.json").read_text())["sentences"] == 5
-    assert len((workdir / "evaluations" / "mine.low.hypotheses.txt").read_text().splitlines()) == 5
+    written = Path(out.splitlines()[-1].removeprefix("written to ").partition(",")[0])
+    assert written.parent == workdir / "evaluations" / "files" and written.name.startswith("mine.low-")
+    assert json.loads(written.read_text())["sentences"] == 5
+    assert len(written.with_suffix(".hypotheses.txt").read_text().splitlines()) == 5
 
 
 def test_score_prefers_the_right_translation(call, workdir, tmp_path):

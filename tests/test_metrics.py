@@ -102,6 +102,8 @@ def test_an_unknown_symbol_matches_nothing_its_own_sign_neither():
     scores = score_hypotheses(["\u2047", "b"], ["zebra", "b"], [None, "b"])
     assert scores["exact_match"].value == pytest.approx(50)
     assert "exact_match_raw" not in scores  # it would be the same
+    scores = score_hypotheses(["\u2047", "b"], ["\u2047", "b "], [None, "b"])
+    assert (scores["exact_match"].value, scores["exact_match_raw"].value) == (50, 0)
 
 
 def test_scores_other_than_exact_match_are_of_the_raw_references():

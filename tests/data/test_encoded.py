@@ -36,6 +36,14 @@ def test_ids_are_the_vocabulary_s_with_an_end(pairs, vocabularies, tmp_path):
     assert split.source_lengths.dtype == split.source(0).dtype == np.int32
 
 
+def test_the_first_pairs_are_a_split_of_their_own(pairs, vocabularies, tmp_path):
+    split = encode_split(pairs, vocabularies, tmp_path, "toy")
+    for count in (0, 1, 17, 300, 1_000):
+        first = split.first(count)
+        assert rows(first) == rows(split)[:count]
+        assert len(first.sources.flat) == first.source_lengths.sum()
+
+
 def test_blocks_do_not_matter(pairs, vocabularies, tmp_path, monkeypatch):
     whole = encode_split(pairs, vocabularies, tmp_path / "a", "toy")
     monkeypatch.setattr(module, "_BLOCK", 7)

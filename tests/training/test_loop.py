@@ -13,9 +13,11 @@ import pytest
 
 from benchmarks.measure import compilations
 from seq2seq_jax.config import to_json
+from seq2seq_jax.data.vocabulary import TokenVocabulary
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.training import loop
 from seq2seq_jax.training.loop import train
+from seq2seq_jax.training.setup import prepare
 from seq2seq_jax.translator import load
 from tests.tiny import rows, tiny_config, write_pairs
 
@@ -220,6 +222,16 @@ def test_many_gradients_in_a_row_that_are_not_finite_stop_the_run_with_what_to_t
     ):
         train(config, folder / "exploded")
     assert sum(row.get("nonfinite_steps", 0) for row in rows(folder / "exploded")) >= 4
+
+
+def test_validation_translates_the_ids_there_are(trained, monkeypatch):
+    translator = load(trained)
+    run = object.__new__(loop._Run)
+    run._config, run._material = translator.config, prepare(translator.config, 1, trained)
+    run._greedy = translator
+    monkeypatch.setattr(TokenVocabulary, "encode", lambda *_: pytest.fail("text was encoded again"))
+    scores, ((source, reference, _),) = run._validate(translator.params)
+    assert scores["exact_match"] > 50 and source.upper() == reference
 
 
 # what evaluations decide
