@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 import pytest
 import tyro
 
-from seq2seq_jax.arguments import Given, describe, options_of, parse, split, value_of
+from seq2seq_jax.arguments import Given, describe, options_of, parse, read, value_of
 from seq2seq_jax.config import Config, DataConfig, ModelConfig
 from seq2seq_jax.errors import UserError
 
@@ -21,7 +21,7 @@ class Arguments:
 
 
 def parsed(*tokens: str, default: Arguments | None = None) -> Arguments:
-    return parse(Arguments, split(tokens), default=default, prog="it")
+    return parse(Arguments, read(Arguments, tokens), default=default, prog="it")
 
 
 def test_both_spellings_and_both_forms_mean_the_same():
@@ -57,10 +57,10 @@ def test_values_may_be_negative_and_hold_blanks_and_equal_signs():
 
 
 def test_the_last_value_counts():
-    given = split(["--config", "a", "--config", "b"])
-    assert given == [Given("config", ["a"]), Given("config", ["b"])]
-    assert value_of(given, "config") == "b"
-    assert value_of(given, "workdir") is None
+    given = read(Arguments, ["--kind", "long", "--kind", "short"])
+    assert given == [Given("kind", ["long"]), Given("kind", ["short"])]
+    assert value_of(given, "kind") == "short"
+    assert value_of(given, "num_lines") is None
 
 
 def test_a_missing_option_is_named():

@@ -13,8 +13,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # one here.
 FLOORS = (
     ("errors", "symbols", "cpu"),
-    ("config", "cache", "text_files"),
-    ("cells", "recurrence", "arguments", "config_file", "run_directory"),
+    ("config", "cache", "console"),
+    ("cells", "recurrence", "arguments", "config_file", "run_directory", "text_files", "compiled"),
     ("attention",),
     ("model", "losses", "metrics", "checkpoint", "decoding", "data"),
     ("translator",),
@@ -33,6 +33,8 @@ WITHOUT_JAX = (
     "arguments",
     "run_directory",
     "text_files",
+    "console",
+    "compiled",
     "metrics",
     "cache",
     "data",
