@@ -7,10 +7,12 @@ import codecs
 import contextlib
 import gzip
 import os
+import re
 import stat
 import sys
 import zlib
 from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast, runtime_checkable
 
@@ -18,6 +20,7 @@ from seq2seq_jax import console
 from seq2seq_jax.cache import whole_file
 from seq2seq_jax.errors import UserError, did_you_mean
 
+_OPEN_ALREADY = re.compile(r"/(?:dev|proc/self)/fd/([0-9]{1,9})")
 CHUNK = 1 << 17  # bytes: some 1,500 sentences, enough to batch by length, few enough to answer in seconds
 
 
@@ -60,23 +63,41 @@ def open_output(path: Path | None) -> Generator[BinaryIO]:
     """Opens a file that appears whole when the block ends well, and not at all otherwise; None is standard output.
 
     Raises:
-      UserError: its folder does not exist, it is a folder itself, or standard output is closed.
+      UserError: it cannot be written, or standard output is closed.
     """
-    if path is None:
-        console.check_output()
-        sys.stdout.flush()
-        # Not sys.stdout.buffer: under PYTHONUNBUFFERED that one may write a part and say nothing.
-        with open(sys.stdout.fileno(), "wb", closefd=False) as file:
-            yield file
-        return
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(_standard_output() if path is None else _open_to_write(path))
+        except OSError as error:
+            raise UserError(f"Cannot write {path or 'standard output'}: {error.strerror}.") from error
+        yield file
+
+
+def _standard_output() -> AbstractContextManager[BinaryIO]:
+    console.check_output()
+    sys.stdout.flush()
+    # Not sys.stdout.buffer: under PYTHONUNBUFFERED that one may write a part and say nothing.
+    return open(sys.stdout.fileno(), "wb", closefd=False)
+
+
+def _open_to_write(path: Path) -> AbstractContextManager[BinaryIO]:
+    number = _descriptor(path)
+    if number is not None:
+        return _standard_output() if number == 1 else open(number, "wb", closefd=False)
     if path.is_dir():
         raise UserError(f"Cannot write {path}: it is a folder.")
     folder = Path(os.path.realpath(path)).parent
     if not folder.is_dir():
         raise UserError(f"Cannot write {path}: there is no folder {folder}.")
     # A device or a pipe must not be replaced.
-    with path.open("wb") if path.exists() and not path.is_file() else whole_file(path) as file:
-        yield file
+    return path.open("wb") if path.exists() and not path.is_file() else whole_file(path)
+
+
+def _descriptor(path: Path) -> int | None:
+    """Returns the number of a file that is open already, as /dev/stdout or a shell's >(...) names it, or None."""
+    name = os.path.abspath(path)
+    number = {"/dev/stdout": 1, "/dev/stderr": 2}.get(name)
+    return int(found[1]) if (found := _OPEN_ALREADY.fullmatch(name)) else number
 
 
 def check_apart(source: Readable, target: BinaryIO, output: Path | None) -> None:
