@@ -137,10 +137,11 @@ def _known(typed: str, options: Iterable[str]) -> str:
 
 def _nearest_option(name: str, options: Sequence[str]) -> str | None:
     """Returns the option nearest to `name`: to all of it, or to what follows its section."""
-    begins = [option for option in options if len(name) > 2 and option.rpartition(".")[2].startswith(name)]
     last = {option.rpartition(".")[2]: option for option in reversed(options)}
-    alone = nearest(name, last)
-    return next(iter(begins), None) or nearest(name, options) or (last[alone] if alone else None)
+    near = nearest(name, last)
+    if near and near.startswith(name):
+        return last[near]
+    return nearest(name, options) or (last[near] if near else None)
 
 
 def _unexpected(argument: str) -> str:

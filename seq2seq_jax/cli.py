@@ -8,13 +8,12 @@ JAX takes seconds to import, so every command imports what it needs when it runs
 """
 
 import contextlib
-import errno
 import itertools
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
@@ -27,34 +26,11 @@ from seq2seq_jax.config import Config, DataConfig, DecodeConfig
 from seq2seq_jax.config_file import find_config, load_config
 from seq2seq_jax.errors import UserError, did_you_mean, shortened
 from seq2seq_jax.run_directory import read_config
+from seq2seq_jax.troubles import machine_trouble
 
 if TYPE_CHECKING:
     from seq2seq_jax.translator import Translator
 
-KEPT = "What was saved before is kept; mend this and give the same command again."
-LESS_MEMORY = (
-    "What was saved before is kept: stop what else uses the device and give the same command again. Or use less:"
-    " train, in another --workdir, with a smaller data.batch_size (or data.batch_tokens) or a larger"
-    " train.accumulate_steps; translate with a smaller decode.batch_size."
-)
-TROUBLES = {
-    errno.ENOSPC: "",
-    errno.EDQUOT: "",
-    errno.EROFS: "",
-    errno.EACCES: "",
-    errno.EPERM: "",
-    errno.EIO: "The disk or its connection failed. ",
-    errno.ESTALE: "The disk was taken away and came back. ",
-    errno.EMFILE: "Allow more (ulimit -n). ",
-    errno.ENFILE: "The whole machine has too many. ",
-    errno.ELOOP: "",
-    errno.ENAMETOOLONG: "",
-    errno.EBADF: "",
-    errno.EFBIG: "Allow larger ones (ulimit -f). ",
-    errno.EBUSY: "",
-}
-"""What the system says where the machine is at fault, and what to do about it where its words do not say so."""
-IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY)  # a file for a folder, or the reverse
 INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 130, 141, 143  # as shells have it: 128 and the number of the signal
 EXIT_CODES = {"interrupted": INTERRUPTED, "terminated": TERMINATED}
 
@@ -144,13 +120,13 @@ def _guarded(arguments: list[str], repository: Path | None) -> int:
     except UserError as error:
         return _complain(str(error))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _tell("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left for the exit to flush
         return OUTPUT_CLOSED
     except Exception as error:
-        message = _machine_trouble(error)
+        message = machine_trouble(error)
         if message is None:
             raise
         return _complain(message)
@@ -409,51 +385,15 @@ def _table(scores: Mapping[str, Any]) -> str:
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Tells a warning without the line of code that Python would add."""
-    print(f"warning: {message}", file=sys.stderr)
+    _tell(f"warning: {message}")
 
 
 def _complain(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    _tell(f"error: {message}")
     return 2
 
 
-def _machine_trouble(error: BaseException) -> str | None:
-    """Returns a message where the machine is at fault (full disk, permissions, memory), or None: then it is a bug.
-
-    Libraries wrap what the system said in errors of their own, so the causes are
-    searched too; TensorStore and XLA keep nothing of it but the words.
-    """
-    if isinstance(error, OSError) and error.errno in IN_THE_WAY and error.filename:
-        return f"{error.strerror}: {shortened(str(error.filename))}. {KEPT}"
-    for cause in _causes(error):
-        words = shortened(_words(cause).partition("\n")[0].rstrip("."))  # XLA goes on to list all arrays that it holds
-        trouble = next((code for code in TROUBLES if _is_about(cause, code)), None)
-        if trouble is not None:
-            where = cause.filename if isinstance(cause, OSError) else words
-            hint = TROUBLES[trouble]
-            return f"{os.strerror(trouble)}: {shortened(str(where or 'while reading or writing'))}. {hint}{KEPT}"
-        if isinstance(cause, MemoryError) or words.startswith("RESOURCE_EXHAUSTED") or _is_about(cause, errno.ENOMEM):
-            return f"Out of memory{words and f' ({words})'}. {LESS_MEMORY}"
-    return None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error and what it came from, each once: a cause can be the error itself."""
-    seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        yield found
-        seen.add(id(found))
-        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
-
-
-def _is_about(error: BaseException, code: int) -> bool:
-    """Whether an error is what the system says by `code`, or tells of it in the system's words."""
-    return (isinstance(error, OSError) and error.errno == code) or os.strerror(code) in _words(error)
-
-
-def _words(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # a `__str__` of a user's own
-        return type(error).__name__
+def _tell(line: str) -> None:
+    """Prints a line on standard error; where nobody can read it, the exit code still tells."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr)

@@ -26,6 +26,7 @@ COUNT = Bounds(1, 1_000_000_000)  # below 2 ** 31, what an int32 on a device cou
 COUNT_OR_NONE = Bounds(0, COUNT.largest)
 SHARE = Bounds(0, 0.999_999)  # in float32 nearer ones are 1
 SEED = Bounds(0, 2**32 - 1)  # JAX drops the bits above
+MOST_HYPOTHESES = 1_000_000
 MAY_BE_EMPTY = "may be empty"
 """Marks text that may be empty; any other text says something."""
 
@@ -226,6 +227,11 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         _check("decode.", self)
+        if self.batch_size * self.beam_size > MOST_HYPOTHESES:
+            raise UserError(
+                f"decode.batch_size {self.batch_size} times decode.beam_size {self.beam_size} is more than"
+                f" {MOST_HYPOTHESES:,} hypotheses at once; use decode.batch_size {MOST_HYPOTHESES // self.beam_size}."
+            )
 
 
 @dataclass(frozen=True)

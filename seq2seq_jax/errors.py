@@ -41,10 +41,15 @@ def not_plain(text: str) -> str:
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:
-    """Returns the option nearest to `name`, or None where none is near; overlong text is no name."""
+    """Returns the option nearest to `name`, one that begins with it before others; None where none is near.
+
+    Overlong text is no name, and none is near.
+    """
     if len(name) > LONGEST_NAME:
         return None
-    matches = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+    options = list(options)
+    longer = sorted((option for option in options if len(name) > 2 and option.startswith(name)), key=len)
+    matches = longer or difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     return matches[0] if matches else None
 
 

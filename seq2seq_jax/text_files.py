@@ -66,10 +66,13 @@ def open_output(path: Path | None) -> Generator[BinaryIO]:
       UserError: it cannot be written, or standard output is closed.
     """
     with contextlib.ExitStack() as stack:
+        if path is None:
+            yield stack.enter_context(_standard_output())
+            return
         try:
-            file = stack.enter_context(_standard_output() if path is None else _open_to_write(path))
+            file = stack.enter_context(_open_to_write(path))
         except OSError as error:
-            raise UserError(f"Cannot write {path or 'standard output'}: {error.strerror}.") from error
+            raise UserError(f"Cannot write {path}: {error.strerror}.") from error
         yield file
 
 

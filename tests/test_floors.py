@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # one here.
 FLOORS = (
     ("errors", "symbols", "cpu"),
-    ("config", "cache", "console"),
+    ("config", "cache", "console", "troubles"),
     ("cells", "recurrence", "arguments", "config_file", "run_directory", "text_files", "compiled"),
     ("attention",),
     ("model", "losses", "metrics", "checkpoint", "decoding", "data"),
@@ -35,6 +35,7 @@ WITHOUT_JAX = (
     "text_files",
     "console",
     "compiled",
+    "troubles",
     "metrics",
     "cache",
     "data",
