@@ -124,9 +124,8 @@ def _line(error: BaseException, path: Path) -> str:
 def _folders() -> list[Path]:
     """Returns the folders of config files that are looked through whatever is asked for."""
     package = Path(__file__).resolve().parent
-    checkout = package.parent
-    own = checkout / CONFIGS if (checkout / "pyproject.toml").is_file() else package / CONFIGS
-    return [Path(CONFIGS), own]
+    installed, checkout = package / CONFIGS, package.parent / CONFIGS
+    return [Path(CONFIGS), installed if installed.is_dir() else checkout]
 
 
 def _nearest_file(path: Path) -> str:

@@ -54,6 +54,6 @@ def nearest(name: str, options: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """Returns " Did you mean X?" for the option nearest to `name`, or ""."""
-    match = nearest(name, options)
+    """Returns " Did you mean X?" for the option nearest to `name`, which is another one, or ""."""
+    match = nearest(name, [option for option in options if option != name])
     return f" Did you mean {match}?" if match else ""
