@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from benchmarks import measure
 from benchmarks.task import Experiment, parse_experiment
-from seq2seq_jax.arguments import split
+from seq2seq_jax.arguments import read
 from seq2seq_jax.config import Config
 
 COMMAND = Path(__file__).resolve().parents[1] / "train.py"
@@ -53,7 +53,7 @@ class Launch(NamedTuple):
 
 def main() -> None:
     arguments = parse_experiment(Arguments, "python -m benchmarks.startup")
-    given = [option for option in split(sys.argv[1:]) if option.name not in ("repeats", "output")]
+    given = [option for option in read(Arguments, sys.argv[1:]) if option.name not in ("repeats", "output")]
     options = [token for option in given for token in (f"--{option.name}", *option.values)]
     about = measure.print_machine()
     launches: dict[str, list[Launch]] = {"cold": [], "warm": []}

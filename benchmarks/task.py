@@ -9,9 +9,9 @@ import numpy as np
 import tyro
 
 from benchmarks.measure import refuse
-from seq2seq_jax.arguments import parse, split, value_of
+from seq2seq_jax.arguments import parse, read, value_of
 from seq2seq_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from seq2seq_jax.config_file import load_config
+from seq2seq_jax.config_file import find_config, load_config
 from seq2seq_jax.errors import UserError
 
 DROPOUT = 0.2
@@ -120,8 +120,8 @@ Arguments = TypeVar("Arguments", bound=Experiment)
 def parse_experiment(cls: type[Arguments], prog: str) -> Arguments:
     """Returns the command line as `cls`; `settings` are those of the file `config`, overridden."""
     try:
-        given, default = split(sys.argv[1:]), cls()
-        path = Path(value_of(given, "config") or default.config)
+        given, default = read(cls, sys.argv[1:]), cls()
+        path = find_config(value_of(given, "config") or str(default.config))
         return parse(cls, given, default=replace(default, config=path, settings=load_config(path)), prog=prog)
     except UserError as error:
         refuse(str(error))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from seq2seq_jax.training.loop import train
     from seq2seq_jax.translator import Hypothesis, Translator, load
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Config",
     "DataConfig",

@@ -8,24 +8,56 @@ answer is a box of many lines. Options may be spelled with `-` or `_`.
 import contextlib
 import dataclasses
 import io
+import os
+import shlex
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
-from seq2seq_jax.errors import UserError, did_you_mean, nearest
+from seq2seq_jax.errors import LONGEST_NAME, UserError, did_you_mean, nearest, not_plain, shortened, shown
 
 Arguments = TypeVar("Arguments")
 
-HELP = ("-h", "--help")
+HELP = frozenset({"-h", "--h", "-help", "--help"})
+LONGEST_PATH = 4095  # bytes, as Linux has it
 
 
 class Given(NamedTuple):
-    """One option as it was typed: its name without dashes, and its values."""
+    """One option as it was typed: the name of its field, such as `model.hidden_size`, or `help`; and its values."""
 
     name: str
     values: list[str]
+
+
+def read(cls: Any, arguments: Sequence[str]) -> list[Given]:
+    """Returns the options in `arguments`, each with the values that follow it.
+
+    `--name value`, `--name=value` and `--name value value` are understood, and
+    `--data.columns a,b` as well as `--data.columns a b`. What begins with one
+    dash is a value if it is a number or no letter follows.
+
+    Args:
+      cls: a dataclass; its fields are the options, nested ones joined by dots.
+      arguments: of the command line.
+
+    Raises:
+      UserError: an unknown option, a value before the first option, or one that can be no name of a file.
+    """
+    options, given = options_of(cls), []
+    for argument in arguments:
+        if argument in HELP:
+            given.append(Given("help", []))
+        elif _is_option(argument):
+            name, equals, value = argument.partition("=")
+            given.append(Given(_known(name, options), [value] if equals else []))
+        elif given:
+            given[-1].values.append(argument)
+        else:
+            raise UserError(_unexpected(argument))
+    return [_tidy(option, options[option.name]) if option.name in options else option for option in given]
 
 
 def parse(cls: type[Arguments], given: Sequence[Given], *, default: Arguments | None, prog: str) -> Arguments:
@@ -36,21 +68,21 @@ def parse(cls: type[Arguments], given: Sequence[Given], *, default: Arguments | 
 
     Args:
       cls: a dataclass; its fields are the options, nested ones joined by dots.
-      given: from `split`.
+      given: from `read`.
       default: what holds where nothing is given, and what the help shows; None
         for the defaults of the fields, where those without one must be given.
       prog: the command as the user types it, for the help.
 
     Raises:
-      UserError: an unknown option, one that is missing, or a value that does not fit.
+      UserError: an option is missing, or a value does not fit.
       SystemExit: with code 0, after the help was asked for and printed.
     """
-    options = options_of(cls)
-    spelled = {name.replace("_", "-"): name for name in options}
-    checked = [_check_name(option, spelled) for option in given]
-    if default is None:
-        _check_complete(cls, checked, prog)
-    tokens = [token for name, values in checked for token in (f"--{name}", *values)]
+    if any(option.name == "help" for option in given):
+        tokens = ["--help"]  # whatever else is there
+    else:
+        if default is None:
+            _check_complete(cls, given, prog)
+        tokens = [token for option in given for token in _tokens(option)]
     try:
         with _quiet():
             start = tyro.MISSING_NONPROP if default is None else default
@@ -58,36 +90,15 @@ def parse(cls: type[Arguments], given: Sequence[Given], *, default: Arguments | 
     except SystemExit as error:
         if error.code == 0:  # the help
             raise
-    for name, values in checked:
-        _check_values(name, options[spelled[name]], values)
-    raise UserError(f"These options make no sense to {prog}: {' '.join(tokens)}. See {prog} --help.")
-
-
-def split(arguments: Sequence[str]) -> list[Given]:
-    """Returns the options in `arguments`, each with the values that follow it.
-
-    `--name value`, `--name=value` and `--name value value` are understood, and
-    `--data.columns a,b` as well as `--data.columns a b`.
-
-    Raises:
-      UserError: something stands before the first option.
-    """
-    given: list[Given] = []
-    for argument in arguments:
-        if argument.startswith("--") or argument in HELP:
-            name, equals, value = argument.partition("=")
-            given.append(Given(name.lstrip("-"), [value] if equals else []))
-        elif given:
-            given[-1].values.append(argument)
-        else:
-            hint = " Did you mean --config?" if argument.endswith(".py") else ""
-            raise UserError(f"Unexpected argument {argument}; options are given as --name value.{hint}")
-    return [_split_commas(option) for option in given]
+    options = options_of(cls)
+    for option in given:
+        _check_values(option, options[option.name])
+    raise UserError(f"These options make no sense to {prog}: {shortened(' '.join(tokens))}. See {prog} --help.")
 
 
 def value_of(given: Sequence[Given], name: str) -> str | None:
     """Returns the last value given for option `name` (with underscores), or None."""
-    values = [option.values for option in given if option.name.replace("-", "_") == name]
+    values = [option.values for option in given if option.name == name]
     return values[-1][-1] if values and values[-1] else None
 
 
@@ -103,26 +114,84 @@ def options_of(cls: Any) -> dict[str, Any]:
     return options
 
 
-def _split_commas(option: Given) -> Given:
-    if option.name != "data.columns":
-        return option
-    return Given(option.name, [name for value in option.values for name in value.split(",")])
+def _is_option(argument: str) -> bool:
+    if argument.startswith("--"):
+        return True
+    with contextlib.suppress(ValueError):
+        float(argument)  # -1, and -inf too
+        return False
+    return argument.startswith("-") and argument[1:2].isalpha()
 
 
-def _check_name(option: Given, spelled: dict[str, str]) -> Given:
-    """Returns the option with its name in tyro's spelling, or refuses it naming the nearest."""
-    name = option.name.replace("_", "-")
-    if name in spelled or name in ("h", "help"):
-        return Given(name, option.values)
-    match = nearest(option.name, spelled.values() if "_" in option.name else spelled)
-    raise UserError(f"Unknown option --{option.name}. {f'Did you mean --{match}?' if match else 'See --help.'}")
+def _known(typed: str, options: Iterable[str]) -> str:
+    """Returns the field of an option as it was typed, or refuses it naming the nearest."""
+    name = typed.lstrip("-")
+    spelled = {option.replace("_", "-"): option for option in options}
+    field = spelled.get(name.replace("_", "-"))
+    if field and typed.startswith("--"):
+        return field
+    names = [*(spelled.values() if "_" in name else spelled), "help"]
+    match = _nearest_option(name, names)
+    raise UserError(f"Unknown option {shortened(typed)}. {f'Did you mean --{match}?' if match else 'See --help.'}")
+
+
+def _nearest_option(name: str, options: Sequence[str]) -> str | None:
+    """Returns the option nearest to `name`: to all of it, or to what follows its section."""
+    last = {option.rpartition(".")[2]: option for option in reversed(options)}
+    near = nearest(name, last)
+    if near and near.startswith(name):
+        return last[near]
+    return nearest(name, options) or (last[near] if near else None)
+
+
+def _unexpected(argument: str) -> str:
+    hint = " Did you mean --config?" if argument.endswith(".py") else ""
+    hint = " Did you mean --help?" if argument == "help" else hint
+    return f"Unexpected argument {shortened(argument)}; options are given as --name value.{hint}"
+
+
+def _tidy(option: Given, hint: Any) -> Given:
+    """Returns an option with its values as tyro spells them; refuses what can be no text and no name of a file."""
+    values, kinds = option.values, {hint, *get_args(hint)}
+    if option.name == "data.columns":
+        values = [name for value in values for name in value.split(",")]
+    for value in values:
+        flaw = _flaw_of_path(value) if Path in kinds else not_plain(value)
+        if flaw:
+            raise UserError(f"{_dashed(option.name)} {flaw}{value and f', got {shown(value)}'}.")
+    if bool in kinds:
+        values = [value.capitalize() if value.lower() in ("true", "false") else value for value in values]
+    if types.NoneType in kinds and int in kinds:
+        values = ["None" if value.lower() == "none" else value for value in values]
+    return Given(option.name, values)
+
+
+def _flaw_of_path(value: str) -> str:
+    """Returns what keeps text from being the name of a file or folder, or "" where nothing does."""
+    if not value:  # a shell's unset variable, which Path would take for the current folder
+        return "is empty; name a file or folder, or leave it out"
+    if flaw := not_plain(value):
+        return flaw
+    if max(len(os.fsencode(part)) for part in value.split("/")) > LONGEST_NAME:
+        return f"holds a name of more than {LONGEST_NAME} bytes"
+    return f"is longer than {LONGEST_PATH:,} bytes" if len(os.fsencode(value)) > LONGEST_PATH else ""
+
+
+def _tokens(option: Given) -> list[str]:
+    """Returns an option for tyro; a single value joined to it may begin with a dash."""
+    name = _dashed(option.name)
+    return [f"{name}={option.values[0]}"] if len(option.values) == 1 else [name, *option.values]
+
+
+def _dashed(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _check_complete(cls: Any, given: Sequence[Given], prog: str) -> None:
-    names = {option.name.replace("-", "_") for option in given}
-    required = [item.name for item in dataclasses.fields(cls) if _has_no_default(item)]
-    missing = [f"--{name.replace('_', '-')}" for name in required if name not in names]
-    if missing and not names & {"h", "help"}:
+    names = {option.name for option in given}
+    missing = [_dashed(item.name) for item in dataclasses.fields(cls) if _has_no_default(item)]
+    missing = [name for name in missing if name not in map(_dashed, names)]
+    if missing:
         raise UserError(f"{prog} needs {' and '.join(missing)}. See {prog} --help.")
 
 
@@ -130,16 +199,29 @@ def _has_no_default(item: dataclasses.Field) -> bool:
     return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
 
 
-def _check_values(name: str, hint: Any, values: list[str]) -> None:
+def _check_values(option: Given, hint: Any) -> None:
     """Refuses values that tyro cannot turn into `hint`; tried alone, so that the message names one option."""
     alone = dataclasses.make_dataclass("Alone", [("value", hint)])
     try:
         with _quiet():
-            tyro.cli(alone, args=["--value", *values], config=(tyro.conf.FlagConversionOff,))
+            tokens = _tokens(Given("value", option.values))
+            tyro.cli(alone, args=tokens, config=(tyro.conf.FlagConversionOff,))
     except SystemExit:
-        got = f"got {' '.join(values)}" if values else "and none was given"
-        choices = [str(choice) for choice in get_args(hint)] if get_origin(hint) is Literal else []
-        raise UserError(f"--{name} takes {describe(hint)}, {got}.{did_you_mean(' '.join(values), choices)}") from None
+        got = f"got {shortened(shlex.join(option.values))}" if option.values else "and none was given"
+        raise UserError(
+            f"{_dashed(option.name)} takes {describe(hint)}, {got}.{_instead(hint, ' '.join(option.values))}"
+        ) from None
+
+
+def _instead(hint: Any, value: str) -> str:
+    """Returns " Did you mean X?" for a choice misspelled, and for a whole number written as 1e3; else ""."""
+    if get_origin(hint) is Literal:
+        return did_you_mean(value, [str(choice) for choice in get_args(hint)])
+    if int in (hint, *get_args(hint)):
+        with contextlib.suppress(ValueError, OverflowError):
+            if float(value) == int(float(value)):
+                return f" Did you mean {int(float(value))}?"
+    return ""
 
 
 def describe(hint: Any) -> str:

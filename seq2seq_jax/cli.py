@@ -8,9 +8,10 @@ JAX takes seconds to import, so every command imports what it needs when it runs
 """
 
 import contextlib
-import errno
 import hashlib
+import itertools
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -20,24 +21,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import tyro
 
-from seq2seq_jax import text_files
-from seq2seq_jax.arguments import HELP, Given, parse, split, value_of
-from seq2seq_jax.cache import cache_dir
+from seq2seq_jax import __version__, console, text_files
+from seq2seq_jax.arguments import HELP, Given, parse, read, value_of
 from seq2seq_jax.config import BleuTokenizer, Config, DataConfig, DecodeConfig
-from seq2seq_jax.config_file import load_config
-from seq2seq_jax.errors import UserError, did_you_mean
+from seq2seq_jax.config_file import find_config, load_config
+from seq2seq_jax.errors import UserError, did_you_mean, shortened
 from seq2seq_jax.run_directory import read_config
+from seq2seq_jax.troubles import machine_trouble
 
 if TYPE_CHECKING:
     from seq2seq_jax.translator import Translator
 
-DEFAULT_CONFIG = Path("configs") / "default.py"
-KEPT = "What was saved before is kept; mend this and give the same command again."
-LESS_MEMORY = (
-    "What was saved before is kept: stop what else uses the device and give the same command again. Or use less:"
-    " train, in another --workdir, with a smaller data.batch_size (or data.batch_tokens) or a larger"
-    " train.accumulate_steps; translate with a smaller decode.batch_size."
-)
 INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 130, 141, 143  # as shells have it: 128 and the number of the signal
 EXIT_CODES = {"interrupted": INTERRUPTED, "terminated": TERMINATED}
 
@@ -47,7 +41,8 @@ class TrainArguments:
     """Trains a model, evaluates it and reports. The same command again resumes a run that was broken off."""
 
     config: Path | None = None
-    """File with get_config() -> Config; by default configs/default.py. The defaults below are those of this file."""
+    """File with get_config() -> Config, or its name in configs/; by default configs/default.py. The defaults below are
+    those of this file."""
     workdir: Path | None = None
     """Run directory; by default runs/ and the config's name."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
@@ -106,13 +101,13 @@ class ScoreArguments:
     """Targets, line by line."""
 
 
+@console.ready_streams()
 def main(arguments: Sequence[str] | None = None, *, repository: Path | None = None) -> int:
     """Runs one command and returns the exit code; whatever the user can mend is one message on standard error.
 
     Args:
       arguments: the command and its options; by default the process's own.
-      repository: where configs/default.py is looked for first; by default, and
-        next, it is the current directory.
+      repository: the folder whose configs/ are looked through first.
     """
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning  # ty: ignore[invalid-assignment] - any callable of these arguments will do
@@ -128,18 +123,19 @@ def _guarded(arguments: list[str], repository: Path | None) -> int:
     except UserError as error:
         return _complain(str(error))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _tell("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left for the exit to flush
         return OUTPUT_CLOSED
     except Exception as error:
-        message = _machine_trouble(error)
+        message = machine_trouble(error)
         if message is None:
             raise
         return _complain(message)
 
 
+@console.ready_streams()
 def run(arguments: Sequence[str] | None = None, *, repository: Path | None = None) -> NoReturn:
     """Entry point of the programs: `main`, and the end of the process."""
     code = main(arguments, repository=repository)
@@ -152,23 +148,47 @@ def run(arguments: Sequence[str] | None = None, *, repository: Path | None = Non
 
 
 def _dispatch(arguments: list[str], repository: Path | None) -> int:
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in HELP:
-        print(_overview())
-        return 0 if arguments else 2
+        return _show(_overview(), 0 if arguments else 2)
+    if "--version" in arguments:
+        return _show(f"seq2seq-jax {__version__}")
     name, *rest = arguments
     if name not in COMMANDS:
-        hint = did_you_mean(name, COMMANDS) or f" There are {', '.join(COMMANDS)}."
-        raise UserError(f"Unknown command {name}.{hint}")
+        hint = did_you_mean(name, [*COMMANDS, "help"]) or f" There are {', '.join(COMMANDS)}."
+        raise UserError(f"Unknown command {shortened(name)}.{hint}")
+    asks_help = not HELP.isdisjoint(rest)
+    if asks_help:
+        console.check_output()
     try:
-        return COMMANDS[name].run(split(rest), repository)
-    except SystemExit as error:  # tyro's, after printing the help
-        return int(error.code or 0)
+        return _obey(COMMANDS[name], rest, repository)
+    except UserError:
+        if not asks_help:
+            raise
+        return _obey(COMMANDS[name], ["--help"], repository)  # whatever is wrong beside it
+
+
+def _obey(command: "Command", arguments: list[str], repository: Path | None) -> int:
+    try:
+        return command.run(read(command.arguments, arguments), repository)
+    except SystemExit as error:
+        if error.code:
+            raise
+        return 0  # tyro's, after printing the help
+
+
+def _show(text: str, code: int = 0) -> int:
+    """Prints what was asked for, and returns the exit code."""
+    console.check_output()
+    print(text)
+    return code
 
 
 def _overview() -> str:
     """Returns the help without a command."""
     program = _program()
-    lines = [f"usage: {program} COMMAND [--help] [OPTIONS]", ""]
+    lines = [f"usage: {program} COMMAND [--help] [OPTIONS]", f"       {program} --version", ""]
     lines += [f"  {name:<10} {_summary(command.arguments)}" for name, command in COMMANDS.items()]
     return "\n".join([*lines, "", f"{program} COMMAND --help lists the options of a command."])
 
@@ -179,7 +199,8 @@ def _summary(cls: type) -> str:
 
 
 def _program() -> str:
-    return "python -m seq2seq_jax" if Path(sys.argv[0]).name == "__main__.py" else Path(sys.argv[0]).name
+    name = Path(sys.argv[0]).name
+    return "python -m seq2seq_jax" if name == "__main__.py" else shlex.quote(name)
 
 
 def _train(given: Sequence[Given], repository: Path | None) -> int:
@@ -191,6 +212,7 @@ def _train(given: Sequence[Given], repository: Path | None) -> int:
 
 
 def _plan(given: Sequence[Given], repository: Path | None) -> int:
+    console.check_output()
     settings, _ = _experiment("plan", PlanArguments, given, repository)
     _configure_jax()
     from seq2seq_jax.training.planning import plan
@@ -203,18 +225,14 @@ def _experiment(
     command: str, cls: type[TrainArguments], given: Sequence[Given], repository: Path | None
 ) -> tuple[Config, Path]:
     """The settings of the config file with the command line's in their place, and the run directory."""
-    if value_of(given, "workdir") == "":  # a shell's unset variable, which Path would take for the current folder
-        raise UserError("--workdir is empty; name a folder, or leave it out.")
-    path = _config_path(value_of(given, "config"), repository)
-    default = cls(path, settings=load_config(path) if path else Config())
+    path = find_config(value_of(given, "config"), repository)
+    default = cls(path, settings=load_config(path))
     program = _program()
     program = f"python {program}" if program.endswith(".py") else f"{program} {command}"
     arguments = parse(cls, given, default=default, prog=program)
-    if path is None:
-        raise UserError(f"There is no {DEFAULT_CONFIG} here; name a file with --config FILE.")
     settings, workdir = arguments.settings, arguments.workdir or Path("runs") / path.stem
     if settings.published == default.settings.published and _is_another_task(settings.data, default.settings.data):
-        settings = replace(settings, published=None)  # nobody published anything about it
+        settings = replace(settings, published="")  # nobody published anything about it
     return settings, workdir
 
 
@@ -251,8 +269,20 @@ def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
 
 def _translate(given: Sequence[Given], repository: Path | None) -> int:
     arguments = _parse_for_run("translate", TranslateArguments, given)
-    if arguments.input:
-        text_files.check_exists(arguments.input)
+    if arguments.input is None and arguments.output is None and console.is_terminal(sys.stdin):
+        _prompt(_translation(arguments))
+        return 0
+    with text_files.open_input(arguments.input) as source, text_files.open_output(arguments.output) as target:
+        text_files.check_apart(source, target, arguments.output)
+        translate = _translation(arguments)
+        for lines in text_files.chunks(source, str(arguments.input or "standard input")):
+            target.write("".join(f"{text}\n" for text in translate(lines)).encode())
+            target.flush()
+    return 0
+
+
+def _translation(arguments: TranslateArguments) -> Callable[[Sequence[str]], list[str]]:
+    """What the model of a run makes of lines."""
     model = _load(arguments.workdir, arguments.decode)
     from seq2seq_jax.data.progress import progress_bar
 
@@ -260,17 +290,11 @@ def _translate(given: Sequence[Given], repository: Path | None) -> int:
         with progress_bar() as progress:
             return [hypothesis.text for hypothesis in model.translate(lines, progress=progress)]
 
-    if arguments.input is None and arguments.output is None and sys.stdin.isatty():
-        _prompt(translate)
-    else:
-        with text_files.open_input(arguments.input) as source, text_files.open_output(arguments.output) as target:
-            for lines in text_files.chunks(source, str(arguments.input or "standard input")):
-                target.write("".join(f"{text}\n" for text in translate(lines)).encode())
-                target.flush()
-    return 0
+    return translate
 
 
 def _score(given: Sequence[Given], repository: Path | None) -> int:
+    console.check_output()
     arguments = _parse_for_run("score", ScoreArguments, given)
     sources, targets = _read_pairs(arguments.source_file, arguments.target_file)
     for log_prob in _load(arguments.workdir).score(sources, targets):
@@ -305,21 +329,12 @@ COMMANDS = {
 
 
 def _configure_jax() -> None:
-    """Lets programs run in this thread, and JAX keep them in the cache folder for a quicker start the next time.
-
-    Programs for a CPU use whatever instructions it has: each kind of CPU that
-    shares the folder has its own.
-    """
-    import jax
-
+    """Lets programs run in this thread, and JAX keep them for a quicker start the next time."""
+    from seq2seq_jax.compiled import keep_compiled_programs
     from seq2seq_jax.cpu import run_in_calling_thread
 
     run_in_calling_thread()
-    with contextlib.suppress(OSError):
-        flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "flags" in line), "")
-        folder = cache_dir() / "compiled" / hashlib.sha256(flags.encode()).hexdigest()[:16]
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many trifles add up
+    keep_compiled_programs()
 
 
 def _is_another_task(data: DataConfig, configured: DataConfig) -> bool:
@@ -329,14 +344,6 @@ def _is_another_task(data: DataConfig, configured: DataConfig) -> bool:
     return any(getattr(data, name) != getattr(configured, name) for name in fields) or not (
         folders or data.corpus == configured.corpus
     )
-
-
-def _config_path(named: str | None, repository: Path | None) -> Path | None:
-    """Returns the config file: the one named, or the default one where it is, or None."""
-    if named is not None:
-        return Path(named)
-    folders = [repository] if repository else []
-    return next((path for folder in [*folders, Path()] if (path := folder / DEFAULT_CONFIG).exists()), None)
 
 
 def _parse_for_run(command: str, cls: type, given: Sequence[Given]) -> Any:
@@ -368,15 +375,25 @@ def _name_of_files(source: Path, target: Path) -> str:
 
 
 def _prompt(translate: Callable[[Sequence[str]], list[str]]) -> None:
-    """Translates what is typed, line by line, until the end of input."""
+    """Translates what is typed, line by line, until the end of input. The answers are UTF-8 if they go to a file."""
     print("A sentence a line; Ctrl-D ends.", file=sys.stderr)
-    while True:
-        try:
-            line = input("> " if sys.stdout.isatty() else "")
-        except EOFError:
-            print(file=sys.stderr)
-            return
-        print(*translate([line]), flush=True)
+    watched = console.is_terminal(sys.stdout)
+    with text_files.open_output(None) as file:
+        for number in itertools.count(1):
+            try:
+                line = console.typed(input("> " if watched else ""))
+            except EOFError:
+                print(file=sys.stderr)
+                return
+            except UnicodeDecodeError as error:
+                _complain(str(text_files.not_utf8("standard input", number, error)))
+                continue
+            [answer] = translate([line])
+            if watched:
+                print(answer, flush=True)
+            else:
+                file.write(f"{answer}\n".encode())
+                file.flush()
 
 
 def _table(scores: Mapping[str, Any]) -> str:
@@ -392,28 +409,15 @@ def _table(scores: Mapping[str, Any]) -> str:
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """Tells a warning without the line of code that Python would add."""
-    print(f"warning: {message}", file=sys.stderr)
+    _tell(f"warning: {message}")
 
 
 def _complain(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    _tell(f"error: {message}")
     return 2
 
 
-def _machine_trouble(error: BaseException | None) -> str | None:
-    """Returns a message where the machine is at fault (full disk, permissions, memory), or None: then it is a bug.
-
-    Libraries wrap what the system said in errors of their own, so the causes are
-    searched too; TensorStore and XLA keep nothing of it but the words.
-    """
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in codes:
-            return f"{error.strerror}: {error.filename or 'while writing'}. {KEPT}"
-        if "No space left on device" in str(error):
-            return f"No space left on device: {error}. {KEPT}"
-        if isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED"):
-            words = str(error).partition("\n")[0].rstrip(".")  # XLA goes on to list every array that it holds
-            return f"Out of memory{words and f' ({words})'}. {LESS_MEMORY}"
-        error = error.__cause__ or error.__context__
-    return None
+def _tell(line: str) -> None:
+    """Prints a line on standard error; where nobody can read it, the exit code still tells."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr)

@@ -8,9 +8,27 @@ refused here, before anything else happens, with `UserError`.
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from seq2seq_jax.errors import UserError, did_you_mean
+from seq2seq_jax.errors import UserError, did_you_mean, not_plain, shortened, shown
+
+
+class Bounds(NamedTuple):
+    """The least and the largest value that a number may have; every field that holds a number states them."""
+
+    least: float
+    largest: float
+
+
+SIZE = Bounds(1, 65_536)
+POSITIONS = Bounds(2, 1_000_000)
+COUNT = Bounds(1, 1_000_000_000)  # below 2 ** 31, what an int32 on a device counts to
+COUNT_OR_NONE = Bounds(0, COUNT.largest)
+SHARE = Bounds(0, 0.999_999)  # in float32 nearer ones are 1
+SEED = Bounds(0, 2**32 - 1)  # JAX drops the bits above
+MOST_HYPOTHESES = 1_000_000
+MAY_BE_EMPTY = "may be empty"
+"""Marks text that may be empty; any other text says something."""
 
 Attention = Literal["none", "dot", "general", "additive"]
 Ties = Literal["none", "source_target", "target_output", "all"]
@@ -23,12 +41,12 @@ class ModelConfig:
 
     cell: Literal["lstm"] = "lstm"
     """Recurrent cell of encoder and decoder."""
-    hidden_size: int = 512
+    hidden_size: Annotated[int, SIZE] = 512
     """Features of one encoder output and of the decoder's state. A bidirectional encoder gives half of them to each
     direction."""
-    embed_size: int = 256
+    embed_size: Annotated[int, SIZE] = 256
     """Features of a token's embedding, source and target."""
-    num_layers: int = 1
+    num_layers: Annotated[int, Bounds(1, 32)] = 1
     """Recurrent layers in the encoder, and as many in the decoder."""
     bidirectional: bool = True
     """Read the source in both directions in every encoder layer."""
@@ -39,25 +57,22 @@ class ModelConfig:
     """Feed the attentional vector to the decoder's next step (Luong et al. 2015, section 3.3)."""
     bridge: Literal["copy", "dense", "zero"] = "copy"
     """Decoder's first state: the encoder's last one as it is, through a tanh layer, or zeros."""
-    dropout_rate: float = 0.2
+    dropout_rate: Annotated[float, SHARE] = 0.2
     """Share of features dropped at the embeddings, between layers and at the output, in training only."""
     tied_embeddings: Ties = "none"
     """Tables that are one and the same: source and target, target and output layer, or all three."""
     initializer: Literal["uniform", "orthogonal"] = "uniform"
     """uniform: every weight from ±init_scale. orthogonal: recurrent matrices orthogonal per gate, the others
     Glorot uniform, embeddings normal."""
-    init_scale: float = 0.1
+    init_scale: Annotated[float, Bounds(1e-6, 100)] = 0.1
     """Bound of the uniform initialiser."""
-    forget_bias: float = 0.0
+    forget_bias: Annotated[float, Bounds(-100, 100)] = 0.0
     """First value of the forget gate's bias; 1 after Jozefowicz et al. 2015."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of products and activations. Parameters, cell state and losses stay float32."""
 
     def __post_init__(self) -> None:
-        _check_types("model", self)
-        _at_least("model", self, 1, "hidden_size", "embed_size", "num_layers")
-        _in_range("model.dropout_rate", self.dropout_rate, 0.0, 1.0)
-        _positive("model", self, "init_scale")
+        _check("model.", self)
         if self.bidirectional and self.hidden_size % 2:
             raise UserError(
                 f"model.hidden_size {self.hidden_size} is odd, and a bidirectional encoder gives half of it to each"
@@ -96,34 +111,28 @@ class DataConfig:
     """Lowercase both sides before anything else. BLEU, chrF and exact match then compare with lowercased references."""
     vocabulary: Literal["unigram", "bpe", "characters", "words"] = "unigram"
     """unigram and bpe are SentencePiece models; words splits at blanks."""
-    vocab_size: int = 8000
+    vocab_size: Annotated[int, Bounds(5, 1_000_000)] = 8000
     """Largest number of entries, special symbols included (of each side unless joint_vocabulary)."""
     joint_vocabulary: bool = True
     """One vocabulary for both sides."""
-    min_frequency: int = 1
+    min_frequency: Annotated[int, COUNT] = 1
     """Words and characters seen less often in train become unknown."""
-    max_length: int = 100
+    max_length: Annotated[int, POSITIONS] = 100
     """Longest training sequence in tokens, end mark included; longer pairs are left out and counted."""
-    batch_size: int | None = 64
+    batch_size: Annotated[int | None, Bounds(1, 1_000_000)] = 64
     """Sentences per step over all devices; None when batch_tokens is set."""
-    batch_tokens: int | None = None
+    batch_tokens: Annotated[int | None, Bounds(1, 100_000_000)] = None
     """Target positions per step over all devices, padding included, instead of batch_size."""
-    num_shapes: int = 8
+    num_shapes: Annotated[int, Bounds(1, 256)] = 8
     """Batch shapes compiled; more shapes pad less."""
 
     def __post_init__(self) -> None:
-        _check_types("data", self)
-        _at_least("data", self, 1, "min_frequency", "num_shapes")
-        _at_least("data", self, 2, "max_length")
-        _at_least("data", self, 5, "vocab_size")
+        _check("data.", self)
         if (self.batch_size is None) == (self.batch_tokens is None):
             raise UserError(
                 f"Set exactly one of data.batch_size ({self.batch_size}) and data.batch_tokens ({self.batch_tokens});"
                 " give the other the value None."
             )
-        for name in ("batch_size", "batch_tokens"):
-            if getattr(self, name) is not None:
-                _at_least("data", self, 1, name)
         if (self.validation_files or self.test_files) and not self.train_files:
             raise UserError("data.validation_files and data.test_files go with data.train_files, which is not set.")
 
@@ -134,36 +143,30 @@ class OptimizerConfig:
 
     name: Literal["adam", "adamw", "sgd", "adafactor"] = "adam"
     """Update rule (Optax)."""
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, Bounds(1e-12, 1_000)] = 1e-3
     """Peak learning rate."""
     schedule: Literal["constant", "inverse_sqrt", "cosine", "plateau"] = "constant"
     """After warm-up: constant; falling with the inverse square root of the step; a
     half cosine to zero at train.num_steps; multiplied by plateau_factor when validation stops improving."""
-    warmup_steps: int = 0
+    warmup_steps: Annotated[int, COUNT_OR_NONE] = 0
     """Steps of linear rise from zero to learning_rate."""
-    plateau_factor: float = 0.5
+    plateau_factor: Annotated[float, Bounds(0.001, 0.999)] = 0.5
     """What the plateau schedule multiplies the learning rate by."""
-    plateau_patience: int = 1
+    plateau_patience: Annotated[int, COUNT] = 1
     """Evaluations without improvement before the plateau schedule acts."""
-    clip_norm: float = 5.0
+    clip_norm: Annotated[float, Bounds(0, 1_000_000_000)] = 5.0
     """Largest global gradient norm; 0 for no clipping."""
-    momentum: float = 0.0
+    momentum: Annotated[float, SHARE] = 0.0
     """Momentum of sgd."""
-    beta1: float = 0.9
+    beta1: Annotated[float, SHARE] = 0.9
     """Decay of Adam's first moment."""
-    beta2: float = 0.999
+    beta2: Annotated[float, SHARE] = 0.999
     """Decay of Adam's second moment."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Bounds(0, 100)] = 0.0
     """Decoupled weight decay of adamw, for matrices only."""
 
     def __post_init__(self) -> None:
-        _check_types("optimizer", self)
-        _positive("optimizer", self, "learning_rate")
-        _at_least("optimizer", self, 0, "warmup_steps", "clip_norm", "weight_decay")
-        _at_least("optimizer", self, 1, "plateau_patience")
-        _in_range("optimizer.plateau_factor", self.plateau_factor, 0.0, 1.0)
-        for name in ("momentum", "beta1", "beta2"):
-            _in_range(f"optimizer.{name}", getattr(self, name), 0.0, 1.0)
+        _check("optimizer.", self)
         if self.weight_decay and self.name != "adamw":
             raise UserError(
                 f"optimizer.weight_decay {self.weight_decay} acts in adamw only, and optimizer.name is {self.name}."
@@ -174,40 +177,36 @@ class OptimizerConfig:
 class TrainConfig:
     """Length of the run and what happens along it. Intervals are in steps."""
 
-    num_steps: int = 10_000
+    num_steps: Annotated[int, COUNT] = 10_000
     """Updates in all."""
-    evaluate_every: int = 1_000
+    evaluate_every: Annotated[int, COUNT] = 1_000
     """Steps between validations."""
-    checkpoint_every: int = 1_000
+    checkpoint_every: Annotated[int, COUNT] = 1_000
     """Steps between checkpoints; the last state is always saved."""
-    log_every: int = 50
+    log_every: Annotated[int, COUNT] = 50
     """Steps between rows of metrics.jsonl."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Of initial values, data order and dropout."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, SHARE] = 0.0
     """Share of probability spread evenly over the vocabulary (Szegedy et al. 2016)."""
-    accumulate_steps: int = 1
+    accumulate_steps: Annotated[int, Bounds(1, 1_000_000)] = 1
     """Parts a batch is cut into, one after another, to save memory."""
-    rematerialize_every: int = 0
+    rematerialize_every: Annotated[int, COUNT_OR_NONE] = 0
     """For long sequences: keep only the states at every so many positions and compute what lies between them again in
     the backward pass. A few hundred at most; 0 keeps everything."""
     best_metric: Literal["loss", "bleu", "chrf", "exact_match"] = "loss"
     """Validation metric by which the best checkpoint is kept, the plateau schedule acts and training stops early."""
-    early_stopping: int = 0
+    early_stopping: Annotated[int, COUNT_OR_NONE] = 0
     """Stop after so many evaluations without improvement; 0 for never."""
-    decode_sentences: int = 1_000
+    decode_sentences: Annotated[int, COUNT_OR_NONE] = 1_000
     """Validation sentences decoded greedily at each evaluation; 0 for none."""
-    num_samples: int = 3
+    num_samples: Annotated[int, COUNT_OR_NONE] = 3
     """Decoded sentences shown at each evaluation."""
-    max_nonfinite_steps: int = 20
+    max_nonfinite_steps: Annotated[int, COUNT] = 20
     """Stop after so many non-finite gradients in a row."""
 
     def __post_init__(self) -> None:
-        _check_types("train", self)
-        _at_least("train", self, 1, "num_steps", "evaluate_every", "checkpoint_every", "log_every")
-        _at_least("train", self, 1, "accumulate_steps", "max_nonfinite_steps")
-        _at_least("train", self, 0, "seed", "early_stopping", "decode_sentences", "num_samples", "rematerialize_every")
-        _in_range("train.label_smoothing", self.label_smoothing, 0.0, 1.0)
+        _check("train.", self)
         if self.best_metric != "loss" and not self.decode_sentences:
             raise UserError(
                 f"train.best_metric {self.best_metric} needs decoded sentences, and train.decode_sentences is 0."
@@ -218,33 +217,33 @@ class TrainConfig:
 class DecodeConfig:
     """Search at test time."""
 
-    beam_size: int = 5
+    beam_size: Annotated[int, Bounds(1, 1_000)] = 5
     """Hypotheses kept per sentence; 1 is greedy search."""
-    length_penalty: float = 1.0
+    length_penalty: Annotated[float, Bounds(0, 10)] = 1.0
     """Exponent alpha of Wu et al. 2016, section 7; 0 compares plain log-probabilities."""
-    max_length_ratio: float = 2.0
+    max_length_ratio: Annotated[float, Bounds(0.01, 1_000)] = 2.0
     """Longest output: this many times the source's tokens, and ten more."""
-    batch_size: int = 32
+    batch_size: Annotated[int, Bounds(1, 100_000)] = 32
     """Sentences decoded at once."""
 
     def __post_init__(self) -> None:
-        _check_types("decode", self)
-        _at_least("decode", self, 1, "beam_size", "batch_size")
-        _at_least("decode", self, 0, "length_penalty")
-        _positive("decode", self, "max_length_ratio")
+        _check("decode.", self)
+        if self.batch_size * self.beam_size > MOST_HYPOTHESES:
+            raise UserError(
+                f"decode.batch_size {self.batch_size} times decode.beam_size {self.beam_size} is more than"
+                f" {MOST_HYPOTHESES:,} hypotheses at once; use decode.batch_size {MOST_HYPOTHESES // self.beam_size}."
+            )
 
 
 @dataclass(frozen=True)
 class MeshConfig:
     """Devices."""
 
-    data: int | None = None
+    data: Annotated[int | None, SIZE] = None
     """Devices that share each batch; by default all local ones."""
 
     def __post_init__(self) -> None:
-        _check_types("mesh", self)
-        if self.data is not None:
-            _at_least("mesh", self, 1, "data")
+        _check("mesh.", self)
 
 
 @dataclass(frozen=True)
@@ -262,10 +261,11 @@ class Config:
     char, ja-mecab or ko-mecab for others. The last two are extras: pip install 'sacrebleu[ja]' or 'sacrebleu[ko]'."""
     moses_language: str | None = None
     """Language of the target (en, de, ...), to report BLEU by the protocol of the WMT multimodal task too."""
-    published: str = ""
+    published: Annotated[str, MAY_BE_EMPTY] = ""
     """Published result of the same experiment, printed beside the final score."""
 
     def __post_init__(self) -> None:
+        _check("", self)
         if self.model.tied_embeddings in ("source_target", "all") and not self.data.joint_vocabulary:
             raise UserError(
                 f"model.tied_embeddings {self.model.tied_embeddings} shares the source table with the target,"
@@ -292,8 +292,10 @@ def from_json(text: str) -> Config:
     """
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError: not JSON, or a number of thousands of digits
         raise UserError(f"not a configuration: {error}") from error
+    if isinstance(values, dict) and values.get("published", "") is None:
+        values["published"] = ""  # as runs have it whose task was not the published one, of before null was refused
     return _build(Config, values, "")
 
 
@@ -317,13 +319,16 @@ def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def _build(cls: Any, values: Any, prefix: str) -> Any:
     if not isinstance(values, dict):
-        raise UserError(f"not a configuration: {prefix.rstrip('.') or 'it'} must be a group of fields, got {values!r}")
+        raise UserError(
+            f"not a configuration: {prefix.rstrip('.') or 'it'} must be a group of fields, got {shown(values)}"
+        )
     hints = get_type_hints(cls)
     arguments = {}
     for name, value in values.items():
         if name not in hints:
             raise UserError(
-                f"Unknown config field {prefix}{name}.{did_you_mean(prefix + name, [prefix + hint for hint in hints])}"
+                f"Unknown config field {shortened(prefix + name)}."
+                f"{did_you_mean(prefix + name, [prefix + hint for hint in hints])}"
             )
         if dataclasses.is_dataclass(hints[name]):
             value = _build(hints[name], value, f"{prefix}{name}.")
@@ -333,21 +338,41 @@ def _build(cls: Any, values: Any, prefix: str) -> Any:
     return cls(**arguments)
 
 
-def _check_types(section: str, config: Any) -> None:
-    """Refuses a value of the wrong type: a config file is Python, so nothing else does."""
-    for name, hint in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if not _fits(value, hint):
-            choices = [str(choice) for choice in get_args(hint)] if get_origin(hint) is Literal else []
-            expected = f"one of {', '.join(choices)}" if choices else str(getattr(hint, "__name__", hint))
-            hint_text = did_you_mean(str(value), choices) if choices else ""
-            raise UserError(f"{section}.{name} must be {expected}, got {value!r}.{hint_text}")
+def _check(prefix: str, config: Any) -> None:
+    """Refuses a value of the wrong type or beyond its bounds: a config file is Python, so nothing else does.
+
+    Args:
+      prefix: of the names of the fields, such as "model.".
+      config: one of the dataclasses above.
+    """
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        value, field_name = getattr(config, name), prefix + name
+        kind, *notes = get_args(hint) if get_origin(hint) is Annotated else [hint]
+        if not _fits(value, kind):
+            raise UserError(_unfit(field_name, value, kind))
+        for bounds in notes:
+            if isinstance(bounds, Bounds) and value is not None and not bounds.least <= value <= bounds.largest:
+                least, largest = (f"{bound:,}" if isinstance(bound, int) else f"{bound:g}" for bound in bounds)
+                raise UserError(f"{field_name} must be from {least} to {largest}, got {shown(value)}.")
+        if MAY_BE_EMPTY not in notes and (value == "" or (isinstance(value, tuple) and "" in value)):
+            raise UserError(f"{field_name} holds an empty name, got {shown(value)}; give one, or leave it out.")
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and (flaw := not_plain(text)):
+                raise UserError(f"{field_name} {flaw}, got {shown(text)}.")
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    origin, arguments = get_origin(hint), get_args(hint)
+def _unfit(name: str, value: object, kind: Any) -> str:
+    """Returns what to say of a value of the wrong type."""
+    choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
+    expected = f"one of {', '.join(choices)}" if choices else str(getattr(kind, "__name__", kind))
+    hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+    return f"{name} must be {expected}, got {shown(value)}.{hint}"
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
-        return value in arguments
+        return isinstance(value, str) and value in arguments
     if origin is tuple:
         if not isinstance(value, tuple):
             return False
@@ -356,25 +381,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return len(value) == len(arguments) and all(map(_fits, value, arguments))
     if arguments:  # a union
         return any(_fits(value, argument) for argument in arguments)
-    if hint is float:
+    if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
+    if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _at_least(section: str, config: Any, bound: int, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) >= bound:
-            raise UserError(f"{section}.{name} must be at least {bound}, got {getattr(config, name)}.")
-
-
-def _positive(section: str, config: Any, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise UserError(f"{section}.{name} must be positive, got {getattr(config, name)}.")
-
-
-def _in_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value < high:
-        raise UserError(f"{name} must be in [{low:g}, {high:g}), got {value}.")
+    return isinstance(value, kind)

@@ -1,4 +1,4 @@
-"""Configurations from files of Python: `get_config() -> Config`; what is wrong in one, told with its line."""
+"""Config files, Python with `get_config() -> Config`: where they are, and what is wrong in one, told with its line."""
 
 import dataclasses
 import re
@@ -7,7 +7,30 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from seq2seq_jax.config import Config
-from seq2seq_jax.errors import UserError, did_you_mean, nearest
+from seq2seq_jax.errors import UserError, did_you_mean, nearest, shortened, shown
+
+CONFIGS = "configs"
+"""Folder of config files: in the current one, in a checkout, and in the installed package."""
+
+
+def find_config(named: str | None, repository: Path | None = None) -> Path:
+    """Returns the config file of that name, or the default one; where there is none, the path that was asked for.
+
+    A file is named by its path, or by what it is called in a folder `configs/`:
+    `default`, `default.py` and `configs/default.py` are one.
+
+    Args:
+      named: a path or a name.
+      repository: whose `configs/` is looked through first. Next come that of the
+        current folder and the one that comes with the package.
+    """
+    path = Path(CONFIGS) / "default.py" if named is None else Path(named)
+    if named is not None and path.exists():
+        return path
+    name = path.relative_to(CONFIGS) if path.parts[:1] == (CONFIGS,) else path
+    folders = [*([repository / CONFIGS] if repository else []), *_folders()]
+    files = [folder / name.with_suffix(".py") for folder in folders if len(name.parts) == 1]
+    return next((file for file in files if file.is_file()), path)
 
 
 def load_config(path: Path) -> Config:
@@ -15,20 +38,23 @@ def load_config(path: Path) -> Config:
 
     Raises:
       UserError: there is no such file (the nearest one is named), it is not
-        Python, has no `get_config`, raises, or returns something else.
+        Python, has no `get_config`, raises or ends the program, or returns
+        something else.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; --config names one file in it.")
+    if not path.is_file():
+        if path.exists():
+            raise UserError(f"{path} is not a file; a config file is Python.")  # a device or pipe might never end
+        raise UserError(f"There is no config file {path}.{_nearest_file(path)}")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"There is no config file {path}.{_nearest_file(path)}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; --config names one file in it.") from None
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); a config file is Python.") from None
     names: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     config = _run(path, text, names)
     if not isinstance(config, Config):
-        raise UserError(f"{path}: get_config() must return a seq2seq_jax.config.Config, got {config!r}.")
+        raise UserError(f"{path}: get_config() must return a seq2seq_jax.config.Config, got {shown(config)}.")
     return config
 
 
@@ -41,19 +67,34 @@ def _run(path: Path, text: str, names: dict[str, Any]) -> object:
             raise UserError(f"there is no function get_config() -> Config in it.{hint}")
         return names["get_config"]()
     except SyntaxError as error:
-        raise UserError(f"{error.filename or path}, line {error.lineno}: {error.msg}.") from None
-    except Exception as error:
+        line = f", line {error.lineno}" if error.lineno else ""
+        raise UserError(f"{error.filename or path}{line}: {error.msg}.") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too: a config file does not end the program
         raise UserError(f"{path}{_line(error, path)}: {_explain(error)}") from error
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: BaseException) -> str:
     """Returns a message for what a config file raised."""
     if isinstance(error, UserError):
         return str(error)
-    keyword = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if isinstance(error, SystemExit):
+        said = "" if error.code in (None, 0) else f": {_text(error.code)}"
+        return f"it ends the program instead of returning a Config{said}"
+    words = _text(error)
+    keyword = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", words)
     if keyword and keyword[1] in _sections():
         return _unknown_field(keyword[1], keyword[2])
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {words}"
+
+
+def _text(value: object) -> str:
+    """Returns a value as text, whatever it does when asked."""
+    try:
+        return shortened(str(value))
+    except Exception:
+        return shown(value)
 
 
 def _unknown_field(cls: str, name: str) -> str:
@@ -74,19 +115,26 @@ def _sections() -> dict[str, tuple[str, list[str]]]:
     return {cls.__name__: (prefix, list(get_type_hints(cls))) for prefix, cls in classes.items()}
 
 
-def _line(error: Exception, path: Path) -> str:
+def _line(error: BaseException, path: Path) -> str:
     """Returns ", line N" for the innermost line of the file itself, or "" where it took no part."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     return f", line {lines[-1]}" if lines else ""
 
 
-def _renamed(functions: list[str]) -> str:
-    return did_you_mean("get_config", functions) or " It must define get_config() -> Config."
+def _folders() -> list[Path]:
+    """Returns the folders of config files that are looked through whatever is asked for."""
+    package = Path(__file__).resolve().parent
+    installed, checkout = package / CONFIGS, package.parent / CONFIGS
+    return [Path(CONFIGS), installed if installed.is_dir() else checkout]
 
 
 def _nearest_file(path: Path) -> str:
-    """Returns a suggestion among the config files of the folder asked for, and of ./configs."""
-    files = [file for folder in (Path("configs"), path.parent) for file in sorted(folder.glob("*.py"))]
+    """Returns a suggestion among the config files of the folder asked for, and of those that are always looked through.
+
+    The nearer to the front of these folders, the sooner a name counts.
+    """
+    folders = [path.parent, *_folders()]
+    files = [file for folder in reversed(folders) for file in sorted(folder.glob("*.py"))]
     by_stem = {file.stem: file for file in files if _has_config(file)}
     match = nearest(path.stem, by_stem)
     if match:
@@ -95,4 +143,7 @@ def _nearest_file(path: Path) -> str:
 
 
 def _has_config(file: Path) -> bool:
-    return file.is_file() and "def get_config(" in file.read_text(errors="replace")
+    try:
+        return file.is_file() and "def get_config(" in file.read_text(errors="replace")
+    except OSError:  # not ours to read
+        return False

@@ -27,6 +27,8 @@ def read_config(workdir: Path) -> Config:
         near = nearest(workdir.name, [run.parent.name for run in sorted(workdir.parent.glob("*/config.json"))])
         hint = f" Did you mean {workdir.parent / near}?" if near else ""
         raise UserError(f"{workdir} is not a run directory: there is no {path}.{hint}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; it must be the file that training wrote.") from None
     except (UserError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {error}") from None
 

@@ -7,14 +7,20 @@ import codecs
 import contextlib
 import gzip
 import os
+import re
+import stat
 import sys
 import zlib
 from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast, runtime_checkable
 
+from seq2seq_jax import console
+from seq2seq_jax.cache import whole_file
 from seq2seq_jax.errors import UserError, did_you_mean
 
+_OPEN_ALREADY = re.compile(r"/(?:dev|proc/self)/fd/([0-9]{1,9})")
 CHUNK = 1 << 17  # bytes: some 1,500 sentences, enough to batch by length, few enough to answer in seconds
 
 
@@ -24,15 +30,18 @@ class Readable(Protocol):
 
     def read1(self, size: int, /) -> bytes: ...
 
+    def fileno(self) -> int: ...
+
 
 @contextlib.contextmanager
 def open_input(path: Path | None) -> Generator[Readable]:
     """Opens a file for `chunks`; None is standard input.
 
     Raises:
-      UserError: there is no such file; the nearest name in its folder is told.
+      UserError: there is no such file (the nearest name in its folder is told), or standard input is closed.
     """
     if path is None:
+        console.check_input()
         yield cast(Readable, sys.stdin.buffer)
         return
     check_exists(path)
@@ -54,30 +63,59 @@ def open_output(path: Path | None) -> Generator[BinaryIO]:
     """Opens a file that appears whole when the block ends well, and not at all otherwise; None is standard output.
 
     Raises:
-      UserError: its folder does not exist, or it is a folder itself.
+      UserError: it cannot be written, or standard output is closed.
     """
-    if path is None:
-        sys.stdout.flush()
-        # Not sys.stdout.buffer: under PYTHONUNBUFFERED that one may write a part and say nothing.
-        with open(sys.stdout.fileno(), "wb", closefd=False) as file:
-            yield file
-        return
-    path = path.resolve()  # a link stays a link
+    with contextlib.ExitStack() as stack:
+        if path is None:
+            yield stack.enter_context(_standard_output())
+            return
+        try:
+            file = stack.enter_context(_open_to_write(path))
+        except OSError as error:
+            raise UserError(f"Cannot write {path}: {error.strerror}.") from error
+        yield file
+
+
+def _standard_output() -> AbstractContextManager[BinaryIO]:
+    console.check_output()
+    sys.stdout.flush()
+    # Not sys.stdout.buffer: under PYTHONUNBUFFERED that one may write a part and say nothing.
+    return open(sys.stdout.fileno(), "wb", closefd=False)
+
+
+def _open_to_write(path: Path) -> AbstractContextManager[BinaryIO]:
+    number = _descriptor(path)
+    if number is not None:
+        return _standard_output() if number == 1 else open(number, "wb", closefd=False)
     if path.is_dir():
         raise UserError(f"Cannot write {path}: it is a folder.")
-    if not path.parent.is_dir():
-        raise UserError(f"Cannot write {path}: there is no folder {path.parent}.")
-    if path.exists() and not path.is_file():  # a device or a pipe, which must not be replaced
-        with path.open("wb") as file:
-            yield file
-        return
-    beside = path.with_name(f"{path.name}.tmp")
-    try:
-        with beside.open("wb") as file:
-            yield file
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
+        raise UserError(f"Cannot write {path}: there is no folder {folder}.")
+    # A device or a pipe must not be replaced.
+    return path.open("wb") if path.exists() and not path.is_file() else whole_file(path)
+
+
+def _descriptor(path: Path) -> int | None:
+    """Returns the number of a file that is open already, as /dev/stdout or a shell's >(...) names it, or None."""
+    name = os.path.abspath(path)
+    number = {"/dev/stdout": 1, "/dev/stderr": 2}.get(name)
+    return int(found[1]) if (found := _OPEN_ALREADY.fullmatch(name)) else number
+
+
+def check_apart(source: Readable, target: BinaryIO, output: Path | None) -> None:
+    """Raises UserError where what is read and what is written are one file, which would be lost.
+
+    Args:
+      source: from `open_input`.
+      target: from `open_output(output)`.
+      output: its path.
+    """
+    with contextlib.suppress(OSError):  # not a file of the system, or not there yet
+        read = os.fstat(source.fileno())
+        written = os.stat(output) if output else os.fstat(target.fileno())
+        if stat.S_ISREG(read.st_mode) and os.path.samestat(read, written):
+            raise UserError(f"{output or 'standard output'} is what is read; write to another file.")
 
 
 def chunks(stream: Readable, name: str) -> Iterator[list[str]]:

@@ -1,10 +1,11 @@
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 import tyro
 
-from seq2seq_jax.arguments import Given, describe, options_of, parse, split, value_of
+from seq2seq_jax.arguments import Given, describe, options_of, parse, read, value_of
 from seq2seq_jax.config import Config, DataConfig, ModelConfig
 from seq2seq_jax.errors import UserError
 
@@ -21,7 +22,7 @@ class Arguments:
 
 
 def parsed(*tokens: str, default: Arguments | None = None) -> Arguments:
-    return parse(Arguments, split(tokens), default=default, prog="it")
+    return parse(Arguments, read(Arguments, tokens), default=default, prog="it")
 
 
 def test_both_spellings_and_both_forms_mean_the_same():
@@ -57,10 +58,10 @@ def test_values_may_be_negative_and_hold_blanks_and_equal_signs():
 
 
 def test_the_last_value_counts():
-    given = split(["--config", "a", "--config", "b"])
-    assert given == [Given("config", ["a"]), Given("config", ["b"])]
-    assert value_of(given, "config") == "b"
-    assert value_of(given, "workdir") is None
+    given = read(Arguments, ["--kind", "long", "--kind", "short"])
+    assert given == [Given("kind", ["long"]), Given("kind", ["short"])]
+    assert value_of(given, "kind") == "short"
+    assert value_of(given, "num_lines") is None
 
 
 def test_a_missing_option_is_named():
@@ -82,3 +83,87 @@ def test_a_missing_option_is_named():
 )
 def test_types_are_told_in_words(hint, words):
     assert describe(hint) == words
+
+
+@pytest.mark.parametrize("tokens", [("--help",), ("--h",), ("-h",), ("-help",), ("--num-lines", "3", "-h", "4")])
+def test_the_help_is_asked_for_anywhere(capsys, tokens):
+    with pytest.raises(SystemExit) as ended:
+        parsed(*tokens)
+    assert ended.value.code == 0
+    assert "--model.hidden-size" in capsys.readouterr().out
+
+
+def test_what_begins_with_a_dash_is_a_value_where_it_is_a_number_or_joined_to_its_option():
+    settings = parsed("--num-lines", "-1", "--model.forget-bias", "-1.5e-3", "--published=--x").settings
+    assert (settings.model.forget_bias, settings.published) == (-1.5e-3, "--x")
+    assert parsed("--num-lines=1", "--published", "-5 %").settings.published == "-5 %"
+    with pytest.raises(UserError, match="must be from -100 to 100, got -inf"):
+        parsed("--num-lines=1", "--model.forget-bias", "-inf")
+
+
+def test_true_false_and_none_are_understood_in_any_case():
+    options = ["--model.bidirectional", "false", "--data.joint-vocabulary=TRUE", "--data.batch-size", "none"]
+    settings = parsed("--num-lines=1", *options, "--data.batch-tokens", "9", "--model.input-feeding", "False").settings
+    assert settings == Config(
+        model=ModelConfig(bidirectional=False, input_feeding=False), data=DataConfig(batch_size=None, batch_tokens=9)
+    )
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("--beam", "Unknown option --beam. Did you mean --decode.beam-size?"),
+        ("--batch", "Unknown option --batch. Did you mean --data.batch-size?"),
+        ("--num_step", "Unknown option --num_step. Did you mean --train.num_steps?"),
+        ("--hel", "Unknown option --hel. Did you mean --help?"),
+        ("-kind", "Unknown option -kind. Did you mean --kind?"),
+        ("-k", "Unknown option -k. See --help."),
+        ("--", "Unknown option --. See --help."),
+        ("--=", "Unknown option --. See --help."),
+        ("--" + "x" * 10_000, f"Unknown option --{'x' * 198}.... See --help."),
+        ("help", "Unexpected argument help; options are given as --name value. Did you mean --help?"),
+        ("", "Unexpected argument ; options are given as --name value."),
+    ],
+)
+def test_no_option_is_answered_with_the_nearest_one(typed, message):
+    with pytest.raises(UserError) as refused:
+        parsed(typed)
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (("--place", ""), "--place is empty; name a file or folder, or leave it out."),
+        (("--place", "a\0b"), r"--place holds a NUL character, got 'a\x00b'."),
+        (("--place", "\ud800"), r"--place is not UTF-8 text, got '\ud800'."),
+        (("--place", "a/" + "ß" * 128), "--place holds a name of more than 255 bytes, got 'a/ßß"),
+        (("--place", "a/" * 2048), "--place is longer than 4,095 bytes, got 'a/a/"),
+        (("--name", "a\0b"), r"--name holds a NUL character, got 'a\x00b'."),
+        (("--name", "\udce9"), r"--name is not UTF-8 text, got '\udce9'."),
+        (("--count", "1e3"), "--count takes a whole number, got 1e3. Did you mean 1000?"),
+        (("--count", "1.5"), "--count takes a whole number, got 1.5."),
+        (("--count", "1e400"), "--count takes a whole number, got 1e400."),
+        (("--count", ""), "--count takes a whole number, got ''."),
+        (("--count", "9" * 5000), f"--count takes a whole number, got {'9' * 200}...."),
+    ],
+)
+def test_values_that_name_nothing_are_refused(tokens, message):
+    @dataclass(frozen=True)
+    class Places:
+        place: Path | None = None
+        name: str = ""
+        count: int = 1
+
+    with pytest.raises(UserError) as refused:
+        parse(Places, read(Places, tokens), default=None, prog="it")
+    assert str(refused.value).startswith(message) and len(str(refused.value)) < 400
+
+
+def test_names_as_long_as_the_system_takes_are_taken():
+    @dataclass(frozen=True)
+    class Places:
+        place: Path = Path()
+
+    for name in ("x" * 255, "/".join(["x" * 200] * 20)):
+        assert parse(Places, read(Places, ["--place", name]), default=None, prog="it").place == Path(name)

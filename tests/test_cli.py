@@ -1,5 +1,6 @@
 """The command line around stubs of what it calls; the commands on real models are tests of their own."""
 
+import contextlib
 import errno
 import io
 import json
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
+import seq2seq_jax
 from seq2seq_jax import cli
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig, ModelConfig, OptimizerConfig, TrainConfig, to_json
 from seq2seq_jax.errors import UserError
@@ -199,7 +201,7 @@ def test_options_change_the_fields_of_the_config_file_and_no_others(call, traine
 def test_a_published_result_is_not_held_against_another_task(call, trained, tmp_path, options, kept):
     path = write_config(tmp_path / "scan.py", published="'99.8 %'")
     assert call("train", "--config", path, *options).code == 0
-    assert (trained[0][0].published is not None) == kept
+    assert bool(trained[0][0].published) == kept
 
 
 def test_a_published_result_holds_wherever_the_folder_lies(call, trained, tmp_path):
@@ -215,8 +217,11 @@ def test_the_exit_code_tells_how_training_ended(call, stub, trained, tmp_path, s
     assert call("train", "--config", path).code == code
 
 
-def test_without_any_config_the_message_says_how_to_name_one(refused, trained):
-    assert refused("train") == "There is no configs/default.py here; name a file with --config FILE."
+def test_train_works_without_any_folder_of_configs(call, trained):
+    assert call("train").code == 0
+    assert call("train", "--config", "multi30k_de_en").code == 0
+    assert [workdir for _, workdir in trained] == [Path("runs/default"), Path("runs/multi30k_de_en")]
+    assert trained[1][0].data.target == "en"
 
 
 def test_an_installed_package_offers_the_help_of_train_without_any_config(call, trained):
@@ -265,22 +270,31 @@ MINE = ["--workdir", "runs/mine"]
         (["train", "--model.hidden-size", "many"], "--model.hidden-size takes a whole number, got many."),
         (["train", "--model.hidden-size", "4", "5"], "--model.hidden-size takes a whole number, got 4 5."),
         (["train", "--model.hidden-size"], "--model.hidden-size takes a whole number, and none was given."),
-        (["train", "--model.hidden-size", "0"], "model.hidden_size must be at least 1, got 0."),
+        (["train", "--model.hidden-size", "0"], "model.hidden_size must be from 1 to 65,536, got 0."),
         (["train", "--model.attention", "generl"], "got generl. Did you mean general?"),
         (["train", "--model.bidirectional", "maybe"], "--model.bidirectional takes True or False, got maybe."),
         (["train", "--data.batch-size", "x"], "--data.batch-size takes a whole number or None, got x."),
         (["train", "--data.train-files", "a"], "--data.train-files takes 2 values or None, got a."),
         (["plan", "--model.hiden-size", "5"], "Unknown option --model.hiden-size. Did you mean --model.hidden-size?"),
-        (["train", "--train.seed", "-1"], "train.seed must be at least 0, got -1."),
+        (["train", "--train.seed", "-1"], "train.seed must be from 0 to 4,294,967,295, got -1."),
         (["train", "configs/mine.py"], "Unexpected argument configs/mine.py; options are given as --name value. Did"),
         (["train", "--config", "configs/defualt.py"], "no config file configs/defualt.py. Did you mean configs/d"),
         (["train", "--config", "configs"], "configs is a folder; --config names one file in it."),
         (["train", "--config"], "--config takes a value or None, and none was given."),
+        (["train", "--config", ""], "--config is empty; name a file or folder, or leave it out."),
+        (["train", "-workdir", "x"], "Unknown option -workdir. Did you mean --workdir?"),
+        (["helo"], "Unknown command helo. Did you mean help?"),
+        (["x" * 10_000], f"Unknown command {'x' * 200}.... There are train, "),
+        (["translate", "--workdir", ""], "--workdir is empty; name a file or folder, or leave it out."),
+        (["translate", "--workdir", "x" * 256], "--workdir holds a name of more than 255 bytes"),
+        (["translate", *MINE, "--input", "a\0"], "--input holds a NUL character"),
+        (["translate", *MINE, "--input", "not.txt", "--output", "not.txt"], "not.txt is what is read; write to an"),
+        (["translate", *MINE, "--input", "not.txt", "--output", "\ud800"], "--output is not UTF-8 text"),
         (["translate"], "needs --workdir."),
         (["translate", "--wrokdir", "x"], "Unknown option --wrokdir. Did you mean --workdir?"),
         (["translate", "--workdir", "runs/mien"], "not a run directory: there is no runs/mien/config.json."),
         (["translate", "--workdir", "runs/mien"], "Did you mean runs/mine?"),
-        (["translate", *MINE, "--decode.beam-size", "0"], "decode.beam_size must be at least 1"),
+        (["translate", *MINE, "--decode.beam-size", "0"], "decode.beam_size must be from 1 to 1,000, got 0"),
         (["translate", *MINE, "--model.cell", "lstm"], "Unknown option --model.cell."),
         (["translate", *MINE, "--input", "no.txt"], "There is no file no.txt. Did you mean not.txt?"),
         (["translate", *MINE, "--input", "runs"], "runs is a folder; name a file of text."),
@@ -344,6 +358,10 @@ def test_a_full_or_forbidden_disk_is_a_message_also_when_a_library_wrapped_it(
     "trouble, words",
     [
         (
+            RuntimeError("INTERNAL: Out of memory allocating 64 bytes."),
+            "(INTERNAL: Out of memory allocating 64 bytes). ",
+        ),
+        (
             RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 64 bytes.\nBuffer 1: 64"),
             "(RESOURCE_EXHAUSTED: Out of memory while trying to allocate 64 bytes). ",
         ),
@@ -358,6 +376,41 @@ def test_too_little_memory_is_a_message_with_what_would_use_less(refused, stub, 
     message = refused("train", "--config", write_config(tmp_path / "mine.py"))
     assert message.startswith(f"Out of memory {words}")
     assert "data.batch_size" in message and "Buffer" not in message
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        (
+            OSError(errno.EMFILE, "Too many open files", "/x"),
+            "Too many open files: /x. Allow more (ulimit -n).",
+        ),
+        (
+            ValueError("RESOURCE_EXHAUSTED: reading: [OS error 24: Too many open files]"),
+            "Too many open files: RESOURCE_EXHAUSTED: reading: [OS error 24: Too many open files]. Allow more",
+        ),
+        (OSError(errno.EIO, "Input/output error", "/x"), "Input/output error: /x. The disk or its connection failed."),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), "Read-only file system: /x. What was saved"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), f"File name too long: {'x' * 200}.... What was"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "/x"), "Is a directory: /x. What was saved before"),
+    ],
+)
+def test_what_the_system_says_is_told_as_what_it_is(refused, stub, trained, tmp_path, trouble, message):
+    def train(config, workdir):
+        raise trouble
+
+    stub("training.loop", train=train)
+    assert refused("train", "--config", write_config(tmp_path / "mine.py")).startswith(message)
+
+
+def test_an_error_that_is_its_own_cause_is_looked_at_once(stub, trained, tmp_path):
+    def train(config, workdir):
+        error = KeyError("x")
+        raise error from error
+
+    stub("training.loop", train=train)
+    with pytest.raises(KeyError):
+        cli.main(["train", "--config", str(write_config(tmp_path / "mine.py"))])
 
 
 def test_a_bug_keeps_its_traceback(stub, trained, tmp_path):
@@ -447,6 +500,65 @@ def test_translate_is_a_prompt_on_a_terminal(call, translators, run_folder, monk
     assert (code, out) == (0, "HELLO\n\nYOU\n")
     assert "Ctrl-D ends" in err
     assert translators[0].calls == [["hello"], [""], ["you"]]
+
+
+def test_what_is_typed_in_another_encoding_is_told_and_the_prompt_goes_on(call, translators, run_folder, monkeypatch):
+    class Terminal(io.TextIOWrapper):
+        def isatty(self):
+            return True
+
+    content = "ä 本\n".encode() + b"\xe4\n" + b"you\n"
+    monkeypatch.setattr(sys, "stdin", Terminal(io.BytesIO(content), encoding="ascii"))
+    code, out, err = call("translate", "--workdir", run_folder)
+    assert (code, out) == (0, "Ä 本\nYOU\n")
+    assert "error: standard input, line 2: not UTF-8 (byte 0xe4 at column 1)" in err
+
+
+def test_translations_are_utf8_whatever_the_console_is(call, translators, run_folder, typed, monkeypatch):
+    typed("ä 本\n".encode())
+    narrow = io.TextIOWrapper(sys.stdout.buffer, encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert call("translate", "--workdir", run_folder) == (0, "Ä 本\n", "")
+    narrow.detach()
+
+
+@pytest.mark.parametrize(
+    ("options", "streams", "message"),
+    [
+        ([], ["stdin"], "Standard input is closed; name a file with --input FILE."),
+        (["--input", "in"], ["stdout"], "Standard output is closed; send it to a file, as in > FILE."),
+        (["--input", "in", "--output", "out"], ["stdin", "stdout"], None),
+        (["--help"], ["stdout"], "Standard output is closed; send it to a file, as in > FILE."),
+    ],
+)
+def test_a_closed_stream_is_done_without_or_told(
+    call, translators, run_folder, tmp_path, monkeypatch, options, streams, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("in").write_text("a\n")
+    for stream in streams:
+        monkeypatch.setattr(sys, stream, None)
+    code, _, err = call("translate", "--workdir", run_folder, *options)
+    assert (code, err) == ((2, f"error: {message}\n") if message else (0, ""))
+    assert message or Path("out").read_text() == "A\n"
+
+
+def test_with_all_streams_closed_training_goes_on_and_a_mistake_has_its_exit_code(call, trained, monkeypatch):
+    for stream in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, None)
+    assert call("train") == (0, "", "")
+    assert call("train", "--zzz") == (2, "", "")
+    assert call("score", "--zzz") == (2, "", "")
+    assert len(trained) == 1
+
+
+def test_where_a_message_cannot_be_written_the_exit_code_tells(call, trained):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with contextlib.redirect_stderr(Full()):
+        assert cli.main(["train", "--zzz"]) == 2
 
 
 def start_translate(run_folder: Path, *options: str) -> subprocess.Popen:
@@ -622,6 +734,28 @@ def test_help_lists_the_commands(call):
     assert (code, err) == (0, "")
     for name in cli.COMMANDS:
         assert f"\n  {name} " in out
+
+
+@pytest.mark.parametrize("words", [["help"], ["-h"], ["--h"], ["help", "--help"]])
+def test_the_help_has_many_names(call, words):
+    assert call(*words) == call("--help")
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_every_command_has_help_whatever_stands_beside_it(call, command):
+    code, out, err = call(command, "stray", "--zzz", "-1", "-h")
+    assert (code, err) == (0, "")
+    assert out == call("help", command).out and "--workdir" in out
+
+
+def test_the_help_is_there_where_the_run_or_the_config_is_not(call, trained):
+    for words in (["translate", "--workdir", "nowhere"], ["train", "--config", "nowhere"]):
+        assert call(*words, "--help") == call(words[0], "--help")
+
+
+@pytest.mark.parametrize("words", [["--version"], ["train", "--version"], ["translate", "--workdir", "x", "--version"]])
+def test_the_version_is_that_of_the_package(call, words):
+    assert call(*words) == (0, f"seq2seq-jax {seq2seq_jax.__version__}\n", "")
 
 
 def test_no_command_at_all_is_answered_with_the_help(call):

@@ -1,12 +1,14 @@
 import ast
 import dataclasses
 import inspect
-from typing import get_type_hints
+import math
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
 from seq2seq_jax import config as config_module
 from seq2seq_jax.config import (
+    Bounds,
     Config,
     DataConfig,
     DecodeConfig,
@@ -21,6 +23,14 @@ from seq2seq_jax.config import (
 from seq2seq_jax.errors import UserError
 
 SECTIONS = [ModelConfig, DataConfig, OptimizerConfig, TrainConfig, DecodeConfig, MeshConfig]
+PREFIXES = {Config: ""} | {
+    hint: f"{name}." for name, hint in get_type_hints(Config).items() if dataclasses.is_dataclass(hint)
+}
+FIELDS = [
+    pytest.param(section, item.name, id=f"{prefix}{item.name}")
+    for section, prefix in PREFIXES.items()
+    for item in dataclasses.fields(section)
+]
 
 ODD = Config(
     model=ModelConfig(hidden_size=6, dropout_rate=0, attention="none", input_feeding=False),
@@ -67,12 +77,53 @@ def test_every_field_says_what_it_is(section):
             assert documented, f"{section.__name__}: {ast.unparse(statement)}"
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_every_field_refuses_a_value_of_another_type(section):
-    prefix = next(name for name, hint in get_type_hints(Config).items() if hint is section)
-    for item in dataclasses.fields(section):
-        with pytest.raises(UserError, match=rf"^{prefix}\.{item.name} must be .* got \{{'a': 1\}}"):
-            section(**{item.name: {"a": 1}})
+@pytest.mark.parametrize(("section", "name"), FIELDS)
+def test_every_field_refuses_a_value_of_another_type(section, name):
+    with pytest.raises(UserError, match=rf"^{PREFIXES[section]}{name} must be .* got \{{'a': 1\}}"):
+        section(**{name: {"a": 1}})
+
+
+def kinds(hint: object) -> set[object]:
+    """The types that a hint is made of."""
+    inner = [part for argument in get_args(hint) for part in kinds(argument)] if get_origin(hint) is not Literal else []
+    return {hint, *inner}
+
+
+@pytest.mark.parametrize(("section", "name"), FIELDS)
+def test_every_number_states_its_bounds_and_refuses_what_lies_beyond(section, name):
+    hint = get_type_hints(section, include_extras=True)[name]
+    bounds = next((note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Bounds)), None)
+    assert (bounds is not None) == bool(kinds(hint) & {int, float})
+    if bounds is None:
+        return
+    assert all(map(math.isfinite, bounds)) and bounds.least < bounds.largest
+    whole = int in kinds(hint)
+    beyond = [bounds.least - 1, bounds.largest + 1, 10**400] if whole else [math.inf, -math.inf, math.nan, 1e23]
+    beyond += [] if whole else [math.nextafter(bounds.least, -math.inf), math.nextafter(bounds.largest, math.inf)]
+    for value in beyond:
+        with pytest.raises(UserError, match=rf"^{PREFIXES[section]}{name} must be from .* to .*, got "):
+            section(**{name: value})
+    for value in bounds:
+        try:
+            section(**{name: value})
+        except UserError as error:  # what else the field has to agree with
+            assert "must be from" not in str(error)
+
+
+def test_beams_and_vocabularies_at_their_largest_count_within_int32():
+    """The search keeps a token and its place in the beam as one number."""
+    hints = get_type_hints(DecodeConfig, include_extras=True) | get_type_hints(DataConfig, include_extras=True)
+    largest = {name: hints[name].__metadata__[0].largest for name in ("beam_size", "vocab_size")}
+    assert largest["beam_size"] * largest["vocab_size"] < 2**31
+
+
+def test_a_value_that_cannot_be_shown_is_refused_all_the_same():
+    class Odd:
+        def __repr__(self):
+            raise ValueError
+
+    with pytest.raises(UserError, match="train.seed must be int, got a value of type Odd that cannot be shown"):
+        TrainConfig(seed=Odd())
 
 
 @pytest.mark.parametrize(
@@ -82,31 +133,43 @@ def test_every_field_refuses_a_value_of_another_type(section):
             lambda: ModelConfig(attention="generl"),
             "model.attention .* got 'generl'. Did you mean general?",
         ),
-        (lambda: ModelConfig(hidden_size=0), "model.hidden_size must be at least 1, got 0"),
+        (lambda: ModelConfig(hidden_size=0), "model.hidden_size must be from 1 to 65,536, got 0."),
         (lambda: ModelConfig(hidden_size=True), "model.hidden_size must be int, got True"),
         (lambda: ModelConfig(hidden_size=5), "model.hidden_size 5 is odd.* use 6, or model.bidirectional False"),
-        (lambda: ModelConfig(dropout_rate=1.5), r"model.dropout_rate must be in \[0, 1\), got 1.5"),
-        (lambda: ModelConfig(dropout_rate=float("nan")), "model.dropout_rate must be in"),
-        (lambda: ModelConfig(init_scale=0.0), "model.init_scale must be positive, got 0.0"),
+        (lambda: ModelConfig(dropout_rate=1.5), "model.dropout_rate must be from 0 to 0.999999, got 1.5"),
+        (lambda: ModelConfig(dropout_rate=float("nan")), "model.dropout_rate must be from 0 to 0.999999, got nan"),
+        (lambda: ModelConfig(init_scale=0.0), "model.init_scale must be from 1e-06 to 100, got 0.0"),
         (lambda: ModelConfig(attention="none"), "set model.input_feeding False"),
         (lambda: DataConfig(batch_size=None), "exactly one of data.batch_size .* and data.batch_tokens"),
         (lambda: DataConfig(batch_tokens=9), "exactly one of data.batch_size .* and data.batch_tokens"),
-        (lambda: DataConfig(vocab_size=4), "data.vocab_size must be at least 5, got 4"),
-        (lambda: DataConfig(max_length=1), "data.max_length must be at least 2, got 1"),
+        (lambda: DataConfig(vocab_size=4), "data.vocab_size must be from 5 to 1,000,000, got 4"),
+        (lambda: DataConfig(max_length=1), "data.max_length must be from 2 to 1,000,000, got 1"),
         (
             lambda: DataConfig(train_files=("a",)),
             "data.train_files must be",
         ),
         (lambda: DataConfig(test_files=("a", "b")), "go with data.train_files, which is not set"),
-        (lambda: OptimizerConfig(learning_rate=0.0), "optimizer.learning_rate must be positive, got 0.0"),
-        (lambda: OptimizerConfig(learning_rate=float("nan")), "optimizer.learning_rate must be positive, got nan"),
+        (lambda: OptimizerConfig(learning_rate=0.0), "optimizer.learning_rate must be from 1e-12 to 1,000, got 0.0"),
+        (
+            lambda: OptimizerConfig(learning_rate=float("nan")),
+            "learning_rate must be from .* got nan",
+        ),
         (lambda: OptimizerConfig(weight_decay=0.1), "acts in adamw only, and optimizer.name is adam"),
-        (lambda: OptimizerConfig(beta1=1.0), r"optimizer.beta1 must be in \[0, 1\), got 1.0"),
-        (lambda: TrainConfig(num_steps=0), "train.num_steps must be at least 1, got 0"),
+        (lambda: OptimizerConfig(beta1=1.0), "optimizer.beta1 must be from 0 to 0.999999, got 1.0"),
+        (lambda: TrainConfig(num_steps=0), "train.num_steps must be from 1 to 1,000,000,000, got 0"),
         (lambda: TrainConfig(best_metric="bleu", decode_sentences=0), "train.decode_sentences is 0"),
-        (lambda: DecodeConfig(beam_size=0), "decode.beam_size must be at least 1, got 0"),
-        (lambda: DecodeConfig(max_length_ratio=0.0), "decode.max_length_ratio must be positive"),
-        (lambda: MeshConfig(data=0), "mesh.data must be at least 1, got 0"),
+        (lambda: DecodeConfig(beam_size=0), "decode.beam_size must be from 1 to 1,000, got 0"),
+        (lambda: DecodeConfig(max_length_ratio=0.0), "decode.max_length_ratio must be from 0.01 to 1,000, got 0.0"),
+        (
+            lambda: DecodeConfig(beam_size=1_000, batch_size=1_001),
+            "more than 1,000,000 hypotheses at once; use decode.batch_size 1000",
+        ),
+        (lambda: MeshConfig(data=0), "mesh.data must be from 1 to 65,536, got 0"),
+        (lambda: DataConfig(corpus=""), "data.corpus holds an empty name, got ''; give one, or leave it out"),
+        (lambda: DataConfig(columns=("a", "")), "data.columns holds an empty name"),
+        (lambda: DataConfig(source="a\0"), r"data.source holds a NUL character, got 'a\\x00'"),
+        (lambda: DataConfig(train_files=("\udce9", "b")), r"data.train_files is not UTF-8 text, got '\\udce9'"),
+        (lambda: Config(published="\ud800"), "published is not UTF-8 text"),
         (
             lambda: Config(model=ModelConfig(tied_embeddings="all"), data=DataConfig(joint_vocabulary=False)),
             "needs data.joint_vocabulary True",
@@ -137,11 +200,20 @@ def test_a_whole_number_serves_where_a_number_is_asked_for():
         ('{"model": {"hidden_size": "4"}}', "model.hidden_size must be int, got '4'"),
         ('{"model": 5}', "model must be a group of fields, got 5"),
         ("[]", "not a configuration"),
+        ("[" * 100_000, "not a configuration"),
+        ('{"train": {"seed": ' + "9" * 5000 + "}}", "not a configuration"),
+        ('{"optimizer": {"learning_rate": Infinity}}', "optimizer.learning_rate must be from .* got inf"),
+        ('{"model": null}', "model must be a group of fields, got None"),
+        ('{"moses_language": 3}', r"moses_language must be str \\| None, got 3"),
     ],
 )
 def test_a_damaged_image_of_a_configuration_is_refused(text, message):
     with pytest.raises(UserError, match=message):
         from_json(text)
+
+
+def test_older_images_have_null_where_nothing_was_published():
+    assert from_json('{"published": null}') == Config(published="")
 
 
 def test_older_images_without_a_newer_field_get_its_default():

@@ -13,8 +13,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # one here.
 FLOORS = (
     ("errors", "symbols", "cpu", "checksums", "wording"),
-    ("config", "cache", "text_files"),
-    ("cells", "recurrence", "arguments", "config_file", "run_directory", "sharding"),
+    ("config", "cache", "console", "troubles"),
+    ("cells", "recurrence", "arguments", "config_file", "run_directory", "text_files", "compiled", "sharding"),
     ("attention",),
     ("model", "losses", "metrics", "checkpoint", "decoding", "data"),
     ("translator",),
@@ -33,6 +33,9 @@ WITHOUT_JAX = (
     "arguments",
     "run_directory",
     "text_files",
+    "console",
+    "compiled",
+    "troubles",
     "metrics",
     "cache",
     "checksums",

@@ -1,12 +1,13 @@
 import gzip
 import io
 import os
+from pathlib import Path
 
 import pytest
 
 from seq2seq_jax import text_files
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.text_files import chunks, open_input, open_output
+from seq2seq_jax.text_files import check_apart, chunks, open_input, open_output
 
 
 def lines_of(content: bytes) -> list[str]:
@@ -65,6 +66,17 @@ def test_an_output_file_appears_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == b"whole"
 
 
+def test_what_an_output_is_written_beside_is_left_alone(tmp_path):
+    path, precious = tmp_path / "out", tmp_path / "precious"
+    precious.write_text("precious")
+    for name in ("out.tmp", "out.partial"):
+        (tmp_path / name).symlink_to(precious)
+    with open_output(path) as file:
+        file.write(b"whole")
+    assert {each.name for each in tmp_path.iterdir()} == {"out", "out.tmp", "out.partial", "precious"}
+    assert (path.read_bytes(), precious.read_text()) == (b"whole", "precious")
+
+
 def test_an_output_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):
     link, path, pipe = tmp_path / "link", tmp_path / "out", tmp_path / "pipe"
     link.symlink_to(path)
@@ -78,3 +90,44 @@ def test_an_output_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):
     assert os.read(reader, 100) == b"through"
     os.close(reader)
     assert pipe.is_fifo()
+
+
+def test_files_that_are_open_already_are_written_and_not_replaced(tmp_path, capfd):
+    (tmp_path / "open").write_bytes(b"before ")
+    with (tmp_path / "open").open("ab") as file:
+        for name in (f"/dev/fd/{file.fileno()}", f"/proc/self/fd/{file.fileno()}"):
+            with open_output(Path(name)) as target:
+                target.write(b"more ")
+    assert (tmp_path / "open").read_bytes() == b"before more more "
+    with open_output(Path("/dev/stdout")) as target:
+        target.write(b"shown")
+    with open_output(Path("/dev/null")) as target:
+        target.write(b"lost")
+    assert capfd.readouterr().out == "shown"
+    assert not Path("/dev/null").is_file()
+
+
+@pytest.mark.parametrize("name", ["", "no/folder", "/proc/new", "/dev/fd/999", "x" * 256])
+def test_an_output_that_cannot_be_written_is_told(tmp_path, name):
+    with pytest.raises(UserError, match="^Cannot write "), open_output(tmp_path / name):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_an_output_that_is_the_input_is_refused(tmp_path, link):
+    path = tmp_path / "in"
+    path.write_text("text\n")
+    link(path, tmp_path / "out")
+    (tmp_path / "other").write_text("text\n")
+    with open_input(path) as source:
+        for output in (path, tmp_path / "out"):
+            with pytest.raises(UserError, match="is what is read; write to another file"):
+                with open_output(output) as target:
+                    check_apart(source, target, output)
+        for output in (tmp_path / "other", tmp_path / "new"):
+            with open_output(output) as target:
+                check_apart(source, target, output)
+    assert path.read_text() == "text\n"
+    with open("/dev/null", "rb") as source, open_output(Path("/dev/null")) as target:
+        check_apart(source, target, Path("/dev/null"))

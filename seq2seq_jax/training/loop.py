@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from seq2seq_jax import run_directory
 from seq2seq_jax.checkpoint import Checkpoints, check_disk_space, restore_params
 from seq2seq_jax.config import Config
+from seq2seq_jax.console import ready_streams
 from seq2seq_jax.data.pipeline import training_batches
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluation import evaluate_split, output_scores, teacher_forced
@@ -64,6 +65,7 @@ class Progress:
     """Whether training has stopped early."""
 
 
+@ready_streams()
 def train(config: Config, workdir: Path) -> TrainResult:
     """Trains `config` in the run directory `workdir`, resuming what is there, and evaluates on the test splits.
 
