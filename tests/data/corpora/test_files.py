@@ -1,5 +1,6 @@
 import gzip
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import pytest
 
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.corpora import load_corpus
-from seq2seq_jax.data.corpora.files import find_folder, read_lines
+from seq2seq_jax.data.corpora.files import find_folder
 from seq2seq_jax.data.corpora.raw import name_splits
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.text_files import read_lines
 
 FOLDERS: dict[str, tuple[dict[str, Any], int]] = {  # folder -> what to say beside its name, and pairs in train
     "multi30k-de-en": (dict(source="de", target="en"), 29_000),
@@ -170,11 +172,25 @@ def test_text_that_is_not_utf8_is_named_by_file_and_line(tmp_path):
 def test_a_damaged_gzip_file_is_named(tmp_path):
     path = tmp_path / "a.gz"
     path.write_bytes(gzip.compress(numbered("word", 5_000).encode())[:-100])
-    with pytest.raises(UserError, match=r"a\.gz is damaged after line \d"):
+    with pytest.raises(UserError, match=r"a\.gz is not a whole gzip file: damaged after line \d"):
         list(read_lines(path))
     path.write_bytes(b"plain text")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="not a whole gzip file"):
         list(read_lines(path))
+
+
+def test_what_is_no_file_is_refused_by_name(tmp_path):
+    folder = put(tmp_path / "text", train_en="c\nd\n")
+    os.mkfifo(folder / "train.de")
+    with pytest.raises(UserError, match=r"train\.de is a pipe or a device"):
+        load(folder)
+    named = (str(folder / "train.de"), str(folder / "train.en"))
+    with pytest.raises(UserError, match=r"data\.train_files: .*train\.de is a pipe or a device"):
+        load_corpus(DataConfig(train_files=named, data_dir=str(tmp_path / "prepared")))
+    (folder / "train.de").unlink()
+    (folder / "train.de").symlink_to("gone")
+    with pytest.raises(UserError, match=r"There is no file .*train\.de"):
+        load(folder)
 
 
 def test_files_and_folders_that_are_not_there_name_the_nearest(tmp_path):
@@ -186,7 +202,7 @@ def test_files_and_folders_that_are_not_there_name_the_nearest(tmp_path):
     with pytest.raises(UserError, match="Its folders are corpus"):
         load(tmp_path / "all")
     named = (str(tmp_path / "all" / "corpus" / "trian.de"), str(tmp_path / "all" / "corpus" / "train.en"))
-    with pytest.raises(UserError, match=r"data\.train_files: there is no file .*trian\.de\. Did you mean train\.de"):
+    with pytest.raises(UserError, match=r"data\.train_files: There is no file .*trian\.de\. Did you mean train\.de"):
         load_corpus(DataConfig(train_files=named, data_dir=str(tmp_path / "prepared")))
 
 
