@@ -52,8 +52,6 @@ def open_input(path: Path | None) -> Generator[Readable]:
       UserError: there is no such file, or it may not be read; the nearest name in its folder is told.
     """
     if path is None:
-        if sys.stdin is None:
-            raise UserError("Standard input is closed; name a file, or give text on standard input.")
         yield cast(Readable, sys.stdin.buffer)
         return
     check_exists(path)
@@ -73,20 +71,24 @@ def check_exists(path: Path) -> None:
         raise UserError(f"There is no file {path}.{did_you_mean(path.name, _names_beside(path))}")
 
 
-def check_regular(path: Path) -> None:
-    """Raises UserError where `path` is not a file that can be read again and again: a pipe or a device."""
+def check_ends(path: Path) -> None:
+    """Raises UserError where `path` may never begin or end, as a device or a pipe that waits for a writer.
+
+    A pipe that is open already, as a shell's <(...) and /dev/stdin are, has no
+    name of its own, and somebody to write to it.
+    """
     check_exists(path)
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise UserError(f"{path} is a pipe or a device, which cannot be read twice; write its text into a file first.")
+    if not stat.S_ISREG(path.stat().st_mode) and os.path.lexists(os.path.realpath(path)):
+        raise UserError(f"{path} is a pipe or a device; write its text into a file first.")
 
 
 def read_lines(path: Path) -> Iterator[str]:
     """Yields the lines of a text file, plain or gzip, without their ends.
 
     Raises:
-      UserError: as `check_regular`, `open_input` and `chunks` say.
+      UserError: as `check_ends`, `open_input` and `chunks` say.
     """
-    check_regular(path)
+    check_ends(path)
     with open_input(path) as stream:
         for lines in chunks(stream, str(path)):
             yield from lines

@@ -306,7 +306,7 @@ def _explain(refusals: dict[str, _Refusal], fewest: dict[str, int]) -> str:
         lower |= {where: number for where, number in fewest.items() if number > min(upper.values())}
     bounds = [f"{number} or less for {where}" for where, number in upper.items()]
     bounds += [f"{number} or more for {where}" for where, number in lower.items()]
-    every = f" ({', '.join(bounds)})" if len(bounds) > 1 else ""
+    every = f" ({', '.join(bounds)})" if len({*upper.values(), *lower.values()}) > 1 else ""
     if upper and lower:
         return (
             f"{problems}. No value suits both sides{every}; set data.joint_vocabulary True, or data.vocabulary words."

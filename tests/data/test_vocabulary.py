@@ -219,7 +219,7 @@ def test_a_size_below_the_characters_is_refused_with_the_smallest_that_works(kin
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
 def test_a_size_that_neither_side_supports_is_told_of_both_at_once(kind):
-    pairs = Pairs(toy_pairs(400).sources, toy_pairs(100).sources * 4)
+    pairs = Pairs(toy_pairs(400).sources, toy_pairs(40).sources * 10)
     with pytest.raises(UserError) as refused:
         build(kind, pairs, vocab_size=5_000, joint_vocabulary=False)
     text = str(refused.value)

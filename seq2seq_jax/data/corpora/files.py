@@ -17,7 +17,7 @@ from typing import Any
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream, resolve_columns
 from seq2seq_jax.errors import UserError, did_you_mean
-from seq2seq_jax.text_files import check_regular, read_lines
+from seq2seq_jax.text_files import read_lines
 
 _SPLIT = re.compile(r"train|valid|val$|dev|.*test")
 
@@ -63,10 +63,9 @@ def find_files(config: DataConfig) -> RawCorpus:
         if named:
             splits[split] = tuple(Path(name).expanduser().absolute() for name in named)
             for path in splits[split]:
-                try:
-                    check_regular(path)
-                except UserError as error:
-                    raise UserError(f"data.{split}_files: {error}") from None
+                if not path.is_file():
+                    near = did_you_mean(path.name, _names_in(path.parent))
+                    raise UserError(f"data.{split}_files: there is no file {path}.{near}")
     source, target = (_file_column(path) for path in splits["train"])
     if source == target:
         source, target = "source", "target"
@@ -155,8 +154,7 @@ def _list_folder(folder: Path, train: str) -> Folder:
     listing: Folder = {}
     for path in sorted(folder.iterdir()):
         split, dot, column = path.name.removesuffix(".gz").partition(".")
-        if dot and (split == train or _SPLIT.match(split)) and not path.is_dir():
-            check_regular(path)
+        if dot and (split == train or _SPLIT.match(split)) and path.is_file():
             other = listing.setdefault(split, {}).setdefault(column, path)
             if other != path:
                 raise UserError(f"{folder} has both {other.name} and {path.name}; remove one.")

@@ -1,6 +1,5 @@
 import gzip
 import itertools
-import os
 from pathlib import Path
 from typing import Any
 
@@ -179,20 +178,6 @@ def test_a_damaged_gzip_file_is_named(tmp_path):
         list(read_lines(path))
 
 
-def test_what_is_no_file_is_refused_by_name(tmp_path):
-    folder = put(tmp_path / "text", train_en="c\nd\n")
-    os.mkfifo(folder / "train.de")
-    with pytest.raises(UserError, match=r"train\.de is a pipe or a device"):
-        load(folder)
-    named = (str(folder / "train.de"), str(folder / "train.en"))
-    with pytest.raises(UserError, match=r"data\.train_files: .*train\.de is a pipe or a device"):
-        load_corpus(DataConfig(train_files=named, data_dir=str(tmp_path / "prepared")))
-    (folder / "train.de").unlink()
-    (folder / "train.de").symlink_to("gone")
-    with pytest.raises(UserError, match=r"There is no file .*train\.de"):
-        load(folder)
-
-
 def test_files_and_folders_that_are_not_there_name_the_nearest(tmp_path):
     put(tmp_path / "corpus", train_de="a\nb\n", train_en="c\nd\n")
     (tmp_path / "all").mkdir()
@@ -202,7 +187,7 @@ def test_files_and_folders_that_are_not_there_name_the_nearest(tmp_path):
     with pytest.raises(UserError, match="Its folders are corpus"):
         load(tmp_path / "all")
     named = (str(tmp_path / "all" / "corpus" / "trian.de"), str(tmp_path / "all" / "corpus" / "train.en"))
-    with pytest.raises(UserError, match=r"data\.train_files: There is no file .*trian\.de\. Did you mean train\.de"):
+    with pytest.raises(UserError, match=r"data\.train_files: there is no file .*trian\.de\. Did you mean train\.de"):
         load_corpus(DataConfig(train_files=named, data_dir=str(tmp_path / "prepared")))
 
 
