@@ -386,7 +386,7 @@ def _prompt(translate: Callable[[Sequence[str]], list[str]]) -> None:
                 print(file=sys.stderr)
                 return
             except UnicodeDecodeError as error:
-                _complain(str(text_files.not_utf8("standard input", number, error)))
+                _complain(str(text_files.refusal(error.object, "standard input", number)))
                 continue
             [answer] = translate([line])
             if watched:

@@ -7,7 +7,7 @@ import pytest
 
 from seq2seq_jax import text_files
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.text_files import check_apart, chunks, open_input, open_output
+from seq2seq_jax.text_files import check_apart, check_exists, chunks, open_input, open_output, read_lines
 
 
 def lines_of(content: bytes) -> list[str]:
@@ -24,7 +24,10 @@ def lines_of(content: bytes) -> list[str]:
         ("a\n\nß日\n", ["a", "", "ß日"]),
         ("a\r\nb\r\n", ["a", "b"]),
         ("a\u2028b\x0cc\x85d\re\n", ["a\u2028b\x0cc\x85d\re"]),
-        ("\ufeffa\n\ufeffb", ["a", "\ufeffb"]),
+        ("\ufeffa\n\ufeffb\ufeff\r\n", ["a", "b\ufeff"]),
+        ("\ufeff", [""]),
+        ("a\r", ["a"]),
+        ("a\n\rb\r\r", ["a", "\rb\r"]),
     ],
 )
 def test_lines_are_the_same_however_the_bytes_arrive(monkeypatch, size, content, lines):
@@ -42,6 +45,91 @@ def test_a_line_that_is_not_utf8_is_named_after_the_lines_before_it(monkeypatch,
     assert arrived == ["a", "b"]
 
 
+class Endless(io.BytesIO):
+    """A stream without an end and without a newline, which counts what was read of it."""
+
+    def __init__(self, byte: bytes) -> None:
+        super().__init__()
+        self.byte, self.num_read = byte, 0
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        assert size is not None and size > 0
+        self.num_read += size
+        return self.byte * size
+
+
+@pytest.mark.parametrize(("byte", "message"), [(b"a", "line 1 has more than 1,048,576 bytes"), (b"\0", "a NUL byte")])
+def test_a_stream_without_lines_is_refused_after_the_longest_line(byte, message):
+    stream = Endless(byte)
+    with pytest.raises(UserError, match=message):
+        list(chunks(stream, "it"))
+    assert stream.num_read <= text_files.LONGEST_LINE + text_files.CHUNK
+
+
+@pytest.mark.parametrize("size", [1, 5, 1 << 17])
+def test_a_line_too_long_is_refused_after_the_lines_before_it(monkeypatch, size):
+    monkeypatch.setattr(text_files, "CHUNK", size)
+    monkeypatch.setattr(text_files, "LONGEST_LINE", 6)
+    assert lines_of(b"a\n123456\n\n123456") == ["a", "123456", "", "123456"]
+    for content in (b"a\n123456\n1234567\nb\n", b"a\n123456\n" + b"1" * 50):
+        arrived = []
+        with pytest.raises(UserError, match="^it, line 3 has more than 6 bytes"):
+            for lines in chunks(io.BytesIO(content), "it"):
+                arrived += lines
+        assert arrived == ["a", "123456"]
+
+
+def test_a_small_gzip_file_of_one_endless_line_is_refused(tmp_path):
+    path = tmp_path / "bomb.gz"
+    path.write_bytes(gzip.compress(b"a" * (1 << 23)))
+    with pytest.raises(UserError, match="bomb.gz, line 1 has more than"):
+        list(read_lines(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a\nb\n".encode("utf-16"), "^it is not UTF-8 but UTF-16; .* -f utf-16 "),
+        ("a\nb\n".encode("utf-32"), "^it is not UTF-8 but UTF-32; .* -f utf-32 "),
+        ("ab d\nb\n".encode("utf-16-le"), "^it is not UTF-8 but UTF-16; .* -f utf-16le "),
+        ("Ein Hünd\nb\n".encode("utf-16-be"), "^it is not UTF-8 but UTF-16; .* -f utf-16be "),
+        (gzip.compress(b"a\n"), "^it is not UTF-8 but gzip without .gz"),
+        (b"a\nb\0c\n", "^it, line 2: a NUL byte at column 2,"),
+        (b"\0", "^it, line 1: a NUL byte at column 1,"),
+        (b"a\rb\rc\r", r"^it has no newline: its lines end in carriage returns alone.* tr '\\r' '\\n'"),
+        (b"abc\r" * (1 << 19), "^it has no newline: its lines end in carriage returns alone"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_what_it_is(content, message):
+    with pytest.raises(UserError, match=message):
+        lines_of(content)
+
+
+def test_a_stream_that_cannot_be_read_is_told():
+    class Broken(io.BytesIO):
+        def read1(self, size: int | None = -1, /) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(UserError, match=r"^Cannot read it: Input/output error\.$"):
+        list(chunks(Broken(), "it"))
+
+
+def test_a_pipe_that_is_open_is_read_and_what_would_wait_for_ever_is_refused(tmp_path):
+    reader, writer = os.pipe()
+    os.write(writer, b"a\nb")
+    os.close(writer)
+    assert list(read_lines(Path(f"/dev/fd/{reader}"))) == ["a", "b"]
+    os.close(reader)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        check_exists(path)
+        with pytest.raises(UserError, match=f"^{path} is a pipe or a device"):
+            list(read_lines(path))
+    with open_input(Path("/dev/zero")) as stream, pytest.raises(UserError, match="/dev/zero, line 1: a NUL byte"):
+        list(chunks(stream, "/dev/zero"))
+
+
 def test_gzip_is_read_as_text_and_a_damaged_one_is_told(tmp_path):
     path = tmp_path / "in.gz"
     whole = gzip.compress("".join(f"{number} ß\n" for number in range(5000)).encode())
@@ -50,7 +138,10 @@ def test_gzip_is_read_as_text_and_a_damaged_one_is_told(tmp_path):
         assert [line for lines in chunks(file, "it") for line in lines] == [f"{number} ß" for number in range(5000)]
     for damaged in (whole[: len(whole) // 2], b"not gzip at all", whole[:100] + b"\xff" * 100 + whole[200:]):
         path.write_bytes(damaged)
-        with open_input(path) as file, pytest.raises(UserError, match="it is not a whole gzip file"):
+        with (
+            open_input(path) as file,
+            pytest.raises(UserError, match=r"it is not a whole gzip file: damaged after line [\d,]+ \("),
+        ):
             list(chunks(file, "it"))
 
 

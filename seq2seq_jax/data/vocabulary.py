@@ -7,14 +7,17 @@ except for what is said here:
 * `lowercase` lowercases it;
 * SentencePiece and words make a run of ASCII white space (tabs too) one blank
   and drop it at both ends of a line. Characters keep every character.
-* SentencePiece takes its own mark, U+2581, for a blank.
+* SentencePiece learns of a word without a blank in it as of several of
+  `_LONGEST_WORD` characters, the last of them shorter.
+
+Characters that SentencePiece keeps for itself, its mark U+2581 among them, are
+text like any other: it is given others in their place.
 """
 
 import functools
 import hashlib
 import io
 import json
-import os
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -27,6 +30,7 @@ import numpy as np
 import sentencepiece
 from jaxtyping import Int
 
+from seq2seq_jax.cache import write_whole
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.symbols import BOS, EOS, NUM_SPECIAL, PAD, UNK
@@ -37,6 +41,20 @@ UNKNOWN_TEXT = "\u2047"  # what an unknown symbol is written as: the sign that S
 # model: unigram training takes about 25 bytes and 0.7 us a character.
 _MAX_CHARACTERS = 20_000_000
 _BLOCK = 1_000  # lines read at once
+
+# Of all characters of Unicode, SentencePiece 0.2.3 gives back all but these: it
+# takes them for its own marks, or drops the line. Noncharacters, which no text
+# should have, stand for them; text that has those is escaped.
+_RESERVED = "\0\x1f\u2581\u2585"
+_STAND_INS = "\ufdd0\ufdd1\ufdd2\ufdd3"
+_ESCAPE = "\ufdd4"
+_TO_STAND_INS = str.maketrans(
+    dict(zip(_RESERVED, _STAND_INS, strict=True)) | {text: _ESCAPE + text for text in _STAND_INS + _ESCAPE}
+)
+_FROM_STAND_INS = dict(zip(_STAND_INS, _RESERVED, strict=True))
+_STANDING_IN = re.compile(f"{_ESCAPE}(.?)|[{_STAND_INS}]", re.DOTALL)
+_LONGEST_WORD = 1_000  # characters: beyond, the time that unigram training takes grows with their square
+_OVERLONG_WORD = re.compile(f"[^ ]{{{_LONGEST_WORD}}}(?=[^ ])")
 _WHITE_SPACE = re.compile(r"\s+", re.ASCII)
 
 Ids = Int[np.ndarray, " _"]
@@ -79,15 +97,14 @@ class Vocabulary(ABC):
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hex hash; equal for vocabularies that give every line the same ids."""
-        head = json.dumps([self.kind, self.lowercase]).encode()
-        return hashlib.sha256(head + b"\0" + self._model()).hexdigest()
+        return _fingerprint(self.kind, self.lowercase, self._model())
 
     def save(self, directory: Path, name: str) -> None:
         """Writes `NAME.model` (SentencePiece) or `NAME.txt` (an entry a line), and `NAME.json`."""
         directory.mkdir(parents=True, exist_ok=True)
-        _write(directory / f"{name}{self._suffix}", self._model())
+        write_whole(directory / f"{name}{self._suffix}", self._model())
         head = {"kind": self.kind, "lowercase": self.lowercase, "size": self.size, "fingerprint": self.fingerprint}
-        _write(directory / f"{name}.json", (json.dumps(head, indent=2) + "\n").encode())
+        write_whole(directory / f"{name}.json", json.dumps(head, indent=2) + "\n")
 
     @staticmethod
     def load(directory: Path, name: str) -> "Vocabulary":
@@ -99,16 +116,18 @@ class Vocabulary(ABC):
         path = directory / f"{name}.json"
         try:
             head = json.loads(path.read_bytes())
-            kind = _KINDS[head["kind"]]
-            path = directory / f"{name}{kind._suffix}"
-            vocabulary = kind._from_model(path.read_bytes(), head["kind"], head["lowercase"])
-            if vocabulary.fingerprint != head["fingerprint"]:
+            kind, lowercase, fingerprint = head["kind"], head["lowercase"], head["fingerprint"]
+            path = directory / f"{name}{_KINDS[kind]._suffix}"
+            model = path.read_bytes()
+            if _fingerprint(kind, lowercase, model) != fingerprint:
                 raise ValueError("content differs from what was saved")
+            return _KINDS[kind]._from_model(model, kind, lowercase)
         except OSError as error:
             raise UserError(f"The vocabulary file {path} cannot be read ({error.strerror}). {_REMEDY}") from error
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        except KeyError as error:
+            raise UserError(f"The vocabulary file {path} is damaged (no {error} in it). {_REMEDY}") from error
+        except (ValueError, TypeError, RuntimeError) as error:  # of which RecursionError is one
             raise UserError(f"The vocabulary file {path} is damaged ({error}). {_REMEDY}") from error
-        return vocabulary
 
     _suffix: str
 
@@ -126,6 +145,11 @@ class Vocabulary(ABC):
     def _from_model(cls, model: bytes, kind: str, lowercase: bool) -> "Vocabulary": ...
 
 
+def _fingerprint(kind: str, lowercase: bool, model: bytes) -> str:
+    return hashlib.sha256(json.dumps([kind, lowercase]).encode() + b"\0" + model).hexdigest()
+
+
+_NO_TEXT = "There is no text on {} of the training split"
 _REMEDY = "Put it back from a copy of the run, or train again in a new run directory."
 
 
@@ -140,11 +164,11 @@ class SentencePieceVocabulary(Vocabulary):
         self.size = self._processor.vocab_size()
 
     def _encode(self, lines: list[str]) -> list[Ids]:
-        rows = self._processor.encode([_squeeze(line) for line in lines], num_threads=1)
+        rows = self._processor.encode(_to_stand_ins([_squeeze(line) for line in lines]), num_threads=1)
         return [np.array(row, np.int32) for row in rows]
 
     def _decode(self, rows: list[list[int]]) -> list[str]:
-        return self._processor.decode(rows, num_threads=1)
+        return _from_stand_ins(self._processor.decode(rows, num_threads=1))
 
     def _model(self) -> bytes:
         return self._proto
@@ -215,13 +239,22 @@ def build_vocabularies(config: DataConfig, train: LinePairs) -> Vocabularies:
     """Returns the vocabularies of a training split; equal for equal text.
 
     Raises:
-      UserError: the text has too few different pieces, or too many characters,
-        for `data.vocab_size`, or a side has no text at all.
+      UserError: a side has no text at all, too few different pieces or too many
+        characters for `data.vocab_size`, or nothing as frequent as `data.min_frequency`.
     """
-    if config.joint_vocabulary:
-        joint = _build(config, train, "both sides", (0, 1))
-        return Vocabularies(joint, joint)
-    return Vocabularies(_build(config, train, "the source side", (0,)), _build(config, train, "the target side", (1,)))
+    sides = {"both sides": (0, 1)} if config.joint_vocabulary else {"the source side": (0,), "the target side": (1,)}
+    built: list[Vocabulary] = []
+    refusals: dict[str, _Refusal] = {}
+    for where, columns in sides.items():
+        try:
+            built.append(_build(config, train, columns))
+        except _Refusal as refusal:
+            refusals[where] = refusal
+    if refusals:
+        pieces = config.vocabulary not in _SPLITTERS
+        fewest = {where: _num_required(config, train, columns) for where, columns in sides.items() if pieces}
+        raise UserError(_explain(refusals, fewest))
+    return Vocabularies(built[0], built[-1])
 
 
 def save_vocabularies(vocabularies: Vocabularies, directory: Path) -> None:
@@ -248,17 +281,56 @@ def load_vocabularies(directory: Path) -> Vocabularies:
     return Vocabularies(Vocabulary.load(directory, "source"), Vocabulary.load(directory, "target"))
 
 
-def _build(config: DataConfig, train: LinePairs, where: str, sides: tuple[int, ...]) -> Vocabulary:
-    if config.vocabulary in ("words", "characters"):
-        return _build_tokens(config, train, where, sides)
-    return _build_sentencepiece(config, train, where, sides)
+class _Refusal(Exception):
+    """What is wrong with a setting for the text of one side, and the bound of the values that are right."""
+
+    def __init__(self, problem: str, *, at_least: int | None = None, at_most: int | None = None) -> None:
+        super().__init__(problem)
+        self.problem, self.at_least, self.at_most = problem, at_least, at_most  # {} in the problem is the side
 
 
-def _build_tokens(config: DataConfig, train: LinePairs, where: str, sides: tuple[int, ...]) -> Vocabulary:
+def _explain(refusals: dict[str, _Refusal], fewest: dict[str, int]) -> str:
+    """Returns one message for all sides, with the values that suit them all.
+
+    Args:
+      refusals: of the sides that were refused.
+      fewest: entries that the SentencePiece vocabulary of each side must have.
+    """
+    wheres: dict[str, list[str]] = {}
+    for where, refusal in refusals.items():
+        wheres.setdefault(refusal.problem, []).append(where)
+    problems = ". ".join(problem.format(" and ".join(sides)) for problem, sides in wheres.items())
+    upper = {where: refusal.at_most for where, refusal in refusals.items() if refusal.at_most is not None}
+    lower = {where: refusal.at_least for where, refusal in refusals.items() if refusal.at_least is not None}
+    if upper:
+        lower |= {where: number for where, number in fewest.items() if number > min(upper.values())}
+    bounds = [f"{number} or less for {where}" for where, number in upper.items()]
+    bounds += [f"{number} or more for {where}" for where, number in lower.items()]
+    every = f" ({', '.join(bounds)})" if len({*upper.values(), *lower.values()}) > 1 else ""
+    if upper and lower:
+        return (
+            f"{problems}. No value suits both sides{every}; set data.joint_vocabulary True, or data.vocabulary words."
+        )
+    if upper:
+        return f"{problems}; use {min(upper.values())} or less{every}."
+    return f"{problems}; use {max(lower.values())} or more{every}." if lower else f"{problems}."
+
+
+def _build(config: DataConfig, train: LinePairs, sides: tuple[int, ...]) -> Vocabulary:
+    if config.vocabulary in _SPLITTERS:
+        return _build_tokens(config, train, sides)
+    return _build_sentencepiece(config, train, sides)
+
+
+def _build_tokens(config: DataConfig, train: LinePairs, sides: tuple[int, ...]) -> Vocabulary:
     counts = _count(_lines(train, sides, config.lowercase), _SPLITTERS[config.vocabulary])
     if not counts:
-        raise UserError(f"There is no text on {where} of the training split.")
+        raise _Refusal(_NO_TEXT)
     frequent = [token for token, count in counts.items() if count >= config.min_frequency]
+    if not frequent:
+        unit = config.vocabulary.removesuffix("s")
+        problem = f"No {unit} of {{}} occurs as often as data.min_frequency {config.min_frequency}"
+        raise _Refusal(problem, at_most=max(counts.values()))
     frequent.sort(key=lambda token: (-counts[token], token))
     return TokenVocabulary(frequent[: config.vocab_size - NUM_SPECIAL], config.vocabulary, config.lowercase)
 
@@ -270,12 +342,11 @@ def _count(lines: Iterable[str], split: Any) -> Counter[str]:
     return counts
 
 
-def _build_sentencepiece(config: DataConfig, train: LinePairs, where: str, sides: tuple[int, ...]) -> Vocabulary:
+def _build_sentencepiece(config: DataConfig, train: LinePairs, sides: tuple[int, ...]) -> Vocabulary:
     model = io.BytesIO()
-    lines = (_squeeze(line) for line in _sample(train, sides, config.lowercase))
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
+            sentence_iterator=_trained_text(config, train, sides),
             model_writer=model,
             model_type=config.vocabulary,
             vocab_size=config.vocab_size,
@@ -284,7 +355,7 @@ def _build_sentencepiece(config: DataConfig, train: LinePairs, where: str, sides
             character_coverage=1.0,
             byte_fallback=False,
             normalization_rule_name="identity",
-            max_sentence_length=1 << 24,  # bytes; longer lines would be left out silently
+            max_sentence_length=1 << 30,  # bytes; longer lines would be left out silently
             pad_id=PAD,
             bos_id=BOS,
             eos_id=EOS,
@@ -299,27 +370,35 @@ def _build_sentencepiece(config: DataConfig, train: LinePairs, where: str, sides
             num_threads=1,  # pieces differ with the number of threads
             minloglevel=2,
         )
-    except RuntimeError as error:
-        raise _explain(error, config, where) from error
+    except (RuntimeError, ValueError) as error:
+        raise _refusal(error, config) from error
     return SentencePieceVocabulary(model.getvalue(), config.vocabulary, config.lowercase)
 
 
-def _explain(error: RuntimeError, config: DataConfig, where: str) -> Exception:
-    """Returns the `UserError` for what SentencePiece refused, or `error` itself."""
-    text = str(error)
+def _refusal(error: Exception, config: DataConfig) -> _Refusal:
+    """Returns what SentencePiece's refusal means."""
+    text, size = str(error), f"data.vocab_size {config.vocab_size}"
     if match := re.search(r"size too high \(\d+\).*<= (\d+)", text):
-        return UserError(
-            f"data.vocab_size {config.vocab_size} is more than the text of {where} supports;"
-            f" use {match[1]} or less, or data.vocabulary words."
-        )
+        return _Refusal(f"{size} is more than the text of {{}} supports", at_most=int(match[1]))
     if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", text):
-        return UserError(
-            f"data.vocab_size {config.vocab_size} is less than the different characters of {where} and the special"
-            f" symbols take; use {match[1]} or more."
-        )
+        problem = f"{size} is less than the different characters of {{}} and the special symbols take"
+        return _Refusal(problem, at_least=int(match[1]))
     if "sentences_.empty()" in text:
-        return UserError(f"There is no text on {where} of the training split.")
-    return error
+        return _Refusal(_NO_TEXT)
+    words = text.replace("{", "{{").replace("}", "}}")
+    return _Refusal(f"SentencePiece makes no {config.vocabulary} vocabulary of {size} from the text of {{}} ({words})")
+
+
+def _num_required(config: DataConfig, train: LinePairs, sides: tuple[int, ...]) -> int:
+    """Returns the entries that a SentencePiece vocabulary must have: every character, and the blank."""
+    return NUM_SPECIAL + len(set(" ").union(*_trained_text(config, train, sides)))
+
+
+def _trained_text(config: DataConfig, train: LinePairs, sides: tuple[int, ...]) -> Iterator[str]:
+    """Yields the lines that SentencePiece learns from, as it gets them."""
+    for line in _sample(train, sides, config.lowercase):
+        (line,) = _to_stand_ins([_squeeze(line)])
+        yield _OVERLONG_WORD.sub(r"\g<0> ", line) if len(line) > _LONGEST_WORD else line
 
 
 def _lines(train: LinePairs, sides: tuple[int, ...], lowercase: bool) -> Iterator[str]:
@@ -347,7 +426,23 @@ def _block(train: LinePairs, start: int, sides: tuple[int, ...], lowercase: bool
 
 
 def _squeeze(line: str) -> str:
-    return _WHITE_SPACE.sub(" ", line).strip(" ")
+    even = line.isprintable() and "  " not in line  # tabs and the like are not printable; four times as fast
+    return (line if even else _WHITE_SPACE.sub(" ", line)).strip(" ")
+
+
+def _to_stand_ins(lines: list[str]) -> list[str]:
+    """Returns lines without the characters that SentencePiece keeps for itself; `_from_stand_ins` undoes it."""
+    text = "".join(lines)
+    if not any(character in text for character in _RESERVED + _STAND_INS + _ESCAPE):
+        return lines
+    return [line.translate(_TO_STAND_INS) for line in lines]
+
+
+def _from_stand_ins(lines: list[str]) -> list[str]:
+    text = "".join(lines)
+    if not any(character in text for character in _STAND_INS + _ESCAPE):
+        return lines
+    return [_STANDING_IN.sub(lambda match: _FROM_STAND_INS.get(match[0], match[1] or ""), line) for line in lines]
 
 
 def _content(row: Sequence[int] | np.ndarray) -> list[int]:
@@ -356,9 +451,3 @@ def _content(row: Sequence[int] | np.ndarray) -> list[int]:
     if EOS in ids:
         ids = ids[: ids.index(EOS)]
     return [index for index in ids if index not in (PAD, BOS)]
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -5,8 +5,11 @@ import re
 from collections import Counter
 from typing import Any
 
+import hypothesis
+import hypothesis.strategies
 import numpy as np
 import pytest
+import sentencepiece
 
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.vocabulary import (
@@ -103,6 +106,58 @@ def test_text_is_not_normalised(kind):
 
 
 @KINDS
+@hypothesis.given(hypothesis.strategies.lists(hypothesis.strategies.text(max_size=30), min_size=1, max_size=6))
+@hypothesis.example(["\0\x1f\u2581 \u2581\u2585 a\u2581", "\u2047\u2585"])
+@hypothesis.example(["\ufdd0\ufdd4\u2585\ufdd4", "\ufdd4", "\ufdd4\ufdd0 \ufdd4 \ufdd1\u2581"])
+@hypothesis.example(["\x1d\x1e\x85\u2028", "\ufeffa\ufffd\U0010ffff"])
+@hypothesis.settings(max_examples=25, deadline=None, database=None, derandomize=True)
+def test_every_character_of_unicode_is_learned_and_given_back(kind, lines):
+    try:
+        vocabulary = build(kind, Pairs(lines, lines), vocab_size=2_000).source
+    except UserError as refused:  # the sizes that so little text supports are told
+        if "no text" in str(refused):
+            return
+        size = int(str(refused).split(" use ")[1].split()[0])
+        vocabulary = build(kind, Pairs(lines, lines), vocab_size=size).source
+    ids = vocabulary.encode(lines)
+    assert not any(UNK in row for row in ids)
+    expected = lines if kind == "characters" else [re.sub("[ \t\n\r\f\v]+", " ", line).strip(" ") for line in lines]
+    assert vocabulary.decode(ids) == expected
+
+
+@KINDS
+def test_whatever_ids_come_only_characters_of_the_text_are_written(kind):
+    vocabulary = build(kind, Pairs(["\u2581\u2585 a \x1f"] * 4, ["a\u2585"] * 4), vocab_size=10).source
+    every_row = [[first, second] for first in range(vocabulary.size) for second in range(vocabulary.size)]
+    allowed = set("\u2581\u2585 a\x1f" + UNKNOWN_TEXT)
+    assert set("".join(vocabulary.decode(every_row))) <= allowed
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_an_unseen_character_of_sentencepieces_own_is_unknown(kind):
+    vocabulary = build(kind).source
+    for text in ("\u2581", "\u2585", "\0", "\x1f"):
+        assert vocabulary.decode(vocabulary.encode([f"ba{text}do"])) == [f"ba{UNKNOWN_TEXT}do"]
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_sentencepiece_learns_of_a_long_word_in_parts_and_of_every_character(kind, monkeypatch):
+    word = "ab" * 4_000 + "z"
+    handed = []
+    real = sentencepiece.SentencePieceTrainer.train
+
+    def train(*, sentence_iterator, **options):
+        handed.extend(sentence_iterator)
+        real(sentence_iterator=iter(handed), **options)
+
+    monkeypatch.setattr(sentencepiece.SentencePieceTrainer, "train", train)
+    vocabulary = build(kind, Pairs([f"ab {word} ab"] * 2, ["ba"] * 2), vocab_size=9, joint_vocabulary=False).source
+    assert max(len(part) for line in handed for part in line.split(" ")) == 1_000
+    assert [line.replace(" ", "") for line in handed[:2]] == [f"ab{word}ab"] * 2
+    assert vocabulary.decode(vocabulary.encode([word])) == [word]
+
+
+@KINDS
 def test_lowercase_makes_case_vanish(kind):
     pairs = Pairs(["Ba DO Ä"] * 9, ["ba do ä"] * 9)
     vocabulary = build(kind, pairs, lowercase=True, vocab_size=10).source
@@ -160,6 +215,35 @@ def test_a_size_below_the_characters_is_refused_with_the_smallest_that_works(kin
         build(kind, vocab_size=6)
     smallest = int(str(refused.value).split(" use ")[1].split()[0])
     assert build(kind, vocab_size=smallest).source.size == smallest
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_a_size_that_neither_side_supports_is_told_of_both_at_once(kind):
+    pairs = Pairs(toy_pairs(400).sources, toy_pairs(40).sources * 10)
+    with pytest.raises(UserError) as refused:
+        build(kind, pairs, vocab_size=5_000, joint_vocabulary=False)
+    text = str(refused.value)
+    most = {side: int(number) for number, side in re.findall(r"(\d+) or less for the (source|target) side", text)}
+    assert len(most) == 2 and f"; use {min(most.values())} or less (" in text
+    assert build(kind, pairs, vocab_size=min(most.values()), joint_vocabulary=False).target.size == min(most.values())
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_sides_that_no_size_suits_are_told(kind):
+    pairs = Pairs(["abcdefghijklmnopqrstuvwxyz"] * 4, ["xy x"] * 4)
+    for size in (5_000, 25):
+        with pytest.raises(UserError, match="No value suits both sides .*31 or more for the source side.*joint_voc"):
+            build(kind, pairs, vocab_size=size, joint_vocabulary=False)
+
+
+@pytest.mark.parametrize("kind", ["words", "characters"])
+def test_a_frequency_that_leaves_nothing_is_refused_with_the_largest_that_leaves_something(kind):
+    pairs = Pairs(["a b b", "b"], ["x x", "x x y"])
+    with pytest.raises(UserError, match=r"the source side and the target side .*min_frequency 9; use 3 or less \("):
+        build(kind, pairs, min_frequency=9, joint_vocabulary=False)
+    assert build(kind, pairs, min_frequency=3, joint_vocabulary=False).source.size == 5
+    with pytest.raises(UserError, match=r"of both sides .*min_frequency 7; use [45] or less\.$"):
+        build(kind, pairs, min_frequency=7)
 
 
 @KINDS
@@ -226,7 +310,14 @@ def test_a_missing_or_damaged_file_is_refused_by_name(kind, tmp_path):
             path.write_bytes(damaged)
             with pytest.raises(UserError, match=rf"{path.name} is damaged"):
                 load_vocabularies(tmp_path)
+        path.write_bytes(b"[" * 100_000)
+        with pytest.raises(UserError, match=rf"{path.name} is damaged"):
+            load_vocabularies(tmp_path)
         path.unlink()
+        path.mkdir()
+        with pytest.raises(UserError, match=rf"{path.name} cannot be read \(Is a directory\)"):
+            load_vocabularies(tmp_path)
+        path.rmdir()
         with pytest.raises(UserError, match=rf"{path.name} cannot be read|no vocabulary"):
             load_vocabularies(tmp_path)
         path.write_bytes(whole)

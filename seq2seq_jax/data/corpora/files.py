@@ -2,18 +2,14 @@
 
 A folder holds parallel files `SPLIT.COLUMN[.gz]`, of which line n of every
 column belongs together, or `SPLIT.tsv[.gz]` with tab-separated columns and no
-header. Text is UTF-8 and taken as it is; only the end of a line (`\\n` or
-`\\r\\n`) and a byte order mark at the start of a file are not part of it. A SPLIT
-is train or begins so, is a usual name of a validation split, or has test in
-it; other files in the folder, such as vocabularies, are left alone.
+header; `text_files` says what is text. A SPLIT is train or begins so, is a
+usual name of a validation split, or has test in it; other files in the folder,
+such as vocabularies, are left alone.
 """
 
-import gzip
-import io
 import itertools
 import os
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,11 +17,9 @@ from typing import Any
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream, named_path, resolve_columns
 from seq2seq_jax.errors import UserError, did_you_mean
-from seq2seq_jax.text_files import not_utf8
+from seq2seq_jax.text_files import read_lines
 
 _SPLIT = re.compile(r"train|valid|val$|dev|.*test")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_BUFFER = 1 << 20  # bytes read at once; the default 8 KiB halves the speed on gzip
 
 Folder = dict[str, dict[str, Path]]
 """Split -> column -> file."""
@@ -95,27 +89,6 @@ def parallel_pairs(source: Path, target: Path) -> Iterator[Pair]:
                 f" is the first without a partner: {_excerpt(extra or '')}"
             )
         yield source_line, target_line
-
-
-def read_lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a text file, plain or gzip, without their ends.
-
-    Raises:
-      UserError: the file cannot be read, is damaged, or is not UTF-8; names the line.
-    """
-    number = 0
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    line = line.removeprefix(_BYTE_ORDER_MARK)
-                yield line.removesuffix(b"\n").removesuffix(b"\r").decode()
-    except UnicodeDecodeError as error:
-        raise not_utf8(path, number, error) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is damaged after line {number:,}: {error}") from error
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
 
 
 def _find_tables(folder: Path, listing: Folder, config: DataConfig) -> RawCorpus:
@@ -257,12 +230,6 @@ def _stamp(path: Path) -> list[Any]:
     """Returns what changes when a file is written to: place, size and time in nanoseconds."""
     stat = path.stat()
     return [os.fspath(path), stat.st_size, stat.st_mtime_ns]
-
-
-def _open(path: Path) -> Any:
-    if path.suffix == ".gz":
-        return io.BufferedReader(gzip.open(path, "rb"), _BUFFER)  # type: ignore[arg-type] - a GzipFile reads raw bytes
-    return open(path, "rb", buffering=_BUFFER)
 
 
 def _excerpt(text: str) -> str:

@@ -8,9 +8,10 @@ import pytest
 
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.corpora import load_corpus
-from seq2seq_jax.data.corpora.files import find_folder, read_lines
+from seq2seq_jax.data.corpora.files import find_folder
 from seq2seq_jax.data.corpora.raw import name_splits
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.text_files import read_lines
 
 FOLDERS: dict[str, tuple[dict[str, Any], int]] = {  # folder -> what to say beside its name, and pairs in train
     "multi30k-de-en": (dict(source="de", target="en"), 29_000),
@@ -171,10 +172,10 @@ def test_text_that_is_not_utf8_is_named_by_file_and_line(tmp_path):
 def test_a_damaged_gzip_file_is_named(tmp_path):
     path = tmp_path / "a.gz"
     path.write_bytes(gzip.compress(numbered("word", 5_000).encode())[:-100])
-    with pytest.raises(UserError, match=r"a\.gz is damaged after line \d"):
+    with pytest.raises(UserError, match=r"a\.gz is not a whole gzip file: damaged after line \d"):
         list(read_lines(path))
     path.write_bytes(b"plain text")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="not a whole gzip file"):
         list(read_lines(path))
 
 
