@@ -1,14 +1,23 @@
-"""Where prepared things are kept, and how a folder appears there whole."""
+"""Where prepared things are kept, and how files and folders appear whole, wherever they are."""
 
 import contextlib
+import fcntl
 import os
+import re
+import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import BinaryIO
 
-_STALE_SECONDS = 24 * 3600  # nobody writes one folder for a day: what is older was left by a killed process
+from seq2seq_jax.errors import UserError
+
+_STALE_SECONDS = 24 * 3600  # what is older, and that nobody holds, was left by a killed process
+_PARTIAL = ".seq2seq_jax.partial"  # ends a name that nobody else gives
+_RANDOM_NAME = re.compile(r"\.[a-z0-9_]{8,16}" + re.escape(_PARTIAL))
 
 
 def cache_dir() -> Path:
@@ -36,9 +45,10 @@ def whole_directory(final: Path) -> Generator[Path]:
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(final.parent)
-    beside = Path(tempfile.mkdtemp(prefix=f"{final.name}.", suffix=".partial", dir=final.parent))
+    beside = Path(tempfile.mkdtemp(prefix=".", suffix=_PARTIAL, dir=final.parent))
     try:
-        yield beside
+        with _held(beside):
+            yield beside
         beside.chmod(0o777 & ~_umask())  # mkdtemp makes it private; a shared data_dir is read by others
         with contextlib.suppress(FileExistsError):
             _rename(beside, final)
@@ -46,15 +56,74 @@ def whole_directory(final: Path) -> Generator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes `text` beside `path` and renames it, so that no reader sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
+@contextlib.contextmanager
+def whole_file(path: Path) -> Generator[BinaryIO]:
+    """Gives a binary file to write, which becomes `path` when the block ends well, and of which nothing is left if not.
+
+    It is written beside `path` under a name that no other file has. A link stays
+    a link: the file that it names is replaced. A file keeps its permissions; a
+    new one, and folders made for it, get those of the process.
+
+    Raises:
+      OSError: the file cannot be made, written or renamed.
+    """
+    final = Path(os.path.realpath(path))
+    mode = _permissions(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(final.parent)
+    beside = final.with_name(f".{secrets.token_hex(8)}{_PARTIAL}")
+    file = beside.open("xb")
     try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
+        with file, _held(beside):
+            if mode is not None:
+                with contextlib.suppress(OSError):  # a file system without permissions
+                    os.fchmod(file.fileno(), mode)
+            yield file
+        os.replace(beside, final)
+    except BaseException:
         beside.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Makes `content`, text as UTF-8, the whole of the file `path`: no reader sees half of it. See `whole_file`."""
+    with whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def existing_folder(path: Path) -> Path:
+    """Returns the nearest existing folder at or above `path`: on its disk `path` will be.
+
+    Raises:
+      UserError: a file or a link to nothing stands where a folder would have to be.
+    """
+    full = Path(os.path.abspath(path))
+    found = next(folder for folder in (full, *full.parents) if os.path.lexists(folder))
+    if os.path.isdir(found):
+        return found
+    kind = "a file" if os.path.exists(found) else "a link to nothing"
+    raise UserError(f"There can be no folder {path}: {found} is {kind}. Remove it, or choose another folder.")
+
+
+def try_lock(descriptor: int) -> bool:
+    """Whether an open file or folder is now locked for this process; its end, however it comes, frees it.
+
+    Raises:
+      OSError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _permissions(path: Path) -> int | None:
+    """Returns the permission bits of a file, or None where there is none."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        return None
 
 
 def _rename(folder: Path, final: Path) -> None:
@@ -66,12 +135,34 @@ def _rename(folder: Path, final: Path) -> None:
         raise
 
 
+@contextlib.contextmanager
+def _held(path: Path) -> Generator[None]:
+    """Locks `path` for the block, so that no other process takes it for stale. Without locks none ever does."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            try_lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _remove_stale(parent: Path) -> None:
     """Removes what killed processes left half-written in `parent`."""
-    for path in parent.glob("*.partial"):
+    for path in parent.glob(f"*{_PARTIAL}"):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+            if _RANDOM_NAME.fullmatch(path.name) and _is_stale(path):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_stale(path: Path) -> bool:
+    if time.time() - path.lstat().st_mtime < _STALE_SECONDS:
+        return False
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return try_lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _umask() -> int:

@@ -1,8 +1,12 @@
+import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from seq2seq_jax.cache import cache_dir, whole_directory, write_whole
+from seq2seq_jax import cache
+from seq2seq_jax.cache import cache_dir, existing_folder, try_lock, whole_directory, whole_file, write_whole
+from seq2seq_jax.errors import UserError
 
 
 def test_cache_dir_follows_the_environment(monkeypatch, tmp_path):
@@ -43,6 +47,105 @@ def test_a_file_is_replaced_whole(tmp_path):
     write_whole(tmp_path / "in" / "a.json", "new")
     assert _files(tmp_path) == ["in", "in/a.json"]
     assert (tmp_path / "in" / "a.json").read_text() == "new"
+
+
+def test_text_and_bytes_become_a_file(tmp_path):
+    write_whole(tmp_path / "text", "Größe\r\n")
+    assert (tmp_path / "text").read_bytes() == "Größe\r\n".encode()
+    write_whole(tmp_path / "text", b"\0\xff")
+    assert (tmp_path / "text").read_bytes() == b"\0\xff"
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "out"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), whole_file(path) as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert (_files(tmp_path), path.read_text()) == (["out"], "old")
+    with whole_file(path) as file:
+        file.write(b"new")
+        assert path.read_text() == "old"
+    assert (_files(tmp_path), path.read_text()) == (["out"], "new")
+
+
+def test_files_of_others_beside_a_whole_file_are_neither_written_nor_removed(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "out.tmp").symlink_to(tmp_path / "precious")
+    (tmp_path / "out.partial").write_text("mine")
+    os.utime(tmp_path / "out.partial", (0, 0))
+    write_whole(tmp_path / "out", "new")
+    assert _files(tmp_path) == ["out", "out.partial", "out.tmp", "precious"]
+    assert (tmp_path / "precious").read_text() == "precious" and (tmp_path / "out.partial").read_text() == "mine"
+
+
+def test_a_link_stays_a_link_and_its_file_is_replaced(tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
+    for content in ("first", "second"):
+        write_whole(tmp_path / "out", content)
+        assert (tmp_path / "out").is_symlink() and (tmp_path / "elsewhere").read_text() == content
+
+
+def test_a_new_file_has_the_permissions_of_the_process_and_a_replaced_one_keeps_its_own(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "new", "")
+        (tmp_path / "old").touch()
+        (tmp_path / "old").chmod(0o604)
+        write_whole(tmp_path / "old", "")
+        with whole_directory(tmp_path / "folder"):
+            pass
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"new": 0o640, "old": 0o604, "folder": 0o750}
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
+    write_whole(tmp_path / ("n" * 255), "long")
+    assert (tmp_path / ("n" * 255)).read_text() == "long"
+    with pytest.raises(OSError, match="name too long"):
+        write_whole(tmp_path / ("n" * 256), "longer")
+    assert len(_files(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("whole", [whole_file, whole_directory])
+def test_what_a_killed_process_left_is_removed_a_day_later_and_what_another_still_writes_is_not(
+    tmp_path, whole, monkeypatch
+):
+    with whole(tmp_path / "alive"):
+        [alive] = tmp_path.iterdir()
+        dead = tmp_path / f".0123abcd{cache._PARTIAL}"
+        dead.mkdir() if alive.is_dir() else dead.touch()
+        for content, left in (("today", {alive, dead}), ("later", {alive})):
+            if content == "later":
+                for path in (alive, dead):
+                    os.utime(path, (0, 0))
+            write_whole(tmp_path / "other", content)
+            assert set(tmp_path.iterdir()) == {*left, tmp_path / "other"}
+    assert _files(tmp_path) == ["alive", "other"]
+
+
+def test_the_nearest_folder_of_one_still_to_be_made_is_found_above_it(tmp_path, monkeypatch):
+    assert existing_folder(tmp_path) == existing_folder(tmp_path / "runs" / "mine") == tmp_path
+    monkeypatch.chdir(tmp_path)
+    assert existing_folder(Path("runs/mine")) == tmp_path
+
+
+def test_what_stands_in_the_way_of_a_folder_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=f"no folder {tmp_path}/file/a: {tmp_path}/file is a file. Remove it, or"):
+        existing_folder(tmp_path / "file" / "a")
+    with pytest.raises(UserError, match=f"{tmp_path}/link is a link to nothing"):
+        existing_folder(tmp_path / "link")
+
+
+def test_a_lock_is_held_once(tmp_path):
+    with (tmp_path / "lock").open("w") as one, (tmp_path / "lock").open("w") as other:
+        assert try_lock(one.fileno()) and not try_lock(other.fileno())
+        one.close()
+        assert try_lock(other.fileno())
 
 
 def _files(folder: Path) -> list[str]:
