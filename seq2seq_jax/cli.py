@@ -1,8 +1,8 @@
-"""The commands: train, plan, evaluate, translate, score. The only place that prints errors and ends the process.
+"""The commands: train, plan, evaluate, translate, score. The only place that prints errors and chooses exit codes.
 
 Exit codes: 0 done; 2 a mistake the user can mend, told in one message; 130
 interrupted; 141 the reader of our output went away; 143 asked to stop by
-SIGTERM, after saving; 1 a bug, with its traceback.
+SIGTERM (training saves first on either); 1 a bug, with its traceback.
 
 JAX takes seconds to import, so every command imports what it needs when it runs.
 """
@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
@@ -26,9 +26,11 @@ from seq2seq_jax.cache import cache_dir
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig
 from seq2seq_jax.config_file import load_config
 from seq2seq_jax.errors import UserError, did_you_mean
-from seq2seq_jax.run_directory import read_config
+from seq2seq_jax.run_directory import check_text, read_config
+from seq2seq_jax.signals import Terminated, exit_code
 
 if TYPE_CHECKING:
+    from seq2seq_jax.data.corpora import Corpus
     from seq2seq_jax.translator import Translator
 
 DEFAULT_CONFIG = Path("configs") / "default.py"
@@ -128,25 +130,19 @@ def _guarded(arguments: list[str], repository: Path | None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return TERMINATED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left for the exit to flush
         return OUTPUT_CLOSED
     except Exception as error:
+        if code := exit_code():  # what a library has made of the signal's exception
+            return code
         message = _machine_trouble(error)
         if message is None:
             raise
         return _complain(message)
-
-
-def run(arguments: Sequence[str] | None = None, *, repository: Path | None = None) -> NoReturn:
-    """Entry point of the programs: `main`, and the end of the process."""
-    code = main(arguments, repository=repository)
-    if code == INTERRUPTED:
-        # At once: XLA may be compiling in another thread, which Python's own way to end would pull the ground from.
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-        os._exit(code)
-    sys.exit(code)
 
 
 def _dispatch(arguments: list[str], repository: Path | None) -> int:
@@ -226,14 +222,25 @@ def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
         name = arguments.source_file.name
         sources, targets = _read_pairs(arguments.source_file, arguments.target_file)
     else:
-        from seq2seq_jax.data.corpora import load_corpus
-
         name = arguments.split or "test"
-        pairs = load_corpus(model.config.data).split(name)
+        pairs = _run_corpus(arguments.workdir, model.config).split(name)
         sources, targets = pairs.read(0, len(pairs))
     print(_table(evaluation.evaluate_split(model, arguments.workdir, name, sources, targets)))
     print(f"written to {arguments.workdir / 'evaluations' / name}.json, beam {arguments.decode.beam_size}")
     return 0
+
+
+def _run_corpus(workdir: Path, config: Config) -> "Corpus":
+    """The corpus of a run, as long as its text is the one that was trained on."""
+    from seq2seq_jax.data.corpora import load_corpus
+
+    way_out = "score other text with --source-file F --target-file F."
+    try:
+        corpus = load_corpus(config.data)
+    except UserError as error:
+        raise UserError(f"The text that {workdir} was trained on cannot be read; {way_out}\n{error}") from None
+    check_text(workdir, config, corpus.name, corpus.fingerprint, way_out)
+    return corpus
 
 
 def _translate(given: Sequence[Given], repository: Path | None) -> int:

@@ -26,6 +26,7 @@ from seq2seq_jax.decoding.greedy import greedy_search
 from seq2seq_jax.decoding.hypotheses import Found
 from seq2seq_jax.losses import correct_tokens, token_losses
 from seq2seq_jax.model import SearchTables, Seq2Seq, abstract_params, model_graph
+from seq2seq_jax.run_directory import Origin
 from seq2seq_jax.symbols import PAD
 
 Params = dict[str, Any]
@@ -202,7 +203,7 @@ def load(workdir: Path | str, decode: DecodeConfig | None = None) -> Translator:
     """Returns the translator of a run directory, with its best parameters.
 
     Raises:
-      UserError: not a run directory, no checkpoint, a damaged file.
+      UserError: not a run directory, no checkpoint, a damaged file, or files of different runs.
     """
     workdir = Path(workdir)
     config = run_directory.read_config(workdir)
@@ -212,8 +213,13 @@ def load(workdir: Path | str, decode: DecodeConfig | None = None) -> Translator:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
         abstract_params(config.model, vocab_sizes(vocabularies)),
     )
-    params, _ = restore_params(workdir, abstract)
+    params, _ = restore_params(workdir, abstract, origin(config, vocabularies, run_directory.read_fingerprint(workdir)))
     return Translator(config, vocabularies, params, decode)
+
+
+def origin(config: Config, vocabularies: Vocabularies, corpus: str | None) -> Origin:
+    """What the checkpoints of a run belong to; `corpus` is the hash of its text."""
+    return Origin(config, vocabularies.source.fingerprint, vocabularies.target.fingerprint, corpus)
 
 
 def vocab_sizes(vocabularies: Vocabularies) -> tuple[int, int]:

@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 
 from seq2seq_jax.checkpoint import Checkpoints, check_disk_space, restore_params
+from seq2seq_jax.config import Config
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.run_directory import Origin
 
 # Where one array cannot be read, Orbax leaves the coroutines that read the others to the garbage collector, unfinished.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+ORIGIN = Origin(Config(), "source", "target", "text")
 
 
 @pytest.fixture(autouse=True)
@@ -48,14 +52,14 @@ def same(one, other) -> bool:
 
 
 def save(workdir: Path, *steps: int, best_step: int | None = None) -> None:
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, ORIGIN)
     for step in steps:
         checkpoints.save(step, state_at(step), {"rows": 10 * step, "best_step": best_step})
     checkpoints.close()
 
 
 def restore(workdir: Path):
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, ORIGIN)
     try:
         return checkpoints.restore(abstract())
     finally:
@@ -103,7 +107,7 @@ def test_two_latest_and_the_best_are_kept(tmp_path):
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(workdir):
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, ORIGIN)
     checkpoints.save(2, state_at(7), {"rows": 7})
     checkpoints.close()
     state, progress, _ = restore(workdir)
@@ -111,7 +115,7 @@ def test_a_checkpoint_of_the_same_step_is_replaced(workdir):
 
 
 def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
-    checkpoints, state = Checkpoints(tmp_path), state_at(3)
+    checkpoints, state = Checkpoints(tmp_path, ORIGIN), state_at(3)
     checkpoints.save(3, state, {})
     jax.tree.map(lambda leaf: leaf.delete(), state)
     checkpoints.close()
@@ -179,12 +183,12 @@ def test_when_all_are_damaged_the_message_names_each_and_the_way_out(workdir):
 
 def test_the_parameters_of_a_run_are_those_of_its_best_step(tmp_path):
     save(tmp_path, 1, 2, 3, best_step=1)
-    params, step = restore_params(tmp_path, abstract()["params"])
+    params, step = restore_params(tmp_path, abstract()["params"], ORIGIN)
     assert step == 1 and same(params, state_at(1)["params"])
 
 
 def test_without_an_evaluation_the_newest_parameters_count(workdir):
-    params, step = restore_params(workdir, abstract()["params"])
+    params, step = restore_params(workdir, abstract()["params"], ORIGIN)
     assert step == 2 and same(params, state_at(2)["params"])
 
 
@@ -192,14 +196,14 @@ def test_where_the_best_checkpoint_is_damaged_the_newest_whole_one_takes_its_pla
     save(tmp_path, 1, 2, 3, best_step=1)
     truncate(array_files(tmp_path, 1)[0])
     with pytest.warns(UserWarning, match=r"(?s)checkpoints/1 is damaged .* step 3 takes its place"):
-        params, step = restore_params(tmp_path, abstract()["params"])
+        params, step = restore_params(tmp_path, abstract()["params"], ORIGIN)
     assert step == 3 and same(params, state_at(3)["params"])
 
 
 def test_a_best_step_is_known_from_an_older_checkpoint_where_the_newest_is_damaged(tmp_path):
     save(tmp_path, 1, 2, 3, best_step=1)
     shutil.rmtree(tmp_path / "checkpoints" / "3" / "progress")
-    params, step = restore_params(tmp_path, abstract()["params"])
+    params, step = restore_params(tmp_path, abstract()["params"], ORIGIN)
     assert step == 1 and same(params, state_at(1)["params"])
 
 
@@ -211,14 +215,14 @@ def test_parameters_with_a_wrong_checksum_are_damaged(tmp_path):
     content["checksums"] = {name: value ^ 1 for name, value in content["checksums"].items()}
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="checksums differ"):
-        restore_params(tmp_path, abstract()["params"])
+        restore_params(tmp_path, abstract()["params"], ORIGIN)
 
 
 def test_where_all_parameters_are_damaged_the_message_names_each_and_the_way_out(workdir):
     for step in (1, 2):
         truncate(array_files(workdir, step)[0])
     with pytest.raises(UserError) as refused:
-        restore_params(workdir, abstract()["params"])
+        restore_params(workdir, abstract()["params"], ORIGIN)
     told = str(refused.value)
     assert "checkpoints/1 is damaged" in told and "checkpoints/2 is damaged" in told
     assert "remove the run directory" in told
@@ -226,7 +230,7 @@ def test_where_all_parameters_are_damaged_the_message_names_each_and_the_way_out
 
 def test_a_run_without_checkpoints_has_no_parameters(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint yet; train it first"):
-        restore_params(tmp_path, abstract()["params"])
+        restore_params(tmp_path, abstract()["params"], ORIGIN)
 
 
 def test_a_disk_too_small_for_the_checkpoints_is_refused_before_training(monkeypatch, tmp_path):
@@ -250,9 +254,9 @@ def test_a_disk_that_fills_during_a_save_is_told_and_costs_no_older_checkpoint(w
     def fail(*_, **__):
         raise error
 
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, ORIGIN)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints._manager, "save", fail)
+        patch.setattr(checkpoints._saver, "save", fail)
         with pytest.raises(UserError, match="No space left on the disk of .*checkpoints: .* the same command resumes"):
             checkpoints.save(3, state_at(3), {"best_step": 1})
     checkpoints.close()
@@ -263,7 +267,7 @@ def test_a_save_that_fails_otherwise_is_a_bug(workdir, monkeypatch):
     def fail(*_, **__):
         raise ValueError("unknown dtype")
 
-    checkpoints = Checkpoints(workdir)
-    monkeypatch.setattr(checkpoints._manager, "save", fail)
+    checkpoints = Checkpoints(workdir, ORIGIN)
+    monkeypatch.setattr(checkpoints._saver, "save", fail)
     with pytest.raises(ValueError, match="unknown dtype"):
         checkpoints.save(3, state_at(3), {"best_step": 1})

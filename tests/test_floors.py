@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # From the ground up. A folder's floor holds for all of its files. A new file without a floor fails the test: give it
 # one here.
 FLOORS = (
-    ("errors", "symbols", "cpu"),
+    ("errors", "symbols", "cpu", "signals"),
     ("config", "cache", "text_files"),
     ("cells", "recurrence", "arguments", "config_file", "run_directory"),
     ("attention",),
@@ -35,6 +35,7 @@ WITHOUT_JAX = (
     "text_files",
     "metrics",
     "cache",
+    "signals",
     "data",
 )
 

@@ -41,7 +41,7 @@ def test_a_resumed_run_drops_later_rows_and_keeps_the_others_byte_for_byte(tmp_p
             writer.row({"step": step, "loss": 1 / step})
     lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     with Writer(tmp_path, num_steps=10) as writer:
-        writer.keep_rows(3)
+        assert writer.keep_rows(3, 3) == 3
         writer.row({"step": 4, "loss": 9.0})
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(lines[:3]) + b'{"step": 4, "loss": 9.0}\n'
     assert [path.name for path in tmp_path.glob("metrics*")] == ["metrics.jsonl"]
@@ -67,7 +67,7 @@ def test_rows_are_dropped_in_one_replacement_of_the_file(tmp_path, monkeypatch):
 
         monkeypatch.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            writer.keep_rows(1)
+            writer.keep_rows(1, 1)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
@@ -117,10 +117,10 @@ def test_tensorboard_gets_the_numbers_where_it_is_installed(tmp_path, monkeypatc
 
     monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=SummaryWriter, __spec__=object()))
     with Writer(tmp_path, num_steps=10) as writer:
-        writer.keep_rows(0)
+        writer.keep_rows(0, 0)
         writer.row({"step": 7, "loss": 0.5, "sample": "text", "grad_norm": float("inf")})
-    assert seen == [(str(tmp_path), 0), ("loss", 0.5, 7), "closed"]
+    assert seen == [(str(tmp_path), 1), ("loss", 0.5, 7), "closed"]
     with Writer(tmp_path, num_steps=10) as writer:
-        writer.keep_rows(1)
+        writer.keep_rows(7, 7)
         writer.row({"step": 8, "loss": 0.25})
     assert seen[3:] == [(str(tmp_path), 8), ("loss", 0.25, 8), "closed"]
