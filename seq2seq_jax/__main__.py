@@ -12,18 +12,12 @@ from seq2seq_jax import signals
 
 
 def run(arguments: Sequence[str] | None = None, *, repository: Path | None = None) -> NoReturn:
-    """Runs one command, see `cli.main`, and ends the process. After a signal that one decides on the exit code."""
+    """Runs one command, see `cli.main`, and ends the process."""
     signals.obey()
-    code: int | None = None
-    try:
-        from seq2seq_jax import cli
+    from seq2seq_jax import cli
 
-        code = cli.main(arguments, repository=repository)
-    except BaseException:  # also what libraries make of an exception in the midst of their import
-        if signals.exit_code() is None:
-            raise
-    code = signals.exit_code() or code
-    if code is not None and code in signals.EXIT_CODES.values():
+    code = cli.main(arguments, repository=repository)
+    if code in signals.EXIT_CODES.values():
         signals.end(code)
     sys.exit(code)
 

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ from seq2seq_jax.config import Config, DataConfig, DecodeConfig
 from seq2seq_jax.config_file import load_config
 from seq2seq_jax.errors import UserError, did_you_mean
 from seq2seq_jax.run_directory import check_text, read_config
-from seq2seq_jax.signals import Terminated, exit_code
+from seq2seq_jax.signals import EXIT_CODES
 
 if TYPE_CHECKING:
     from seq2seq_jax.data.corpora import Corpus
@@ -40,8 +41,8 @@ LESS_MEMORY = (
     " train, in another --workdir, with a smaller data.batch_size (or data.batch_tokens) or a larger"
     " train.accumulate_steps; translate with a smaller decode.batch_size."
 )
-INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 130, 141, 143  # as shells have it: 128 and the number of the signal
-EXIT_CODES = {"interrupted": INTERRUPTED, "terminated": TERMINATED}
+INTERRUPTED, TERMINATED = EXIT_CODES[signal.SIGINT], EXIT_CODES[signal.SIGTERM]
+OUTPUT_CLOSED = 141  # 128 and SIGPIPE
 
 
 @dataclass(frozen=True)
@@ -130,15 +131,10 @@ def _guarded(arguments: list[str], repository: Path | None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except Terminated:
-        print("terminated", file=sys.stderr)
-        return TERMINATED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left for the exit to flush
         return OUTPUT_CLOSED
     except Exception as error:
-        if code := exit_code():  # what a library has made of the signal's exception
-            return code
         message = _machine_trouble(error)
         if message is None:
             raise
@@ -181,7 +177,8 @@ def _train(given: Sequence[Given], repository: Path | None) -> int:
     _configure_jax()
     from seq2seq_jax.training.loop import train
 
-    return EXIT_CODES.get(train(settings, workdir).status, 0)
+    status = train(settings, workdir).status
+    return {"interrupted": INTERRUPTED, "terminated": TERMINATED}.get(status, 0)
 
 
 def _plan(given: Sequence[Given], repository: Path | None) -> int:

@@ -13,12 +13,14 @@ import socket
 import time
 import warnings
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from seq2seq_jax.cache import existing_folder, try_lock, write_whole
 from seq2seq_jax.config import Config, differences, from_json, to_json
 from seq2seq_jax.errors import UserError, nearest
+from seq2seq_jax.signals import undoing
 
 VOCABULARY = "vocabulary"
 """Folder of the vocabularies."""
@@ -214,14 +216,12 @@ def locked(workdir: Path) -> Generator[None]:
     """
     above = _writable_folder(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / _LOCK
-    descriptor = _take(path)
+    descriptor = _take(workdir / _LOCK)
     try:
-        yield
+        with undoing(partial(_remove_lock, workdir.absolute(), above)):  # still locked: see `_take`
+            yield
     finally:
-        path.unlink(missing_ok=True)  # still locked: whoever has opened it will find it gone, see `_take`
         os.close(descriptor)
-        _remove_empty(workdir.absolute(), above)
 
 
 def _writable_folder(workdir: Path) -> Path:
@@ -281,8 +281,9 @@ def _in_use(path: Path) -> str:
     return f"{path.parent} is in use: {who}. Wait for its end, stop it, or choose another --workdir."
 
 
-def _remove_empty(folder: Path, above: Path) -> None:
-    """Removes `folder` and those over it, up to `above`, as far as they are empty."""
+def _remove_lock(folder: Path, above: Path) -> None:
+    """Removes the lock of `folder`, and it and those over it, up to `above`, as far as they are empty."""
+    (folder / _LOCK).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         while folder != above and above in folder.parents:
             folder.rmdir()

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int
 
-from seq2seq_jax import run_directory
+from seq2seq_jax import run_directory, signals
 from seq2seq_jax.checkpoint import restore_params
 from seq2seq_jax.config import Config, DecodeConfig
 from seq2seq_jax.cpu import compiler_options
@@ -126,6 +126,7 @@ class Translator:
         scores = TokenScores(*(np.zeros(len(encoded), kind) for kind in (np.float64, np.int64, np.int64)))
         pending = []
         for batch, indices in evaluation_batches(encoded, 64, self._num_devices):
+            signals.look()
             pending.append((indices, self._token_scores(self.params, self._put(batch.source), self._put(batch.target))))
         for indices, values in pending:
             for total, value in zip(scores, values, strict=True):
@@ -164,6 +165,7 @@ class Translator:
             max_lengths[: len(indices)] = (
                 np.ceil(lengths * self.decode.max_length_ratio).astype(np.int32) + EXTRA_LENGTH
             )
+            signals.look()
             yield indices, self._put(encoded.sources.padded(indices, rows, width)), self._put(max_lengths)
 
     def _num_rows(self, num_lines: int) -> int:

@@ -485,17 +485,15 @@ def test_a_reader_that_goes_away_ends_translate_quietly(run_folder, tmp_path, mo
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, b"interrupted\n"), (signal.SIGTERM, 143, b"terminated\n")]
 )
-def test_a_signal_ends_translate_quietly_and_leaves_no_half_of_its_output(run_folder, tmp_path, number, code, word):
-    with start_translate(run_folder, "--output", str(tmp_path / "out")) as process:
-        assert process.stdin and process.stderr
+def test_a_signal_ends_translate_quietly(run_folder, number, code, word):
+    with start_translate(run_folder) as process:
+        assert process.stdin and process.stdout and process.stderr
         process.stdin.write(b"one\n")
         process.stdin.flush()
-        while len(list(tmp_path.iterdir())) == 1:  # beside the run folder
-            assert process.poll() is None
+        process.stdout.readline()
         process.send_signal(number)
         assert process.wait(timeout=300) == code
         assert process.stderr.read() == word
-    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
 # evaluate and score

@@ -41,18 +41,17 @@ def test_a_second_ctrl_c_ends_what_noted_the_first(capfd):
         send(signal.SIGINT)
         assert notes == [signal.SIGINT] and "Ctrl-C again ends at once" in capfd.readouterr().err
         send(signal.SIGINT)
-    signals._state.raised = None
 
 
-def test_a_block_that_may_be_stopped_is_stopped_once_by_a_signal_within_or_before_it():
-    with signals.noted() as notes:
-        with pytest.raises(signals.Stopped), signals.stoppable():
-            send(signal.SIGTERM)
-            pytest.fail("not stopped")
+def test_a_block_that_may_be_stopped_is_stopped_where_it_looks_and_no_other_is():
+    with signals.noted():
         send(signal.SIGTERM)
+        signals.look()
         with pytest.raises(signals.Stopped), signals.stoppable():
-            pytest.fail("not stopped")
-    assert len(notes) == 2
+            signals.look()
+        signals.look()
+    with signals.noted(), signals.stoppable():
+        signals.look()
 
 
 def test_another_thread_than_the_main_one_notes_nothing():
@@ -68,35 +67,42 @@ def test_another_thread_than_the_main_one_notes_nothing():
     assert found == [[]]
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_a_signal_that_a_library_swallows_ends_the_process_all_the_same(name, code):
-    """As imports do that have `except BaseException`, and code of C that returns to Python much later."""
+@pytest.mark.parametrize(("name", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
+def test_a_signal_ends_a_process_that_obeys_and_leaves_nothing_half_done(name, code, word, tmp_path):
     program = f"""
+from pathlib import Path; from seq2seq_jax import cache, run_directory
 signals.obey()
-try:
-    os.kill(os.getpid(), signal.{name})
-except BaseException:
-    print("swallowed", flush=True)
-time.sleep(300)
+folder = Path({str(tmp_path)!r})
+with run_directory.locked(folder / "run"), cache.whole_file(folder / "file"), cache.whole_directory(folder / "folder"):
+    print(len(list(folder.iterdir())), flush=True)
+    try:
+        os.kill(os.getpid(), signal.{name})
+    except BaseException:
+        print("swallowed", flush=True)
+    time.sleep(300)
 """
-    word = "interrupted" if name == "SIGINT" else "terminated"
-    assert ends(program) == (code, "swallowed\n", f"{word}\n")
+    assert ends(program) == (code, "3\n", f"{word}\n")
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_signal_while_the_commands_are_imported_ends_the_program_by_its_code_without_a_traceback():
-    program = """
-class Importer:
-    def find_spec(self, name, path, target=None):
-        if name == "seq2seq_jax.cli":
-            try:
-                os.kill(os.getpid(), signal.SIGINT)
-            except KeyboardInterrupt as error:
-                raise ImportError("cannot import name") from error
-sys.meta_path.insert(0, Importer())
-from seq2seq_jax.__main__ import run
-run(["--help"])
-"""
-    assert ends(program) == (130, "", "")
+def test_a_signal_ends_a_process_that_is_busy_outside_of_python():
+    program = "signals.obey(); signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}); time.sleep(0.1)\n"
+    program += "os.write(signal.set_wakeup_fd(-1), bytes([signal.SIGTERM])); time.sleep(300)"
+    assert ends(program) == (143, "", "terminated\n")
+
+
+def test_a_noted_signal_leaves_the_process_to_end_by_itself_and_a_second_ctrl_c_does_not():
+    program = "signals.obey()\nwith signals.noted(): os.kill(os.getpid(), signal.SIGINT); time.sleep(0.3); print(1)"
+    assert ends(program)[:2] == (0, "1\n")
+    program = program.replace("print(1)", "os.kill(os.getpid(), signal.SIGINT); print(1)")
+    assert ends(program)[:2] == (130, "")
+
+
+def test_what_was_undone_once_is_not_again():
+    calls = []
+    with pytest.raises(ZeroDivisionError), signals.undoing(lambda: calls.append(1)):
+        raise ZeroDivisionError
+    assert calls == [1] and signals._State.undo == []
 
 
 def test_after_a_signal_the_process_ends_without_pythons_own_ending():

@@ -121,7 +121,7 @@ def _train(config: Config, workdir: Path) -> TrainResult:
                 state, status = run.steps(state, updates)
                 checkpoints.close()
                 status = ASKED_BY[notes[0]] if notes else status
-        writer.end_progress()
+        writer.close()  # it has all rows, whatever ends the test
         step = int(state.step)
         if status in ASKED_BY.values():
             writer.line(report.asked_to_stop(step))
