@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seq2seq_jax.checkpoint import Checkpoints, check_disk_space, restore_params
-from seq2seq_jax.config import Config
+from seq2seq_jax import checkpoint
+from seq2seq_jax.checkpoint import Checkpoints, check_belongs, check_disk_space, restore_params
+from seq2seq_jax.config import Config, DataConfig, TrainConfig
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.run_directory import Origin
 
@@ -226,6 +227,115 @@ def test_where_all_parameters_are_damaged_the_message_names_each_and_the_way_out
     told = str(refused.value)
     assert "checkpoints/1 is damaged" in told and "checkpoints/2 is damaged" in told
     assert "remove the run directory" in told
+
+
+def test_where_the_best_checkpoint_is_gone_the_newest_takes_its_place_with_a_warning(tmp_path):
+    save(tmp_path, 1, 2, 3, best_step=1)
+    shutil.rmtree(tmp_path / "checkpoints" / "1")
+    with pytest.warns(UserWarning, match=r"(?s)checkpoints/1, the best, is gone.*step 3 takes its place"):
+        params, step = restore_params(tmp_path, abstract()["params"], ORIGIN)
+    assert step == 3 and same(params, state_at(3)["params"])
+
+
+# reading beside training
+
+
+def test_who_reads_changes_nothing_also_while_a_save_is_under_way(workdir):
+    shutil.copytree(workdir / "checkpoints" / "2", workdir / "checkpoints" / "3.orbax-checkpoint-tmp")
+    shutil.copytree(workdir / "checkpoints" / "2", workdir / "checkpoints" / "0.deleted")
+    before = {path: path.stat().st_mtime_ns for path in (workdir, *workdir.rglob("*"))}
+    _, step = restore_params(workdir, abstract()["params"], ORIGIN)
+    check_belongs(workdir, ORIGIN)
+    assert step == 2
+    assert {path: path.stat().st_mtime_ns for path in (workdir, *workdir.rglob("*"))} == before
+
+
+def test_who_reads_a_run_without_checkpoints_makes_none(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        restore_params(tmp_path, abstract()["params"], ORIGIN)
+    check_belongs(tmp_path, ORIGIN)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_removes_what_a_killed_one_left(workdir):
+    for name in ("3.orbax-checkpoint-tmp", "0.deleted"):
+        (workdir / "checkpoints" / name).mkdir()
+    (workdir / "checkpoints" / "notes").mkdir()
+    Checkpoints(workdir, ORIGIN).close()
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2", "notes"]
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["gone", "another is best"])
+def test_a_checkpoint_that_training_deletes_while_it_is_read_is_passed_over_without_a_word(workdir, monkeypatch, newer):
+    original = checkpoint._read_params
+
+    def read(path, *arguments):
+        if path.name == "2":
+            if newer:
+                shutil.copytree(workdir / "checkpoints" / "1", workdir / "checkpoints" / "5")
+            shutil.rmtree(path)
+        return original(path, *arguments)
+
+    monkeypatch.setattr(checkpoint, "_read_params", read)
+    params, step = restore_params(workdir, abstract()["params"], ORIGIN)
+    assert step == (5 if newer else 1) and same(params, state_at(1)["params"])
+
+
+def test_the_best_checkpoint_is_there_as_long_as_the_newest_one_names_it(tmp_path, monkeypatch):
+    """A reader, and a run that is killed, find what they look for at any time."""
+    checkpoints = Checkpoints(tmp_path, ORIGIN)
+    deleted, original = [], checkpoints._delete
+    monkeypatch.setattr(
+        checkpoints, "_delete", lambda step: deleted.append((step, steps_kept(tmp_path))) or original(step)
+    )
+    for step, best in ((1, 1), (2, 1), (3, 1), (4, 4), (5, 4)):
+        checkpoints.save(step, state_at(step), {"best_step": best})
+    checkpoints.close()
+    assert deleted == [(2, [1, 2, 3, 4]), (1, [1, 3, 4]), (3, [3, 4, 5])]
+
+
+# what belongs together
+
+
+OTHERS = {
+    r"(?s)config.json or the command is not what .*checkpoints/2 was trained with.*train.seed: 0 -> 1": {
+        "config": Config(train=TrainConfig(seed=1))
+    },
+    r"vocabulary/source.\* is not the vocabulary that .*checkpoints/2 was": {"source": "other"},
+    r"vocabulary/target.\* is not the vocabulary that .*checkpoints/2 was": {"target": "other"},
+    r"The text, or the note of it in .*corpus.txt, is not what .*checkpoints/2 was trained on": {"corpus": "other"},
+    r"corpus.txt, is not what": {"corpus": None},
+}
+
+
+@pytest.mark.parametrize("message", OTHERS)
+def test_a_checkpoint_is_not_read_with_files_of_another_run(workdir, message):
+    other = ORIGIN._replace(**OTHERS[message])
+    checkpoints = Checkpoints(workdir, other)
+    for read in (
+        lambda: checkpoints.restore(abstract()),
+        lambda: restore_params(workdir, abstract()["params"], other),
+        lambda: check_belongs(workdir, other),
+    ):
+        with pytest.raises(UserError, match=message):
+            read()
+    checkpoints.close()
+    assert steps_kept(workdir) == [1, 2]
+
+
+def test_where_the_text_of_a_run_lies_is_not_what_it_belongs_to(tmp_path):
+    here, there = (ORIGIN._replace(config=Config(data=DataConfig(f"files:/{name}"))) for name in ("a", "b"))
+    checkpoints = Checkpoints(tmp_path, here)
+    checkpoints.save(1, state_at(1), {})
+    checkpoints.close()
+    check_belongs(tmp_path, there)
+
+
+def test_a_letter_changed_in_the_progress_is_damage(workdir):
+    path = workdir / "checkpoints" / "2" / "progress" / "metadata"
+    path.write_text(path.read_text().replace('"rows": 20', '"rows": 30'))
+    state, _, complaints = restore(workdir)
+    assert same(state, state_at(1)) and "checksums differ" in complaints[0]
 
 
 def test_a_run_without_checkpoints_has_no_parameters(tmp_path):

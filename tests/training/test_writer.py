@@ -56,6 +56,40 @@ def test_a_line_that_a_killed_run_left_unfinished_is_dropped(tmp_path, tail):
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole + b'{"step": 3, "loss": 1.0}\n'
 
 
+def test_a_row_of_an_evaluation_that_will_be_done_again_is_dropped(tmp_path):
+    """The run was asked to stop at step 2, evaluated there when it resumed, and was killed before a save."""
+    with Writer(tmp_path, num_steps=10) as writer:
+        writer.row({"step": 1, "validation_loss": 3.0})
+        writer.row({"step": 2, "loss": 1.0})
+        writer.row({"step": 2, "validation_loss": 2.0})
+    with Writer(tmp_path, num_steps=10) as writer:
+        assert writer.keep_rows(2, 1) == 2
+    assert rows(tmp_path) == [{"step": 1, "validation_loss": 3.0}, {"step": 2, "loss": 1.0}]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b'{"loss": 1}',
+        b'{"step": "1"}',
+        b'{"step": 1.5}',
+        b'{"step": true}',
+        b"[" * 100_000,
+        b"null",
+    ],
+    ids=lambda line: line[:8].decode(errors="replace"),
+)
+def test_a_damaged_line_is_no_row_and_costs_no_other(tmp_path, damaged):
+    lines = [b'{"step": 1}\n', damaged + b"\n", b'{"step": 2}\n', b'{"step": 3}\n']
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines))
+    with Writer(tmp_path, num_steps=10) as writer:
+        assert writer.keep_rows(2, 2) == 2
+    assert (tmp_path / "metrics.jsonl").read_bytes() == lines[0] + lines[2]
+
+
 def test_rows_are_dropped_in_one_replacement_of_the_file(tmp_path, monkeypatch):
     with Writer(tmp_path, num_steps=10) as writer:
         for step in range(1, 4):
