@@ -83,7 +83,7 @@ def _input_alone(material: Material, mesh: Mesh, num_batches: int) -> dict[str, 
 def _training(config: Config, material: Material, mesh: Mesh, warmup: int, num_steps: int) -> dict[str, Any]:
     """Steps of training; those of the warm-up are not counted."""
     sizes = vocab_sizes(material.vocabularies)
-    compiled = compile_steps(config, material, mesh, abstract_state(config, sizes, mesh), print, stop=lambda: False)
+    compiled = compile_steps(config, material, mesh, abstract_state(config, sizes, mesh), print)
     keep_freed_memory()  # as training does
     updates = {(step.shape.source, step.shape.target): step.update for step in compiled}
     batches = training_batches(material.train, material.plan, 0, warmup + num_steps)

@@ -13,10 +13,17 @@ Shape letters, used in every signature and comment of the package:
 
 from typing import TYPE_CHECKING, Any
 
-from seq2seq_jax.config import Config, DataConfig, DecodeConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
-from seq2seq_jax.errors import UserError
-
 if TYPE_CHECKING:
+    from seq2seq_jax.config import (
+        Config,
+        DataConfig,
+        DecodeConfig,
+        MeshConfig,
+        ModelConfig,
+        OptimizerConfig,
+        TrainConfig,
+    )
+    from seq2seq_jax.errors import UserError
     from seq2seq_jax.model import Seq2Seq
     from seq2seq_jax.training.loop import train
     from seq2seq_jax.translator import Hypothesis, Translator, load
@@ -39,11 +46,16 @@ __all__ = [
     "train",
 ]
 
-# JAX takes seconds to import, and `--help` should not: what needs it is imported when it is first asked for.
-_LAZY = {
+# All is imported when it is first asked for: JAX takes seconds, which `--help` should not, and before the programs obey
+# signals there should be nothing to interrupt.
+_LAZY = dict.fromkeys(
+    ("Config", "DataConfig", "DecodeConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "TrainConfig"),
+    "seq2seq_jax.config",
+) | {
     "Hypothesis": "seq2seq_jax.translator",
     "Seq2Seq": "seq2seq_jax.model",
     "Translator": "seq2seq_jax.translator",
+    "UserError": "seq2seq_jax.errors",
     "load": "seq2seq_jax.translator",
     "train": "seq2seq_jax.training.loop",
 }

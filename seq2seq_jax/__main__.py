@@ -1,6 +1,27 @@
-"""`python -m seq2seq_jax`."""
+"""The programs: `python -m seq2seq_jax`, `seq2seq-jax`, and train.py's own end.
 
-from seq2seq_jax.cli import run
+Nothing slow is imported before signals are obeyed.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from seq2seq_jax import console, signals
+
+
+def run(arguments: Sequence[str] | None = None, *, repository: Path | None = None) -> NoReturn:
+    """Runs one command, see `cli.main`, and ends the process."""
+    with console.ready_streams():  # before anything is opened, which would take the number of a closed one
+        signals.obey()
+        from seq2seq_jax import cli
+
+        code = cli.main(arguments, repository=repository)
+        if code in signals.EXIT_CODES.values():
+            signals.end(code)
+        sys.exit(code)
+
 
 if __name__ == "__main__":
     run()

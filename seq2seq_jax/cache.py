@@ -12,11 +12,13 @@ import tempfile
 import time
 import warnings
 from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from seq2seq_jax.checksums import find_damage, write_checksums
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.signals import undoing
 
 _STALE_SECONDS = 24 * 3600  # what is older, and that nobody holds, was left by a killed process
 _PARTIAL = ".seq2seq_jax.partial"  # ends a name that nobody else gives
@@ -56,7 +58,7 @@ def whole_directory(final: Path) -> Generator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(final.parent)
     beside = Path(tempfile.mkdtemp(prefix=".", suffix=_PARTIAL, dir=final.parent))
-    try:
+    with undoing(partial(shutil.rmtree, beside, ignore_errors=True)):
         with _held(beside):
             yield beside
         write_checksums(beside, final.name)
@@ -68,8 +70,6 @@ def whole_directory(final: Path) -> Generator[Path]:
             _rename(beside, final)
         if damage:
             warnings.warn(f"{final} was damaged ({damage}) and has been made again.", stacklevel=3)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def is_whole(folder: Path) -> bool:
@@ -93,17 +93,13 @@ def whole_file(path: Path) -> Generator[BinaryIO]:
     final.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(final.parent)
     beside = final.with_name(f".{secrets.token_hex(8)}{_PARTIAL}")
-    file = beside.open("xb")
-    try:
-        with file, _held(beside):
+    with undoing(partial(beside.unlink, missing_ok=True)):
+        with beside.open("xb") as file, _held(beside):
             if mode is not None:
                 with contextlib.suppress(OSError):  # a file system without permissions
                     os.fchmod(file.fileno(), mode)
             yield file
         os.replace(beside, final)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -1,18 +1,22 @@
 """Checkpoints: Orbax behind save, restore and restore_params.
 
 A checkpoint is a directory `checkpoints/STEP/` with the arrays of the training
-state and a JSON of what the loop knows besides (`progress`). It appears whole or
-not at all; the checksums in the JSON tell a damaged one. Two latest are kept,
-and the best.
+state and a JSON of what the loop knows besides (`progress`) and of the run that
+it belongs to (`Origin`). It appears whole or not at all, and goes so; checksums
+tell a damaged one. Two latest are kept, and the best.
+
+Only `Checkpoints`, which training has, writes here. Whoever reads sees whole
+checkpoints alone and changes nothing.
 """
 
+import json
 import shutil
 import sys
 import textwrap
 import warnings
 import zlib
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,20 +26,35 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from seq2seq_jax.cache import existing_folder
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.run_directory import existing_folder
+from seq2seq_jax.run_directory import Origin, check_origin
 
 KEEP_LATEST = 2
+
+_TEMPORARY = (".orbax-checkpoint-tmp", ".deleted")  # within names of what is not there yet, or no more
 
 Progress = dict[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints of one run. `close` waits until the last one is on disk."""
+    """The checkpoints of one run, to be written. `close` waits until the last one is on disk.
 
-    def __init__(self, workdir: Path):
+    What a killed process left unfinished is removed. The run directory is
+    locked by the caller, see `run_directory.locked`.
+    """
+
+    def __init__(self, workdir: Path, origin: Origin):
+        _quiet_libraries()
+        self._workdir, self._origin = workdir, origin
         self._directory = (workdir / "checkpoints").absolute()
-        self._manager = _manager(self._directory)
+        existing_folder(self._directory)  # which refuses a file in its place
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for path in self._directory.iterdir():
+            if any(mark in path.name for mark in _TEMPORARY):
+                shutil.rmtree(path)
+        self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._best: int | None = None  # by the newest checkpoint
 
     def save(self, step: int, state: dict[str, Any], progress: Progress) -> None:
         """Starts to save; copies are taken at once, so the arrays may be donated afterwards.
@@ -49,14 +68,14 @@ class Checkpoints:
           UserError: the disk is full, now or when the last checkpoint was written.
         """
         with _full_disk_told(self._directory):
-            self._manager.wait_until_finished()
-            if step in self._manager.all_steps():
-                self._manager.delete(step)
-            for old in self._superfluous(progress.get("best_step")):
-                self._manager.delete(old)
-            content = {"progress": progress, "checksums": _checksums(state)}
+            self._finish()
+            if step in _steps(self._directory):
+                self._delete(step)
+            content = {"progress": progress, "checksums": _checksums(state), "origin": self._origin.as_json()}
+            content["digest"] = _digest(content)
             arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(content))
-            self._manager.save(step, args=arguments, force=True)
+            self._saver.save(self._directory / str(step), args=arguments)
+            self._best = progress.get("best_step")
 
     def restore(self, abstract_state: dict[str, Any]) -> tuple[dict[str, Any], Progress, list[str]] | None:
         """Returns state and progress of the newest whole checkpoint, or None if there is none.
@@ -69,17 +88,21 @@ class Checkpoints:
           (they are deleted).
 
         Raises:
-          UserError: there are checkpoints, and all are damaged.
+          UserError: there are checkpoints, and all are damaged, or they belong to another run.
         """
         complaints: list[str] = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps = _steps(self._directory)
+        for step in steps:
             try:
                 state, progress = self._read(step, abstract_state)
+            except UserError:
+                raise
             except Exception as error:  # whatever a library makes of a damaged file
-                complaints.append(f"Checkpoint {self._directory / str(step)} is damaged ({_brief(error)}).")
+                complaints.append(_damaged(self._directory / str(step), error))
                 continue
-            for damaged in (later for later in self._manager.all_steps() if later > step):
-                self._manager.delete(damaged)
+            for damaged in steps[: steps.index(step)]:
+                self._delete(damaged)
+            self._best = progress.get("best_step")
             return state, progress, complaints
         if complaints:
             raise UserError("\n".join([*complaints, "No other is left: remove the run directory to begin anew."]))
@@ -92,74 +115,144 @@ class Checkpoints:
           UserError: the disk is full.
         """
         with _full_disk_told(self._directory):
-            self._manager.wait_until_finished()
-        self._manager.close()
+            self._finish()
+        self._saver.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Waits for the last save, unless it is an interrupt that ends the block."""
+        if kind is None:
+            self.close()
+        elif issubclass(kind, Exception):
+            with suppress(Exception):  # the first is told
+                self.close()
 
     def _read(self, step: int, abstract_state: dict[str, Any]) -> tuple[dict[str, Any], Progress]:
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), progress=ocp.args.JsonRestore())
-        restored: Any = self._manager.restore(step, args=arguments)
-        if _checksums(restored.state) != restored.progress["checksums"]:
+        path = self._directory / str(step)
+        content = _content(path, self._workdir, self._origin)
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            state = checkpointer.restore(path / "state", args=ocp.args.StandardRestore(abstract_state))
+        if _checksums(state) != content["checksums"]:
             raise ValueError("checksums differ")
-        return restored.state, restored.progress["progress"]
+        return state, content["progress"]
 
-    def _superfluous(self, best_step: int | None) -> list[int]:
-        """Steps to delete so that with the one about to be saved `KEEP_LATEST` remain, and the best."""
-        older = sorted(self._manager.all_steps())[: -KEEP_LATEST + 1 or None]
-        return [step for step in older if step != best_step]
+    def _finish(self) -> None:
+        """Waits for the last save; only when it is there may those go whose place it takes."""
+        self._saver.wait_until_finished()
+        for old in _steps(self._directory)[KEEP_LATEST:]:
+            if old != self._best:
+                self._delete(old)
+
+    def _delete(self, step: int) -> None:
+        """Deletes a checkpoint, which is gone at once: no reader meets half of it."""
+        gone = self._directory / f"{step}{_TEMPORARY[1]}"
+        (self._directory / str(step)).rename(gone)
+        shutil.rmtree(gone)
 
 
-def restore_params(workdir: Path, abstract_params: dict[str, Any]) -> tuple[dict[str, Any], int]:
+def restore_params(workdir: Path, abstract_params: dict[str, Any], origin: Origin) -> tuple[dict[str, Any], int]:
     """Returns the parameters of the best checkpoint (the newest, where none was evaluated) and its step.
 
-    Where that one is damaged the newest whole one takes its place, with a warning.
+    Where that one is damaged or gone the newest whole one takes its place, with a
+    warning. Nothing is changed, and the run may be trained meanwhile: where
+    training deletes a checkpoint that was about to be read, all is looked at anew.
 
     Raises:
-      UserError: there is no checkpoint, or all are damaged.
+      UserError: there is no checkpoint, all are damaged, or they belong to another run.
     """
+    _quiet_libraries()
+    while True:
+        with suppress(_Deleted):
+            return _restore_params(workdir, abstract_params, origin)
+
+
+class _Deleted(Exception):
+    """A checkpoint that was listed is no longer there: the run goes on."""
+
+
+def _restore_params(workdir: Path, abstract_params: dict[str, Any], origin: Origin) -> tuple[dict[str, Any], int]:
     directory = (workdir / "checkpoints").absolute()
-    newest_first = sorted((int(path.name) for path in directory.glob("*") if path.name.isdigit()), reverse=True)
-    if not newest_first:
+    steps, complaints = _steps(directory), []
+    if not steps:
         raise UserError(f"{workdir} holds no checkpoint yet; train it first.")
-    manager, complaints = _manager(directory), []
-    best = _best_step(manager, newest_first)
-    for step in sorted(newest_first, key=lambda step: step != best):  # the best one first
+    best = _best_step(directory, steps)
+    if best not in steps:
+        if _steps(directory) != steps:
+            raise _Deleted
+        complaints.append(f"Checkpoint {directory / str(best)}, the best, is gone.")
+    for step in sorted(steps, key=lambda step: step != best):  # the best one first
+        path = directory / str(step)
         try:
-            params = _read_params(manager, directory, step, abstract_params)
+            params = _read_params(path, abstract_params, _content(path, workdir, origin)["checksums"])
+        except UserError:
+            raise
         except Exception as error:  # whatever a library makes of a damaged file
-            complaints.append(f"Checkpoint {directory / str(step)} is damaged ({_brief(error)}).")
+            if step not in _steps(directory):
+                raise _Deleted from error
+            complaints.append(_damaged(path, error))
             continue
         if complaints:
-            warnings.warn("\n".join([*complaints, f"That of step {step:,} takes its place."]), stacklevel=2)
+            warnings.warn("\n".join([*complaints, f"That of step {step:,} takes its place."]), stacklevel=3)
         return params, step
     raise UserError("\n".join([*complaints, "No other is left: remove the run directory and train anew."]))
 
 
-def _best_step(manager: ocp.CheckpointManager, newest_first: list[int]) -> int:
+def _steps(directory: Path) -> list[int]:
+    """The steps whose checkpoints are whole, the newest first."""
+    names = [path.name for path in directory.glob("*")]
+    return sorted((int(name) for name in names if name.isdecimal() and name == str(int(name))), reverse=True)
+
+
+def _best_step(directory: Path, steps: list[int]) -> int:
     """The step that the newest readable checkpoint calls the best, or the newest."""
-    for step in newest_first:
+    for step in steps:
         try:
-            return _content(manager, step)["progress"].get("best_step") or step
+            return _content(directory / str(step))["progress"].get("best_step") or step
         except Exception:  # damaged; told when its parameters are read
             continue
-    return newest_first[0]
+    return steps[0]
 
 
-def _content(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    restored: Any = manager.restore(step, args=ocp.args.Composite(progress=ocp.args.JsonRestore()))
-    return restored.progress
+def check_belongs(workdir: Path, origin: Origin) -> None:
+    """Refuses a run directory whose newest checkpoint belongs to another run: its config.json may be lost or changed.
+
+    Raises:
+      UserError: names what differs.
+    """
+    directory = (workdir / "checkpoints").absolute()
+    for step in _steps(directory):
+        try:
+            _content(directory / str(step), workdir, origin)
+        except UserError:
+            raise
+        except Exception:  # damaged; told when it is restored
+            continue
+        return
 
 
-def _read_params(
-    manager: ocp.CheckpointManager, directory: Path, step: int, abstract_params: dict[str, Any]
-) -> dict[str, Any]:
-    checksums, target = _content(manager, step)["checksums"], {"params": abstract_params}
+def _content(path: Path, workdir: Path | None = None, origin: Origin | None = None) -> dict[str, Any]:
+    """What a checkpoint holds beside the arrays; with an origin, UserError where it belongs to another run."""
+    _quiet_libraries()
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        content: dict[str, Any] = checkpointer.restore(path / "progress")
+    if content.get("digest", digest := _digest(content)) != digest:
+        raise ValueError("checksums differ")
+    if workdir and origin and "origin" in content:  # older versions kept none
+        check_origin(workdir, path, content["origin"], origin)
+    return content
+
+
+def _read_params(path: Path, abstract_params: dict[str, Any], checksums: dict[str, int]) -> dict[str, Any]:
+    target = {"params": abstract_params}
     arguments = ocp.args.PyTreeRestore(
         item=target,
         restore_args=ocp.checkpoint_utils.construct_restore_args(target),
         partial_restore=True,
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(directory / str(step) / "state", args=arguments)
+        restored = checkpointer.restore(path / "state", args=arguments)
     if any(checksums[name] != checksum for name, checksum in _checksums(restored).items()):
         raise ValueError("checksums differ")
     return restored["params"]
@@ -180,16 +273,16 @@ def check_disk_space(workdir: Path, abstract_state: dict[str, Any]) -> None:
         )
 
 
-def _manager(directory: Path) -> ocp.CheckpointManager:
-    _quiet_libraries()
-    options = ocp.CheckpointManagerOptions(create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True)
-    return ocp.CheckpointManager(directory, options=options)
-
-
 def _checksums(state: dict[str, Any]) -> dict[str, int]:
     """CRC-32 of every array's bytes, by path."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): zlib.crc32(np.asarray(leaf).tobytes()) for path, leaf in leaves}
+
+
+def _digest(content: dict[str, Any]) -> int:
+    """CRC-32 of all of the JSON but the digest itself."""
+    rest = {name: value for name, value in content.items() if name != "digest"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode())
 
 
 @cache
@@ -220,6 +313,10 @@ def _full_disk_told(directory: Path) -> Generator[None]:
             f"No space left on the disk of {directory}: the checkpoint under way is lost, those before it are kept."
             " Free some space; the same command resumes from the last of them."
         ) from error
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"Checkpoint {path} is damaged ({_brief(error)})."
 
 
 def _brief(error: Exception) -> str:

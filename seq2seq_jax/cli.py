@@ -1,8 +1,8 @@
-"""The commands: train, plan, evaluate, translate, score. The only place that prints errors and ends the process.
+"""The commands: train, plan, evaluate, translate, score. The only place that prints errors and chooses exit codes.
 
 Exit codes: 0 done; 2 a mistake the user can mend, told in one message; 130
 interrupted; 141 the reader of our output went away; 143 asked to stop by
-SIGTERM, after saving; 1 a bug, with its traceback.
+SIGTERM (training saves first on either); 1 a bug, with its traceback.
 
 JAX takes seconds to import, so every command imports what it needs when it runs.
 """
@@ -12,12 +12,13 @@ import hashlib
 import itertools
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import tyro
 
@@ -26,14 +27,16 @@ from seq2seq_jax.arguments import HELP, Given, parse, read, value_of
 from seq2seq_jax.config import BleuTokenizer, Config, DataConfig, DecodeConfig
 from seq2seq_jax.config_file import find_config, load_config
 from seq2seq_jax.errors import UserError, did_you_mean, shortened
-from seq2seq_jax.run_directory import read_config
+from seq2seq_jax.run_directory import check_text, read_config
+from seq2seq_jax.signals import EXIT_CODES
 from seq2seq_jax.troubles import machine_trouble
 
 if TYPE_CHECKING:
+    from seq2seq_jax.data.corpora import Corpus
     from seq2seq_jax.translator import Translator
 
-INTERRUPTED, OUTPUT_CLOSED, TERMINATED = 130, 141, 143  # as shells have it: 128 and the number of the signal
-EXIT_CODES = {"interrupted": INTERRUPTED, "terminated": TERMINATED}
+INTERRUPTED, TERMINATED = EXIT_CODES[signal.SIGINT], EXIT_CODES[signal.SIGTERM]
+OUTPUT_CLOSED = 141  # 128 and SIGPIPE
 
 
 @dataclass(frozen=True)
@@ -135,18 +138,6 @@ def _guarded(arguments: list[str], repository: Path | None) -> int:
         return _complain(message)
 
 
-@console.ready_streams()
-def run(arguments: Sequence[str] | None = None, *, repository: Path | None = None) -> NoReturn:
-    """Entry point of the programs: `main`, and the end of the process."""
-    code = main(arguments, repository=repository)
-    if code == INTERRUPTED:
-        # At once: XLA may be compiling in another thread, which Python's own way to end would pull the ground from.
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-        os._exit(code)
-    sys.exit(code)
-
-
 def _dispatch(arguments: list[str], repository: Path | None) -> int:
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
@@ -208,7 +199,8 @@ def _train(given: Sequence[Given], repository: Path | None) -> int:
     _configure_jax()
     from seq2seq_jax.training.loop import train
 
-    return EXIT_CODES.get(train(settings, workdir).status, 0)
+    status = train(settings, workdir).status
+    return {"interrupted": INTERRUPTED, "terminated": TERMINATED}.get(status, 0)
 
 
 def _plan(given: Sequence[Given], repository: Path | None) -> int:
@@ -256,15 +248,26 @@ def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
         }
         sources, targets = _read_pairs(arguments.source_file, arguments.target_file)
     else:
-        from seq2seq_jax.data.corpora import load_corpus
-
         name = arguments.split or "test"
-        pairs = load_corpus(model.config.data).split(name)
+        pairs = _run_corpus(arguments.workdir, model.config).split(name)
         sources, targets = pairs.read(0, len(pairs))
     scores = evaluation.evaluate_split(model, arguments.workdir, name, sources, targets, about)
     print("\n".join([_table(scores), *scores.get("remarks", ())]))
     print(f"written to {arguments.workdir / 'evaluations' / name}.json, beam {arguments.decode.beam_size}")
     return 0
+
+
+def _run_corpus(workdir: Path, config: Config) -> "Corpus":
+    """The corpus of a run, as long as its text is the one that was trained on."""
+    from seq2seq_jax.data.corpora import load_corpus
+
+    way_out = "score other text with --source-file F --target-file F."
+    try:
+        corpus = load_corpus(config.data)
+    except UserError as error:
+        raise UserError(f"The text that {workdir} was trained on cannot be read; {way_out}\n{error}") from None
+    check_text(workdir, config, corpus.name, corpus.fingerprint, way_out)
+    return corpus
 
 
 def _translate(given: Sequence[Given], repository: Path | None) -> int:

@@ -1,17 +1,32 @@
 """The files of a run directory, and whose it is.
 
-config.json  vocabulary/  checkpoints/STEP/  metrics.jsonl  evaluations/
+config.json  vocabulary/  checkpoints/STEP/  metrics.jsonl  evaluations/  and, while it is trained, lock
+
+Training alone writes here (and `evaluate` its evaluations); whoever else reads changes nothing.
 """
 
+import contextlib
+import dataclasses
+import json
 import os
+import socket
+import time
+import warnings
+from collections.abc import Generator
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from seq2seq_jax.cache import write_whole
+from seq2seq_jax.cache import existing_folder, try_lock, write_whole
 from seq2seq_jax.config import Config, differences, from_json, to_json
 from seq2seq_jax.errors import UserError, nearest
+from seq2seq_jax.signals import undoing
 
 VOCABULARY = "vocabulary"
 """Folder of the vocabularies."""
+_FINGERPRINT = Path(VOCABULARY, "corpus.txt")  # hash of the text that the run reads
+_LOCK = "lock"
+_FILES = ("train_files", "validation_files", "test_files")
 
 
 def read_config(workdir: Path) -> Config:
@@ -40,38 +55,238 @@ def is_claimed(workdir: Path) -> bool:
 
 def claim(workdir: Path, config: Config) -> None:
     """Makes `workdir` the run directory of `config`: from here on it is resumed, and no other run may use it."""
-    workdir.mkdir(parents=True, exist_ok=True)
     write_whole(workdir / "config.json", to_json(config))
 
 
-def existing_folder(workdir: Path) -> Path:
-    """Returns `workdir`, or the nearest folder above it if it is still to be made.
+# where the text lies, and which it was
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """Returns `config` with every path of its corpus absolute: the run is read from other folders too."""
+    data = config.data
+    changes: dict[str, Any] = {}
+    kind, colon, folder = data.corpus.partition(":")
+    if colon and kind == "files":
+        changes["corpus"] = f"files:{_absolute(folder)}"
+    if data.data_dir:
+        changes["data_dir"] = _absolute(data.data_dir)
+    for name in _FILES:
+        if files := getattr(data, name):
+            changes[name] = tuple(map(_absolute, files))
+    return dataclasses.replace(config, data=dataclasses.replace(data, **changes))
+
+
+def write_fingerprint(workdir: Path, fingerprint: str) -> None:
+    """Keeps the hash of the text that the run reads."""
+    write_whole(workdir / _FINGERPRINT, f"{fingerprint}\n")
+
+
+def read_fingerprint(workdir: Path) -> str | None:
+    """Returns the hash of the text that the run read, or None where an older version kept none."""
+    try:
+        return (workdir / _FINGERPRINT).read_bytes().decode(errors="replace").strip()
+    except FileNotFoundError:
+        return None
+
+
+def check_text(workdir: Path, config: Config, name: str, fingerprint: str, way_out: str) -> None:
+    """Refuses text that is not what the run in `workdir` was trained on, wherever either lies.
+
+    Args:
+      workdir: the run directory.
+      config: says where the text was read.
+      name: what the message calls the text.
+      fingerprint: hash of the text.
+      way_out: ends the message.
 
     Raises:
-      UserError: no folder can be made there.
+      UserError: the text differs, or its hash was never kept and it lies elsewhere.
     """
-    path = workdir.absolute()
-    nearest_path = next(found for found in (path, *path.parents) if found.exists() or found.is_symlink())
-    if not nearest_path.exists():
-        raise UserError(f"{workdir} cannot be a run directory: {nearest_path} is a link to nothing. Remove it.")
-    if not nearest_path.is_dir():
-        raise UserError(f"{workdir} cannot be a run directory: {nearest_path} is a file. Choose another --workdir.")
-    if not os.access(nearest_path, os.W_OK | os.X_OK):
-        raise UserError(f"Nothing may be written in {nearest_path}. Choose another --workdir.")
-    return nearest_path
+    known, kept = read_fingerprint(workdir), read_config(workdir)
+    moved = differences(kept, dataclasses.replace(kept, data=config.data))
+    if fingerprint == known or (known is None and not moved):
+        return
+    fields = "".join(f"\n  {change}" for change in moved)
+    raise UserError(
+        f"The text of {name} is no longer the one that {workdir} was trained on; {way_out}"
+        + (f"\nIts configuration names other text (there -> here):{fields}" if moved else "")
+    )
 
 
 def check_is_free(workdir: Path, config: Config) -> None:
-    """Refuses a directory that is not for a run of `config`.
+    """Refuses a directory that holds a run of another configuration; where its text lies makes none, see `check_text`.
 
     Raises:
-      UserError: it cannot be written, or it holds a run of another configuration; the differing fields are named.
+      UserError: with the fields that differ.
     """
-    existing_folder(workdir)
-    changed = differences(read_config(workdir), config) if is_claimed(workdir) else []
+    changed = _differences(read_config(workdir), config) if is_claimed(workdir) else []
     if changed:
         fields = "\n  ".join(changed)
         raise UserError(
             f"{workdir} holds a run of another configuration (there -> here):\n  {fields}\n"
             "Choose another --workdir, or set these fields as they were to resume that run, or remove it."
         )
+
+
+# what belongs together
+
+
+class Origin(NamedTuple):
+    """What a checkpoint belongs to; kept with each, so that none is read with the files of another run.
+
+    Attributes:
+      config: of the run.
+      source: fingerprint of the source vocabulary.
+      target: fingerprint of the target vocabulary.
+      corpus: hash of the text, or None where an older version kept none.
+    """
+
+    config: Config
+    source: str
+    target: str
+    corpus: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns what JSON can hold."""
+        return self._asdict() | {"config": dataclasses.asdict(self.config)}
+
+
+def check_origin(workdir: Path, checkpoint: Path, kept: dict[str, Any], here: Origin) -> None:
+    """Refuses a checkpoint that does not belong to what is read with it.
+
+    Args:
+      workdir: the run directory.
+      checkpoint: what the message names.
+      kept: the checkpoint's own origin, by `Origin.as_json`.
+      here: what is about to be used with it.
+
+    Raises:
+      UserError: names the file that differs and, of the configuration, the fields.
+    """
+    if changed := _differences(from_json(json.dumps(kept["config"])), here.config):
+        fields = "\n  ".join(changed)
+        raise UserError(
+            f"{workdir / 'config.json'} or the command is not what {checkpoint} was trained with (then -> now):\n"
+            f"  {fields}\nSet these fields as they were, or choose another --workdir."
+        )
+    joint = (workdir / VOCABULARY / "joint.json").exists()
+    for side in ("source", "target"):
+        if kept[side] != getattr(here, side):
+            files = workdir / VOCABULARY / f"{'joint' if joint else side}.*"
+            raise UserError(
+                f"{files} is not the vocabulary that {checkpoint} was trained with."
+                " Put it back from a copy of the run, or train again in another --workdir."
+            )
+    if kept["corpus"] != here.corpus:
+        raise UserError(
+            f"The text, or the note of it in {workdir / _FINGERPRINT}, is not what {checkpoint} was trained on."
+            " Put it back from a copy, or choose another --workdir."
+        )
+
+
+def _differences(old: Config, new: Config) -> list[str]:
+    """`differences`, but not of where a folder or files lie that both name."""
+    return differences(_without_paths(old), _without_paths(new))
+
+
+def _without_paths(config: Config) -> Config:
+    data = config.data
+    changes: dict[str, Any] = {name: ("source", "target") for name in _FILES if getattr(data, name)}
+    if data.corpus.startswith("files:"):
+        changes["corpus"] = "files:"
+    return dataclasses.replace(config, data=dataclasses.replace(data, data_dir=None, **changes))
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+# one training at a time
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Generator[None]:
+    """Holds `workdir`, made if need be, for the block: two trainings in one would spoil each other's files.
+
+    The file `lock` says who holds it, and is removed at the end. The system
+    frees the lock itself when its process ends, however it comes. On a file
+    system without locks a warning says that nobody is kept out. Folders that
+    were made and are empty at the end are removed.
+
+    Raises:
+      UserError: another process trains there; or nothing may be written there.
+    """
+    above = _writable_folder(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    descriptor = _take(workdir / _LOCK)
+    try:
+        with undoing(partial(_remove_lock, workdir.absolute(), above)):  # still locked: see `_take`
+            yield
+    finally:
+        os.close(descriptor)
+
+
+def _writable_folder(workdir: Path) -> Path:
+    """Returns `workdir`, or the nearest folder above it if it is still to be made; UserError where it cannot be."""
+    try:
+        folder = existing_folder(workdir)
+    except UserError as error:
+        raise UserError(f"--workdir: {error}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"Nothing may be written in {folder}. Choose another --workdir.")
+    return folder
+
+
+def _take(path: Path) -> int:
+    """Returns the descriptor of the lock file, locked and signed."""
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except IsADirectoryError:
+            raise UserError(f"{path} is a folder where training keeps a file. Remove it.") from None
+        try:
+            if not _lock(descriptor, path):
+                raise UserError(_in_use(path))
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                _sign(descriptor)
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # it was removed by its holder while we opened it
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    try:
+        return try_lock(descriptor)
+    except OSError as error:
+        warnings.warn(
+            f"The file system of {path.parent} has no locks ({error.strerror}): see to it yourself that no other"
+            " process trains there.",
+            stacklevel=2,
+        )
+        return True
+
+
+def _sign(descriptor: int) -> None:
+    since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}).encode(), 0)
+
+
+def _in_use(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text())
+        who = f"process {holder['pid']} on {holder['host']} has been training there since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # not signed yet
+        who = "another process trains there"
+    return f"{path.parent} is in use: {who}. Wait for its end, stop it, or choose another --workdir."
+
+
+def _remove_lock(folder: Path, above: Path) -> None:
+    """Removes the lock of `folder`, and it and those over it, up to `above`, as far as they are empty."""
+    (folder / _LOCK).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        while folder != above and above in folder.parents:
+            folder.rmdir()
+            folder = folder.parent

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from seq2seq_jax import run_directory
+from seq2seq_jax import run_directory, signals
 from seq2seq_jax.checkpoint import restore_params
 from seq2seq_jax.config import Config, DecodeConfig
 from seq2seq_jax.cpu import compiler_options
@@ -27,6 +27,7 @@ from seq2seq_jax.decoding.greedy import greedy_search
 from seq2seq_jax.decoding.hypotheses import Found
 from seq2seq_jax.losses import correct_tokens, token_losses
 from seq2seq_jax.model import SearchTables, Seq2Seq, abstract_params, model_graph
+from seq2seq_jax.run_directory import Origin
 from seq2seq_jax.sharding import ROWS, WHOLE, by_rows, one_device, replicated, share_rows
 from seq2seq_jax.symbols import PAD
 from seq2seq_jax.wording import counted
@@ -151,6 +152,7 @@ class Translator:
         scores = TokenScores(*(np.zeros(len(encoded), kind) for kind in (np.float64, np.int64, np.int64)))
         pending = []
         for batch, indices in evaluation_batches(encoded, 64, self._mesh.size):
+            signals.look()
             pending.append((indices, self._token_scores(self.params, *batch)))
         for indices, values in pending:
             for total, value in zip(scores, values, strict=True):
@@ -186,6 +188,7 @@ class Translator:
             width = round_up(int(lengths.max()), SOURCE_MULTIPLE)
             max_lengths = np.ones(rows, np.int32)  # empty rows end at once
             max_lengths[: len(indices)] = output_limits(lengths, self.decode.max_length_ratio)
+            signals.look()
             yield indices, sources.padded(indices, rows, width), max_lengths
 
     def _num_rows(self, num_lines: int) -> int:
@@ -230,7 +233,7 @@ def load(workdir: Path | str, decode: DecodeConfig | None = None) -> Translator:
     """Returns the translator of a run directory, with its best parameters.
 
     Raises:
-      UserError: not a run directory, no checkpoint, a damaged file.
+      UserError: not a run directory, no checkpoint, a damaged file, or files of different runs.
     """
     workdir = Path(workdir)
     config = run_directory.read_config(workdir)
@@ -240,8 +243,13 @@ def load(workdir: Path | str, decode: DecodeConfig | None = None) -> Translator:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract_params(config.model, vocab_sizes(vocabularies)),
     )
-    params, _ = restore_params(workdir, abstract)
+    params, _ = restore_params(workdir, abstract, origin(config, vocabularies, run_directory.read_fingerprint(workdir)))
     return Translator(config, vocabularies, params, decode)
+
+
+def origin(config: Config, vocabularies: Vocabularies, corpus: str | None) -> Origin:
+    """What the checkpoints of a run belong to; `corpus` is the hash of its text."""
+    return Origin(config, vocabularies.source.fingerprint, vocabularies.target.fingerprint, corpus)
 
 
 def vocab_sizes(vocabularies: Vocabularies) -> tuple[int, int]:

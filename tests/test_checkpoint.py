@@ -10,11 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seq2seq_jax.checkpoint import Checkpoints, check_disk_space, restore_params
+from seq2seq_jax import checkpoint
+from seq2seq_jax.checkpoint import Checkpoints, check_belongs, check_disk_space, restore_params
+from seq2seq_jax.config import Config, DataConfig, TrainConfig
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.run_directory import Origin
 
 # Where one array cannot be read, Orbax leaves the coroutines that read the others to the garbage collector, unfinished.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+ORIGIN = Origin(Config(), "source", "target", "text")
 
 
 @pytest.fixture(autouse=True)
@@ -48,14 +53,14 @@ def same(one, other) -> bool:
 
 
 def save(workdir: Path, *steps: int, best_step: int | None = None) -> None:
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, ORIGIN)
     for step in steps:
         checkpoints.save(step, state_at(step), {"rows": 10 * step, "best_step": best_step})
     checkpoints.close()
 
 
 def restore(workdir: Path):
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, ORIGIN)
     try:
         return checkpoints.restore(abstract())
     finally:
@@ -103,7 +108,7 @@ def test_two_latest_and_the_best_are_kept(tmp_path):
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(workdir):
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, ORIGIN)
     checkpoints.save(2, state_at(7), {"rows": 7})
     checkpoints.close()
     state, progress, _ = restore(workdir)
@@ -111,7 +116,7 @@ def test_a_checkpoint_of_the_same_step_is_replaced(workdir):
 
 
 def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
-    checkpoints, state = Checkpoints(tmp_path), state_at(3)
+    checkpoints, state = Checkpoints(tmp_path, ORIGIN), state_at(3)
     checkpoints.save(3, state, {})
     jax.tree.map(lambda leaf: leaf.delete(), state)
     checkpoints.close()
@@ -179,12 +184,12 @@ def test_when_all_are_damaged_the_message_names_each_and_the_way_out(workdir):
 
 def test_the_parameters_of_a_run_are_those_of_its_best_step(tmp_path):
     save(tmp_path, 1, 2, 3, best_step=1)
-    params, step = restore_params(tmp_path, abstract()["params"])
+    params, step = restore_params(tmp_path, abstract()["params"], ORIGIN)
     assert step == 1 and same(params, state_at(1)["params"])
 
 
 def test_without_an_evaluation_the_newest_parameters_count(workdir):
-    params, step = restore_params(workdir, abstract()["params"])
+    params, step = restore_params(workdir, abstract()["params"], ORIGIN)
     assert step == 2 and same(params, state_at(2)["params"])
 
 
@@ -192,14 +197,14 @@ def test_where_the_best_checkpoint_is_damaged_the_newest_whole_one_takes_its_pla
     save(tmp_path, 1, 2, 3, best_step=1)
     truncate(array_files(tmp_path, 1)[0])
     with pytest.warns(UserWarning, match=r"(?s)checkpoints/1 is damaged .* step 3 takes its place"):
-        params, step = restore_params(tmp_path, abstract()["params"])
+        params, step = restore_params(tmp_path, abstract()["params"], ORIGIN)
     assert step == 3 and same(params, state_at(3)["params"])
 
 
 def test_a_best_step_is_known_from_an_older_checkpoint_where_the_newest_is_damaged(tmp_path):
     save(tmp_path, 1, 2, 3, best_step=1)
     shutil.rmtree(tmp_path / "checkpoints" / "3" / "progress")
-    params, step = restore_params(tmp_path, abstract()["params"])
+    params, step = restore_params(tmp_path, abstract()["params"], ORIGIN)
     assert step == 1 and same(params, state_at(1)["params"])
 
 
@@ -211,22 +216,131 @@ def test_parameters_with_a_wrong_checksum_are_damaged(tmp_path):
     content["checksums"] = {name: value ^ 1 for name, value in content["checksums"].items()}
     path.write_text(json.dumps(content))
     with pytest.raises(UserError, match="checksums differ"):
-        restore_params(tmp_path, abstract()["params"])
+        restore_params(tmp_path, abstract()["params"], ORIGIN)
 
 
 def test_where_all_parameters_are_damaged_the_message_names_each_and_the_way_out(workdir):
     for step in (1, 2):
         truncate(array_files(workdir, step)[0])
     with pytest.raises(UserError) as refused:
-        restore_params(workdir, abstract()["params"])
+        restore_params(workdir, abstract()["params"], ORIGIN)
     told = str(refused.value)
     assert "checkpoints/1 is damaged" in told and "checkpoints/2 is damaged" in told
     assert "remove the run directory" in told
 
 
+def test_where_the_best_checkpoint_is_gone_the_newest_takes_its_place_with_a_warning(tmp_path):
+    save(tmp_path, 1, 2, 3, best_step=1)
+    shutil.rmtree(tmp_path / "checkpoints" / "1")
+    with pytest.warns(UserWarning, match=r"(?s)checkpoints/1, the best, is gone.*step 3 takes its place"):
+        params, step = restore_params(tmp_path, abstract()["params"], ORIGIN)
+    assert step == 3 and same(params, state_at(3)["params"])
+
+
+# reading beside training
+
+
+def test_who_reads_changes_nothing_also_while_a_save_is_under_way(workdir):
+    shutil.copytree(workdir / "checkpoints" / "2", workdir / "checkpoints" / "3.orbax-checkpoint-tmp")
+    shutil.copytree(workdir / "checkpoints" / "2", workdir / "checkpoints" / "0.deleted")
+    before = {path: path.stat().st_mtime_ns for path in (workdir, *workdir.rglob("*"))}
+    _, step = restore_params(workdir, abstract()["params"], ORIGIN)
+    check_belongs(workdir, ORIGIN)
+    assert step == 2
+    assert {path: path.stat().st_mtime_ns for path in (workdir, *workdir.rglob("*"))} == before
+
+
+def test_who_reads_a_run_without_checkpoints_makes_none(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        restore_params(tmp_path, abstract()["params"], ORIGIN)
+    check_belongs(tmp_path, ORIGIN)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_removes_what_a_killed_one_left(workdir):
+    for name in ("3.orbax-checkpoint-tmp", "0.deleted"):
+        (workdir / "checkpoints" / name).mkdir()
+    (workdir / "checkpoints" / "notes").mkdir()
+    Checkpoints(workdir, ORIGIN).close()
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2", "notes"]
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["gone", "another is best"])
+def test_a_checkpoint_that_training_deletes_while_it_is_read_is_passed_over_without_a_word(workdir, monkeypatch, newer):
+    original = checkpoint._read_params
+
+    def read(path, *arguments):
+        if path.name == "2":
+            if newer:
+                shutil.copytree(workdir / "checkpoints" / "1", workdir / "checkpoints" / "5")
+            shutil.rmtree(path)
+        return original(path, *arguments)
+
+    monkeypatch.setattr(checkpoint, "_read_params", read)
+    params, step = restore_params(workdir, abstract()["params"], ORIGIN)
+    assert step == (5 if newer else 1) and same(params, state_at(1)["params"])
+
+
+def test_the_best_checkpoint_is_there_as_long_as_the_newest_one_names_it(tmp_path, monkeypatch):
+    """A reader, and a run that is killed, find what they look for at any time."""
+    checkpoints = Checkpoints(tmp_path, ORIGIN)
+    deleted, original = [], checkpoints._delete
+    monkeypatch.setattr(
+        checkpoints, "_delete", lambda step: deleted.append((step, steps_kept(tmp_path))) or original(step)
+    )
+    for step, best in ((1, 1), (2, 1), (3, 1), (4, 4), (5, 4)):
+        checkpoints.save(step, state_at(step), {"best_step": best})
+    checkpoints.close()
+    assert deleted == [(2, [1, 2, 3, 4]), (1, [1, 3, 4]), (3, [3, 4, 5])]
+
+
+# what belongs together
+
+
+OTHERS = {
+    r"(?s)config.json or the command is not what .*checkpoints/2 was trained with.*train.seed: 0 -> 1": {
+        "config": Config(train=TrainConfig(seed=1))
+    },
+    r"vocabulary/source.\* is not the vocabulary that .*checkpoints/2 was": {"source": "other"},
+    r"vocabulary/target.\* is not the vocabulary that .*checkpoints/2 was": {"target": "other"},
+    r"The text, or the note of it in .*corpus.txt, is not what .*checkpoints/2 was trained on": {"corpus": "other"},
+    r"corpus.txt, is not what": {"corpus": None},
+}
+
+
+@pytest.mark.parametrize("message", OTHERS)
+def test_a_checkpoint_is_not_read_with_files_of_another_run(workdir, message):
+    other = ORIGIN._replace(**OTHERS[message])
+    checkpoints = Checkpoints(workdir, other)
+    for read in (
+        lambda: checkpoints.restore(abstract()),
+        lambda: restore_params(workdir, abstract()["params"], other),
+        lambda: check_belongs(workdir, other),
+    ):
+        with pytest.raises(UserError, match=message):
+            read()
+    checkpoints.close()
+    assert steps_kept(workdir) == [1, 2]
+
+
+def test_where_the_text_of_a_run_lies_is_not_what_it_belongs_to(tmp_path):
+    here, there = (ORIGIN._replace(config=Config(data=DataConfig(f"files:/{name}"))) for name in ("a", "b"))
+    checkpoints = Checkpoints(tmp_path, here)
+    checkpoints.save(1, state_at(1), {})
+    checkpoints.close()
+    check_belongs(tmp_path, there)
+
+
+def test_a_letter_changed_in_the_progress_is_damage(workdir):
+    path = workdir / "checkpoints" / "2" / "progress" / "metadata"
+    path.write_text(path.read_text().replace('"rows": 20', '"rows": 30'))
+    state, _, complaints = restore(workdir)
+    assert same(state, state_at(1)) and "checksums differ" in complaints[0]
+
+
 def test_a_run_without_checkpoints_has_no_parameters(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint yet; train it first"):
-        restore_params(tmp_path, abstract()["params"])
+        restore_params(tmp_path, abstract()["params"], ORIGIN)
 
 
 def test_a_disk_too_small_for_the_checkpoints_is_refused_before_training(monkeypatch, tmp_path):
@@ -250,9 +364,9 @@ def test_a_disk_that_fills_during_a_save_is_told_and_costs_no_older_checkpoint(w
     def fail(*_, **__):
         raise error
 
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, ORIGIN)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints._manager, "save", fail)
+        patch.setattr(checkpoints._saver, "save", fail)
         with pytest.raises(UserError, match="No space left on the disk of .*checkpoints: .* the same command resumes"):
             checkpoints.save(3, state_at(3), {"best_step": 1})
     checkpoints.close()
@@ -263,7 +377,7 @@ def test_a_save_that_fails_otherwise_is_a_bug(workdir, monkeypatch):
     def fail(*_, **__):
         raise ValueError("unknown dtype")
 
-    checkpoints = Checkpoints(workdir)
-    monkeypatch.setattr(checkpoints._manager, "save", fail)
+    checkpoints = Checkpoints(workdir, ORIGIN)
+    monkeypatch.setattr(checkpoints._saver, "save", fail)
     with pytest.raises(ValueError, match="unknown dtype"):
         checkpoints.save(3, state_at(3), {"best_step": 1})

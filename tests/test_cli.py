@@ -18,12 +18,12 @@ import seq2seq_jax
 from seq2seq_jax import cli
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig, ModelConfig, OptimizerConfig, TrainConfig, to_json
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.run_directory import write_fingerprint
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 STUB_TRANSLATOR = """
-import signal, sys, types
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
+import sys, types
 from collections import namedtuple
 Hypothesis = namedtuple("Hypothesis", "text score")
 class Translator:
@@ -32,7 +32,7 @@ class Translator:
 stub = types.ModuleType("seq2seq_jax.translator")
 stub.load = lambda workdir, decode=None: Translator()
 sys.modules["seq2seq_jax.translator"] = stub
-from seq2seq_jax.cli import run
+from seq2seq_jax.__main__ import run
 run()
 """
 
@@ -594,30 +594,18 @@ def test_a_reader_that_goes_away_ends_translate_quietly(run_folder, tmp_path, mo
         assert process.stderr.read() == b""
 
 
-def test_ctrl_c_ends_translate_quietly(run_folder):
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, b"interrupted\n"), (signal.SIGTERM, 143, b"terminated\n")]
+)
+def test_a_signal_ends_translate_quietly(run_folder, number, code, word):
     with start_translate(run_folder) as process:
         assert process.stdin and process.stdout and process.stderr
         process.stdin.write(b"one\n")
         process.stdin.flush()
         process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=300) == 130
-        assert process.stderr.read() == b"interrupted\n"
-
-
-def test_after_ctrl_c_the_process_ends_without_pythons_own_ending():
-    """XLA's threads would not survive it."""
-    program = (
-        "import atexit; from seq2seq_jax import cli; atexit.register(print, 'torn down');"
-        "cli.main = lambda *a, **k: print('printed') or {code}; cli.run([])"
-    )
-    ends = [
-        subprocess.run(
-            [sys.executable, "-c", program.format(code=code)], cwd=REPOSITORY, capture_output=True, text=True
-        )
-        for code in (cli.INTERRUPTED, 2)
-    ]
-    assert [(end.returncode, end.stdout) for end in ends] == [(130, "printed\n"), (2, "printed\ntorn down\n")]
+        process.send_signal(number)
+        assert process.wait(timeout=300) == code
+        assert process.stderr.read() == word
 
 
 # evaluate and score
@@ -637,6 +625,8 @@ def evaluated(stub, translators, monkeypatch):
             return ["a", "b"][start:stop], ["x", "y"][start:stop]
 
     class Corpus:
+        name, fingerprint = "scan/simple", "the text"
+
         def split(self, name):
             if name != "test":
                 raise UserError(f"No split {name}.")
@@ -698,6 +688,25 @@ def test_evaluate_counts_bleu_in_the_tokens_it_is_told_or_as_the_run_was_configu
 
 def test_evaluate_of_a_split_that_is_not_there_is_refused(refused, evaluated, run_folder):
     assert refused("evaluate", "--workdir", run_folder, "--split", "tset") == "No split tset."
+
+
+def test_evaluate_of_other_text_than_was_trained_on_is_refused_with_options_that_it_has(
+    refused, evaluated, run_folder, monkeypatch
+):
+    write_fingerprint(run_folder, "another text")
+    told = refused("evaluate", "--workdir", run_folder)
+    assert f"The text of scan/simple is no longer the one that {run_folder} was trained on" in told
+    assert "--source-file F --target-file F" in told and evaluated == []
+
+
+def test_evaluate_without_the_text_says_so_with_options_that_it_has(call, evaluated, run_folder, monkeypatch):
+    def load_corpus(config):
+        raise UserError("data.corpus: there is no folder data.")
+
+    monkeypatch.setattr("seq2seq_jax.data.corpora.load_corpus", load_corpus)
+    code, out, err = call("evaluate", "--workdir", run_folder)
+    assert (code, out) == (2, "")
+    assert "cannot be read; score other text with --source-file F --target-file F.\ndata.corpus: there is no" in err
 
 
 def test_score_prints_a_log_probability_for_each_pair(call, translators, run_folder, tmp_path):

@@ -1,12 +1,24 @@
+import errno
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from seq2seq_jax.config import from_json
+from seq2seq_jax import run_directory
+from seq2seq_jax.config import Config, DataConfig, from_json
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.run_directory import check_is_free, claim, existing_folder, is_claimed, read_config
+from seq2seq_jax.run_directory import (
+    check_is_free,
+    check_text,
+    claim,
+    is_claimed,
+    locked,
+    read_config,
+    with_absolute_paths,
+    write_fingerprint,
+)
 from tests.tiny import tiny_config
 
 
@@ -26,22 +38,136 @@ def test_a_directory_is_free_for_any_run_until_claimed_and_for_the_same_one_afte
     check_is_free(tmp_path, config)
 
 
-def test_a_folder_still_to_be_made_is_looked_for_above(tmp_path, monkeypatch):
-    assert existing_folder(tmp_path) == existing_folder(tmp_path / "runs" / "mine") == tmp_path
-    monkeypatch.chdir(tmp_path)
-    assert existing_folder(Path("runs/mine")) == tmp_path
+# one training at a time
 
 
-def test_a_link_to_nothing_is_refused(tmp_path):
+def in_use(workdir: Path) -> str:
+    with pytest.raises(UserError) as refused, locked(workdir):
+        pass
+    return str(refused.value)
+
+
+def test_a_run_directory_is_held_by_one_training_which_is_named_to_any_other(tmp_path):
+    with locked(tmp_path):
+        holder = json.loads((tmp_path / "lock").read_text())
+        assert (holder["pid"], holder["host"]) == (os.getpid(), socket.gethostname())
+        told = in_use(tmp_path)
+        assert f"{tmp_path} is in use: process {os.getpid()} on {socket.gethostname()}" in told
+        assert f"since {holder['since']}" in told and "another --workdir" in told
+    with locked(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
+    """The system has freed it; the file is still there, naming a process that may be anybody's by now."""
+    (tmp_path / "lock").write_text(json.dumps({"pid": 1, "host": "elsewhere", "since": "long ago"}))
+    with locked(tmp_path):
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_that_its_holder_removes_while_it_is_opened_is_no_lock(tmp_path, monkeypatch):
+    """Two would hold locks, one of a file that nobody can open any more."""
+    original, removed = run_directory.try_lock, []
+
+    def try_lock(descriptor):
+        if not removed:
+            removed.append((tmp_path / "lock").unlink())
+        return original(descriptor)
+
+    monkeypatch.setattr(run_directory, "try_lock", try_lock)
+    with locked(tmp_path):
+        assert removed and (tmp_path / "lock").exists()
+        assert "is in use" in in_use(tmp_path)
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def try_lock(descriptor):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run_directory, "try_lock", try_lock)
+    with pytest.warns(UserWarning, match=f"file system of {tmp_path} has no locks \\(No locks"), locked(tmp_path):
+        pass
+
+
+def test_a_directory_made_for_a_run_that_never_began_is_removed(tmp_path):
+    with locked(tmp_path / "runs" / "mine"):
+        assert (tmp_path / "runs" / "mine").is_dir()
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path / "runs" / "mine"):
+        (tmp_path / "runs" / "config.json").touch()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["config.json"]
+
+
+def test_what_stands_in_the_way_of_a_run_directory_is_told(tmp_path):
     (tmp_path / "run").symlink_to(tmp_path / "gone")
-    with pytest.raises(UserError, match="run is a link to nothing"):
-        check_is_free(tmp_path / "run", tiny_config(tmp_path / "corpus"))
+    assert "run is a link to nothing" in in_use(tmp_path / "run")
+    (tmp_path / "file").touch()
+    assert f"{tmp_path}/file is a file" in in_use(tmp_path / "file" / "run")
+    (tmp_path / "other" / "lock").mkdir(parents=True)
+    assert "lock is a folder" in in_use(tmp_path / "other")
 
 
 def test_a_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # a superuser may write anywhere
-    with pytest.raises(UserError, match=f"Nothing may be written in {tmp_path}. Choose another --workdir."):
-        check_is_free(tmp_path / "run", tiny_config(tmp_path / "corpus"))
+    assert f"Nothing may be written in {tmp_path}. Choose another --workdir." in in_use(tmp_path / "run")
+
+
+# where the text lies
+
+
+def test_paths_of_a_corpus_become_absolute_and_nothing_else_changes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    data = DataConfig("files:data", train_files=("a", "~/b"), test_files=("../c", "/d"), data_dir="prepared")
+    found = with_absolute_paths(Config(data=data)).data
+    assert found == DataConfig(
+        f"files:{tmp_path}/data",
+        train_files=(f"{tmp_path}/a", "/home/me/b"),
+        test_files=(f"{tmp_path.parent}/c", "/d"),
+        data_dir=f"{tmp_path}/prepared",
+    )
+    for data in (DataConfig("scan/simple"), DataConfig("wmt16_translate/de-en", data_dir="/prepared")):
+        assert with_absolute_paths(Config(data=data)).data == data
+
+
+def test_a_run_is_the_same_wherever_its_text_lies(tmp_path):
+    for here, there in (
+        (DataConfig("files:/a/data", data_dir="/a"), DataConfig("files:/b", data_dir="/b")),
+        (DataConfig(train_files=("a", "b")), DataConfig(train_files=("c", "d"))),
+    ):
+        claim(tmp_path, Config(data=here))
+        check_is_free(tmp_path, Config(data=there))
+        write_fingerprint(tmp_path, "hash")
+        check_text(tmp_path, Config(data=there), "name", "hash", "")
+
+
+def test_other_corpora_are_another_run(tmp_path):
+    claim(tmp_path, Config(data=DataConfig("files:/a")))
+    for other in (DataConfig("scan/simple"), DataConfig("files:/a", train_files=("a", "b"))):
+        with pytest.raises(UserError, match="another configuration"):
+            check_is_free(tmp_path, Config(data=other))
+
+
+def test_other_text_is_refused_with_where_it_was_read_then_and_now(tmp_path):
+    claim(tmp_path, Config(data=DataConfig("files:/a")))
+    write_fingerprint(tmp_path, "old")
+    with pytest.raises(UserError) as refused:
+        check_text(tmp_path, Config(data=DataConfig("files:/b")), "files:/b", "new", "do this.")
+    told = str(refused.value)
+    assert f"The text of files:/b is no longer the one that {tmp_path} was trained on; do this." in told
+    assert "data.corpus: 'files:/a' -> 'files:/b'" in told
+
+
+def test_without_a_note_of_the_text_it_is_taken_for_the_same_only_where_it_lies(tmp_path):
+    """A run of an older version."""
+    claim(tmp_path, Config(data=DataConfig("files:/a")))
+    check_text(tmp_path, Config(data=DataConfig("files:/a")), "files:/a", "any", "")
+    with pytest.raises(UserError, match="no longer"):
+        check_text(tmp_path, Config(data=DataConfig("files:/b")), "files:/b", "any", "")
+
+
+# its configuration
 
 
 def test_another_configuration_is_refused_naming_every_field_that_differs(tmp_path):

@@ -1,12 +1,9 @@
 """A run from its configuration to its test scores, as one story: `train`."""
 
 import math
-import os
 import signal
-import threading
 import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,8 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from seq2seq_jax import run_directory
-from seq2seq_jax.checkpoint import Checkpoints, check_disk_space, restore_params
+from seq2seq_jax import run_directory, signals
+from seq2seq_jax.checkpoint import Checkpoints, check_belongs, check_disk_space, restore_params
 from seq2seq_jax.config import Config
 from seq2seq_jax.console import ready_streams
 from seq2seq_jax.data.pipeline import training_batches
@@ -31,10 +28,12 @@ from seq2seq_jax.training.optimizer import make_schedule
 from seq2seq_jax.training.setup import Material, begin, compile_steps, prepare
 from seq2seq_jax.training.step import TrainState, TrainStep, abstract_state, empty_window, initial_state
 from seq2seq_jax.training.writer import Writer
-from seq2seq_jax.translator import Params, Translator, vocab_sizes
+from seq2seq_jax.translator import Params, Translator, origin, vocab_sizes
 
 Status = Literal["done", "stopped", "terminated", "interrupted"]
 ASKED_BY: dict[int, Status] = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
+ABSURD = 10
+"""Times the loss of guessing every token evenly: a validation loss beyond it says that training has diverged."""
 
 
 class TrainResult(NamedTuple):
@@ -47,7 +46,7 @@ class TrainResult(NamedTuple):
 
 @dataclass
 class Progress:
-    """What the loop knows beside the arrays; saved with every checkpoint."""
+    """What the loop knows beside the arrays; saved with every checkpoint. Older checkpoints lack the newer fields."""
 
     rows: int = 0
     """Rows of metrics.jsonl."""
@@ -57,55 +56,84 @@ class Progress:
     best_step: int | None = None
     best_value: float | None = None
     """Of train.best_metric, turned so that larger is better."""
+    best_loss: float | None = None
+    """Validation loss of the best evaluation, which breaks ties."""
     stale: int = 0
     """Evaluations since the best one."""
     plateau: int = 0
     """Evaluations since the best one or the last cut of the learning rate."""
     stopped: bool = False
     """Whether training has stopped early."""
+    diverged: bool = False
+    """Whether the last validation loss was absurd."""
+
+    def is_better(self, value: float, loss: float) -> bool:
+        """Whether an evaluation beats the best one: by its value or, where that ties, by a lower loss.
+
+        Where both tie, nothing has improved: the older one stays. What is not a
+        number comes last.
+        """
+        if self.best_value is None:
+            return True
+        best_loss = math.inf if self.best_loss is None else self.best_loss
+        return _last_if_nan(value, -loss) > _last_if_nan(self.best_value, -best_loss)
 
 
 @ready_streams()
 def train(config: Config, workdir: Path) -> TrainResult:
     """Trains `config` in the run directory `workdir`, resuming what is there, and evaluates on the test splits.
 
+    SIGTERM and Ctrl-C end training after the step that is under way and a save;
+    before and after it they act as they would in any program.
+
     Raises:
-      UserError: whatever the user can mend, before the first step where possible.
+      UserError: whatever the user can mend, before the first step where possible; and at the end, if training
+        has diverged.
     """
     workdir = Path(workdir)
     check_packages(config)
+    with run_directory.locked(workdir):
+        return _train(run_directory.with_absolute_paths(config), workdir)
+
+
+def _train(config: Config, workdir: Path) -> TrainResult:
     run_directory.check_is_free(workdir, config)
     mesh = make_mesh(config.mesh)
     material = prepare(config, mesh.size, workdir)
+    belongs = origin(config, material.vocabularies, material.corpus.fingerprint)
+    check_belongs(workdir, belongs)
     sizes = vocab_sizes(material.vocabularies)
     abstract = abstract_state(config, sizes, mesh)
     check_disk_space(workdir, abstract._asdict())
     say = partial(print, flush=True)
     for line in report.describe(config, material, abstract.params, mesh):
         say(line)
-    with _signals_noted() as signals:
-        compiled = compile_steps(config, material, mesh, abstract, say, stop=lambda: bool(signals))
-        check_fits(config, material, mesh, abstract, compiled)
-        begin(config, material, workdir)  # only now: a mistake found before leaves nothing behind
-        with Writer(workdir, config.train.num_steps) as writer:
-            checkpoints = Checkpoints(workdir)
+    compiled = compile_steps(config, material, mesh, abstract, say)
+    check_fits(config, material, mesh, abstract, compiled)
+    begin(config, material, workdir)  # only now: a mistake found before leaves nothing behind
+    with Writer(workdir, config.train.num_steps) as writer:
+        with Checkpoints(workdir, belongs) as checkpoints:
             restored = _restore(checkpoints, abstract, writer)
             state, progress = restored or (initial_state(config, sizes, mesh), Progress())
-            writer.keep_rows(progress.rows)
-            run = _Run(config, material, mesh, writer, checkpoints, progress, signals)
+            _keep_rows(writer, progress, int(state.step))
             updates = {(step.shape.source, step.shape.target): step.update for step in compiled}
-            state, status = run.steps(state, updates)
-            checkpoints.close()
-            writer.end_progress()
-            step = int(state.step)
-            if status in ASKED_BY.values():
-                writer.line(report.asked_to_stop(step))
-                return TrainResult(status, step, {})
-            best, best_step = restore_params(workdir, abstract.params)
-            writer.line(f"{report.ending(status, step, progress.seconds)} Best validation at step {best_step:,}.")
-            scores = _test(workdir, material, run.translator(best, config.decode.beam_size), writer)
-            for line in report.farewell(config, workdir):
-                writer.line(line)
+            with signals.noted() as notes:
+                run = _Run(config, material, mesh, writer, checkpoints, progress, notes)
+                state, status = run.steps(state, updates)
+                checkpoints.close()
+                status = ASKED_BY[notes[0]] if notes else status
+        writer.close()  # it has all rows, whatever ends the test
+        step = int(state.step)
+        if status in ASKED_BY.values():
+            writer.line(report.asked_to_stop(step))
+            return TrainResult(status, step, {})
+        best, best_step = restore_params(workdir, abstract.params, belongs)
+        writer.line(f"{report.ending(status, step, progress.seconds)} Best validation at step {best_step:,}.")
+        run.check_best()
+        scores = _test(workdir, material, run.translator(best, config.decode.beam_size), writer)
+        for line in report.farewell(config, workdir):
+            writer.line(line)
+        run.check_last(best_step)
     return TrainResult(status, step, scores)
 
 
@@ -121,6 +149,14 @@ def _restore(checkpoints: Checkpoints, abstract: TrainState, writer: Writer) -> 
     return TrainState(**state), Progress(**progress)
 
 
+def _keep_rows(writer: Writer, progress: Progress, step: int) -> None:
+    """Drops the rows that will be written again; says where others are lost."""
+    kept = writer.keep_rows(step, progress.evaluated_step)
+    if kept < progress.rows:
+        writer.line(f"metrics.jsonl: {progress.rows - kept} of the {progress.rows} rows up to step {step:,} are lost.")
+    progress.rows = kept
+
+
 class _Run:
     """The training loop with what it holds from step to step."""
 
@@ -132,14 +168,15 @@ class _Run:
         writer: Writer,
         checkpoints: Checkpoints,
         progress: Progress,
-        signals: list[int],
+        notes: list[int],
     ):
         self._config, self._material, self._mesh = config, material, mesh
         self._writer, self._checkpoints, self._progress = writer, checkpoints, progress
-        self._signals = signals
+        self._notes = notes
         self._schedule = jax.jit(make_schedule(config.optimizer, config.train.num_steps))
         self._greedy: Translator | None = None
         self._clock = time.perf_counter()
+        self._guessing = math.log(material.vocabularies.target.size)
 
     def steps(self, state: TrainState, updates: Mapping[tuple[int, int], TrainStep]) -> tuple[TrainState, Status]:
         """Runs all steps that are left: evaluate, save, stop or step, log, in this order."""
@@ -147,12 +184,14 @@ class _Run:
         batches = training_batches(self._material.train, self._material.plan, step, train.num_steps)
         saved, window_start = step, time.perf_counter()
         while True:
-            finished, asked = step == train.num_steps, bool(self._signals)
+            finished = step == train.num_steps
             due = step % train.evaluate_every == 0 or finished
-            if due and not asked and self._progress.evaluated_step < step:
+            if due and not self._notes and self._progress.evaluated_step < step:
                 pause = time.perf_counter()
-                state, saved = self._evaluate(state, step), -1
+                state = self._evaluate(state, step)
+                saved = -1 if self._progress.evaluated_step == step else saved
                 window_start += time.perf_counter() - pause
+            asked = bool(self._notes)
             ending = finished or asked or self._progress.stopped
             if saved != step and (due or ending or step % train.checkpoint_every == 0):
                 self._save(state, step)
@@ -166,7 +205,7 @@ class _Run:
             if step % train.log_every == 0 or step == train.num_steps:
                 state = self._log(state, step, window_start)
                 window_start = time.perf_counter()
-        return state, ASKED_BY[self._signals[0]] if asked else "done" if finished else "stopped"
+        return state, "done" if finished else "stopped"
 
     def translator(self, params: Params, beam_size: int) -> Translator:
         """A translator that spreads its batches over the mesh."""
@@ -196,25 +235,41 @@ class _Run:
     def _check_finite(self, step: int, skipped: int, in_a_row: int) -> None:
         self._writer.line(f"Step {step:,}: {skipped} updates skipped, their gradients were not finite.")
         if in_a_row >= self._config.train.max_nonfinite_steps:
-            raise UserError(
-                f"The last {in_a_row} gradients up to step {step:,} were not finite. Try a lower"
-                f" optimizer.learning_rate (now {self._config.optimizer.learning_rate:g}), a longer"
-                f" optimizer.warmup_steps ({self._config.optimizer.warmup_steps}), a smaller optimizer.clip_norm"
-                f" ({self._config.optimizer.clip_norm:g}) or model.compute_dtype float32."
-            )
+            raise UserError(f"The last {in_a_row} gradients up to step {step:,} were not finite. {self._what_to_try()}")
+
+    def _what_to_try(self) -> str:
+        """What keeps training from diverging."""
+        optimizer = self._config.optimizer
+        clip = f"a smaller optimizer.clip_norm ({optimizer.clip_norm:g})"
+        clip = clip if optimizer.clip_norm else "clipping by optimizer.clip_norm (now 0, which is none)"
+        float32 = "" if self._config.model.compute_dtype == "float32" else ", model.compute_dtype float32"
+        return (
+            f"Try, in another --workdir, a lower optimizer.learning_rate (now {optimizer.learning_rate:g}), a longer"
+            f" optimizer.warmup_steps ({optimizer.warmup_steps}), {clip}{float32}."
+        )
 
     def _evaluate(self, state: TrainState, step: int) -> TrainState:
-        """Validates, says so, and decides on the best checkpoint, the plateau schedule and an early stop."""
-        scores, samples = self._validate(state.params)
+        """Validates, says so, and decides on the best checkpoint, the plateau schedule and an early stop.
+
+        A signal ends it before anything is decided: it is done again when the run resumes.
+        """
+        self._check_params(state.params, step)
+        try:
+            with signals.stoppable():
+                scores, samples = self._validate(state.params)
+        except signals.Stopped:
+            return state
         self._row({"step": step} | {f"validation_{name}": value for name, value in scores.items()})
         for line in report.validation(step, scores, samples, self._progress.seconds):
             self._writer.line(line)
-        progress, metric = self._progress, self._config.train.best_metric
-        value = -scores["loss"] if metric == "loss" else scores[metric]
-        value = -math.inf if math.isnan(value) else value  # nothing would be better than nan
+        progress, metric, loss = self._progress, self._config.train.best_metric, scores["loss"]
         progress.evaluated_step = step
-        if progress.best_value is None or value > progress.best_value:
-            progress.best_step, progress.best_value = step, value
+        progress.diverged = self._is_absurd(loss)
+        if progress.diverged:
+            self._writer.line(f"Step {step:,}: {self._absurd(loss)}")
+        value = -loss if metric == "loss" else scores[metric]
+        if progress.is_better(value, loss):
+            progress.best_step, progress.best_value, progress.best_loss = step, value, loss
             progress.stale = progress.plateau = 0
             return state
         progress.stale += 1
@@ -223,6 +278,38 @@ class _Run:
             self._writer.line(f"Validation {metric} has not improved for {progress.stale} evaluations: stopping.")
             progress.stopped = True
         return self._cut_rate(state)
+
+    def _check_params(self, params: Params, step: int) -> None:
+        """UserError where a parameter is not finite, which no later step would mend."""
+        if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(params)):
+            raise UserError(
+                f"Training has diverged: at step {step:,} there are parameters that are not finite."
+                f" {self._what_to_try()}"
+            )
+
+    def _is_absurd(self, loss: float) -> bool:
+        """Whether a loss, nats a token, is far beyond that of guessing."""
+        return not loss <= ABSURD * self._guessing
+
+    def _absurd(self, loss: float) -> str:
+        return (
+            f"Training has diverged: a validation loss of {loss:.3g}, where guessing every token evenly would have"
+            f" {self._guessing:.3g}. {self._what_to_try()}"
+        )
+
+    def check_best(self) -> None:
+        """UserError where training has diverged before it was ever good: nothing is worth a test."""
+        loss = self._progress.best_loss
+        if loss is not None and self._is_absurd(loss):
+            raise UserError(self._absurd(loss))
+
+    def check_last(self, best_step: int) -> None:
+        """UserError where training has diverged since its best step."""
+        if self._progress.diverged:
+            raise UserError(
+                f"Training has diverged after step {best_step:,}, whose parameters the scores above are of."
+                f" {self._what_to_try()}"
+            )
 
     def _cut_rate(self, state: TrainState) -> TrainState:
         optimizer = self._config.optimizer
@@ -274,25 +361,6 @@ def _test(workdir: Path, material: Material, translator: Translator, writer: Wri
     return results
 
 
-@contextmanager
-def _signals_noted() -> Generator[list[int]]:
-    """Collects SIGTERM and the first Ctrl-C in a list that the loop looks at between steps; a second Ctrl-C ends it."""
-    signals: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield signals  # signals reach the main thread only
-        return
-
-    def note(number: int, _: Any) -> None:
-        signals.append(number)
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, before[signal.SIGINT])
-            os.write(2, b"\nSaving; Ctrl-C again ends at once.\n")  # print might be under way already
-
-    before = {number: signal.getsignal(number) for number in ASKED_BY}
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _last_if_nan(*values: float) -> tuple[float, ...]:
+    """Values to compare, the largest the best, with what is not a number below every other."""
+    return tuple(-math.inf if math.isnan(value) else value for value in values)

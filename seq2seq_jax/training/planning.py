@@ -41,7 +41,7 @@ def plan(config: Config, say: Callable[[str], None]) -> Costs:
     parts, state_size = parameters_by_part(abstract.params), size(abstract)
     for line in (*report.describe(config, material, abstract.params, mesh), *report.parameters(parts, state_size)):
         say(line)
-    compiled = compile_steps(config, material, mesh, abstract, say, stop=lambda: False)
+    compiled = compile_steps(config, material, mesh, abstract, say)
     available = available_bytes(mesh.devices.flat)
     check_fits(config, material, mesh, abstract, compiled)
     state, shapes = initial_state(config, sizes, mesh), []

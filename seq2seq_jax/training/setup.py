@@ -15,19 +15,16 @@ from jax.stages import Compiled
 from jax.stages import Wrapped as JitWrapped
 
 from seq2seq_jax import run_directory
-from seq2seq_jax.cache import cache_dir, write_whole
+from seq2seq_jax.cache import cache_dir
 from seq2seq_jax.config import Config
 from seq2seq_jax.data.batching import BatchPlan, BatchShape
 from seq2seq_jax.data.corpora import Corpus, load_corpus
 from seq2seq_jax.data.encoded import EncodedSplit, encode_split
 from seq2seq_jax.data.progress import progress_bar
 from seq2seq_jax.data.vocabulary import Vocabularies, build_vocabularies, load_vocabularies, save_vocabularies
-from seq2seq_jax.errors import UserError
 from seq2seq_jax.sharding import by_rows
 from seq2seq_jax.training.step import TrainState, jit_train_step
 from seq2seq_jax.translator import vocab_sizes
-
-_CORPUS_NOTE = "corpus.txt"  # in the folder of the vocabularies
 
 
 class Material(NamedTuple):
@@ -67,25 +64,20 @@ def plan_batches(config: Config, train: EncodedSplit, num_devices: int) -> Batch
 
 def begin(config: Config, material: Material, workdir: Path) -> None:
     """Makes `workdir` the directory of a run on `material`, if it is not already: from here on it is resumed."""
-    if run_directory.is_claimed(workdir):
-        return
-    folder = workdir / run_directory.VOCABULARY
-    save_vocabularies(material.vocabularies, folder)
-    write_whole(folder / _CORPUS_NOTE, f"{material.corpus.fingerprint}\n")
-    run_directory.claim(workdir, config)
+    if not run_directory.is_claimed(workdir):
+        save_vocabularies(material.vocabularies, workdir / run_directory.VOCABULARY)
+    if run_directory.read_fingerprint(workdir) != material.corpus.fingerprint:
+        run_directory.write_fingerprint(workdir, material.corpus.fingerprint)
+    if not run_directory.is_claimed(workdir) or run_directory.read_config(workdir) != config:  # the text has moved
+        run_directory.claim(workdir, config)
 
 
 def _vocabularies(config: Config, corpus: Corpus, workdir: Path | None) -> Vocabularies:
     """The run's vocabularies, or new ones; a run whose corpus has changed since is refused."""
     if workdir is None or not run_directory.is_claimed(workdir):
         return build_vocabularies(config.data, corpus.split("train"))
-    folder = workdir / run_directory.VOCABULARY
-    vocabularies, note = load_vocabularies(folder), folder / _CORPUS_NOTE
-    if note.exists() and note.read_text().strip() != corpus.fingerprint:
-        raise UserError(
-            f"The text of {corpus.name} is no longer the one that {workdir} was trained on; choose another --workdir."
-        )
-    return vocabularies
+    run_directory.check_text(workdir, config, corpus.name, corpus.fingerprint, "choose another --workdir.")
+    return load_vocabularies(workdir / run_directory.VOCABULARY)
 
 
 class CompiledStep(NamedTuple):
@@ -116,26 +108,20 @@ def compile_steps(
     mesh: Mesh,
     abstract: TrainState,
     say: Callable[[str], None],
-    stop: Callable[[], bool],
 ) -> list[CompiledStep]:
-    """The train step compiled for every shape of the plan, side by side: nothing compiles after step 1.
-
-    Returns fewer of them where `stop` says so in between.
-    """
+    """The train step compiled for every shape of the plan, side by side: nothing compiles after step 1."""
     start = time.perf_counter()
     step, shapes = jit_train_step(config, vocab_sizes(material.vocabularies), mesh), material.plan.shapes
     compiled: list[CompiledStep] = []
     # No more at once than cores: they would only take each other's time.
-    with ThreadPoolExecutor(os.cpu_count()) as pool, progress_bar() as progress:
-        futures = [pool.submit(compile_step, step, abstract, shape, mesh) for shape in shapes]
-        try:
-            for future in futures:
-                if stop():
-                    break
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        with progress_bar() as progress:
+            for future in [pool.submit(compile_step, step, abstract, shape, mesh) for shape in shapes]:
                 compiled.append(future.result())
                 progress("compiling", len(compiled), len(shapes))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # an interrupt does not wait for those under way
     plural = "shape" if len(compiled) == 1 else "shapes"
     say(f"Compiled {len(compiled)} batch {plural} in {time.perf_counter() - start:.1f} s.")
     return compiled

@@ -3,15 +3,17 @@
 import importlib.util
 import json
 import math
-import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from seq2seq_jax.cache import write_whole
+
+_VALIDATION = "validation_loss"  # in the rows of evaluations
 
 
 class Writer:
@@ -35,7 +37,7 @@ class Writer:
         self._progress: Progress | None = None
         self._events: Any = None
         self._purge_step: int | None = None
-        self._rewrite(_whole_rows(self._path))
+        self._rewrite(_whole_lines(self._path))
         self._file = self._path.open("a", encoding="utf-8")
 
     def __enter__(self) -> "Writer":
@@ -57,16 +59,28 @@ class Writer:
         self._file.flush()
         self._write_events(plain)
 
-    def keep_rows(self, count: int) -> None:
-        """Drops every row after the first `count`, where a run resumes; the file is replaced as a whole.
+    def keep_rows(self, step: int, evaluated_step: int) -> int:
+        """Drops every row that a run resumed at `step` writes again, and what is no row; replaces the file as a whole.
 
         Rows keep their bytes. In TensorBoard the events of later steps are hidden.
+
+        Args:
+          step: updates done.
+          evaluated_step: step of the last evaluation that the run knows of.
+
+        Returns:
+          How many rows are left.
         """
-        kept = list(islice(_whole_rows(self._path), count))
+        kept = []
+        for line in _whole_lines(self._path):
+            row = _row(line)
+            if row and row["step"] <= (evaluated_step if _VALIDATION in row else step):
+                kept.append(line)
         self._file.close()
         self._rewrite(kept)
         self._file = self._path.open("a", encoding="utf-8")
-        self._purge_step = max((row["step"] for row, _ in kept), default=-1) + 1
+        self._purge_step = step + 1
+        return len(kept)
 
     def progress(self, step: int, *, loss: float, target_tokens_per_second: float) -> None:
         """Moves the bar, if there is one, to `step` updates done.
@@ -130,27 +144,26 @@ class Writer:
             if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
                 self._events.add_scalar(name, value, row["step"])
 
-    def _rewrite(self, rows: Iterable[tuple[dict[str, Any], str]]) -> None:
-        """Replaces `metrics.jsonl` by these of its rows, unless they are all there is."""
-        kept = "".join(line for _, line in rows).encode()
-        if not self._path.exists() or self._path.read_bytes() == kept:
-            return
-        beside = self._path.with_suffix(".jsonl.tmp")
-        beside.write_bytes(kept)
-        os.replace(beside, self._path)
+    def _rewrite(self, lines: Iterable[bytes]) -> None:
+        """Replaces `metrics.jsonl` by these of its lines, unless they are all there is."""
+        kept = b"".join(lines)
+        if self._path.exists() and self._path.read_bytes() != kept:
+            write_whole(self._path, kept)
 
 
-def _whole_rows(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yields each row with its line; what a killed run left unfinished is passed over."""
-    if not path.exists():
-        return
-    for line in path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and "step" in row:
-            yield row, line + "\n"
+def _whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file with their ends; one that a killed run left unfinished is passed over."""
+    content = path.read_bytes() if path.exists() else b""
+    return [line + b"\n" for line in content.split(b"\n")[:-1]]
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """The row that a line holds, or None where it is damaged."""
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
 def _plain(value: Any) -> Any:

@@ -1,10 +1,14 @@
 """Whole runs on the tiny task: what is said, kept and resumed."""
 
+import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -12,9 +16,11 @@ import numpy as np
 import pytest
 
 from benchmarks.measure import compilations
+from seq2seq_jax import run_directory
 from seq2seq_jax.config import to_json
 from seq2seq_jax.data.vocabulary import TokenVocabulary
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.run_directory import claim, read_config
 from seq2seq_jax.training import loop
 from seq2seq_jax.training.loop import train
 from seq2seq_jax.training.setup import prepare
@@ -111,14 +117,15 @@ def test_sigterm_saves_and_exits_143_and_the_run_resumes_to_the_same_bits(folder
     assert same_params(workdir, unbroken)
 
 
-def test_ctrl_c_saves_too_and_a_second_one_would_end_at_once(folder, long_config, unbroken, monkeypatch, capfd):
-    workdir, original, handler = folder / "interrupted", loop.training_batches, signal.getsignal(signal.SIGINT)
+def test_ctrl_c_saves_too_and_a_second_one_ends_at_once(folder, long_config, unbroken, monkeypatch, capfd):
+    workdir, original = folder / "interrupted", loop.training_batches
 
     def interrupting(*arguments):
         for step, batch in enumerate(original(*arguments)):
             if step == 7:
                 os.kill(os.getpid(), signal.SIGINT)
-                assert signal.getsignal(signal.SIGINT) is handler
+                with pytest.raises(KeyboardInterrupt):
+                    os.kill(os.getpid(), signal.SIGINT)
             yield batch
 
     with monkeypatch.context() as patch:
@@ -131,17 +138,58 @@ def test_ctrl_c_saves_too_and_a_second_one_would_end_at_once(folder, long_config
     assert same_params(workdir, unbroken)
 
 
-def test_a_signal_before_the_first_step_ends_the_run_with_the_next_program(folder, long_config, monkeypatch, capfd):
-    original = loop.compile_steps
+def test_a_signal_before_the_first_step_leaves_a_run_to_begin_again(folder, long_config, monkeypatch, capfd):
+    original = loop.training_batches
 
-    def interrupted(*arguments, stop):
+    def interrupted(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
-        return original(*arguments, stop=stop)
+        return original(*arguments)
 
-    monkeypatch.setattr(loop, "compile_steps", interrupted)
+    monkeypatch.setattr(loop, "training_batches", interrupted)
     assert train(long_config, folder / "early").status == "terminated"
-    out = capfd.readouterr().out
-    assert "Compiled 0 batch shapes" in out and "before the first step" in out
+    assert "before the first step" in capfd.readouterr().out
+
+
+def test_a_signal_ends_a_validation_which_is_done_again_when_the_run_resumes(
+    folder, long_config, unbroken, monkeypatch, capfd
+):
+    workdir, original, steps = folder / "validating", loop._Run._validate, []
+
+    def interrupted(self, params):
+        steps.append(1)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("the validation went on")
+        return original(self, params)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_validate", interrupted)
+        assert train(long_config, workdir).status == "terminated"
+    assert "Asked to stop: saved at step 40." in capfd.readouterr().out
+    assert not any("validation_loss" in row for row in rows(workdir) if row["step"] == 40)
+    assert train(long_config, workdir).status == "done"
+    assert rows(workdir) == rows(unbroken)
+    assert same_params(workdir, unbroken)
+
+
+def test_ctrl_c_ends_the_final_test_which_the_same_command_does_again(folder, monkeypatch):
+    workdir, original = folder / "testing", loop._test
+    config = tiny_config(folder / "corpus", train=FAST)
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "_test", interrupted)
+        train(config, workdir)
+    assert steps_kept(workdir)[-1] == 12 and not (workdir / "evaluations").exists()
+    assert "test" in train(config, workdir).scores
+
+
+def test_two_trainings_in_one_directory_are_one_and_a_message(folder, long_config, unbroken):
+    with run_directory.locked(unbroken), pytest.raises(UserError, match="unbroken is in use: process"):
+        train(long_config, unbroken)
 
 
 def test_a_run_that_could_not_begin_leaves_its_directory_free(folder):
@@ -174,6 +222,91 @@ def test_a_finished_run_started_again_trains_nothing_and_scores_alike(unbroken, 
     assert (result.status, result.step) == ("done", 60)
     assert (rows(unbroken, timed=True), steps_kept(unbroken)) == before
     assert (unbroken / "evaluations" / "test.hypotheses.txt").read_text() == scores
+
+
+def test_rows_are_cut_by_their_steps_and_a_damaged_one_is_told(folder, long_config, unbroken, capfd):
+    workdir = Path(shutil.copytree(unbroken, folder / "damaged rows"))
+    for step in (step for step in steps_kept(workdir) if step > 55):
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    lines = (workdir / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (workdir / "metrics.jsonl").write_bytes(b"".join([*lines[:3], lines[3][:9] + b"\xff" + lines[3][10:], *lines[4:]]))
+    assert train(long_config, workdir).status == "done"
+    assert "metrics.jsonl: 1 of the 29 rows up to step 55 are lost." in capfd.readouterr().out
+    assert rows(workdir) == rows(unbroken)[:3] + rows(unbroken)[4:]
+
+
+# files that do not belong together
+
+
+@pytest.fixture
+def copied(unbroken, tmp_path) -> Path:
+    return Path(shutil.copytree(unbroken, tmp_path / "run"))
+
+
+def test_without_config_json_the_run_is_not_another_ones(copied, long_config, unbroken):
+    (copied / "config.json").unlink()
+    longer = replace(long_config, train=replace(long_config.train, num_steps=70))
+    with pytest.raises(UserError, match=r"(?s)not what .*checkpoints/60 was trained with.*train.num_steps: 60 -> 70"):
+        train(longer, copied)
+    assert not (copied / "config.json").exists()
+    assert train(long_config, copied).status == "done"
+    assert read_config(copied) == read_config(unbroken)
+
+
+def test_a_changed_config_json_is_refused_by_its_fields(copied):
+    config = read_config(copied)
+    claim(copied, replace(config, decode=replace(config.decode, beam_size=7)))
+    with pytest.raises(UserError, match=r"(?s)config.json or the command is not what .*decode.beam_size: 2 -> 7"):
+        load(copied)
+    claim(copied, config)
+    assert load(copied, replace(config.decode, beam_size=7)).decode.beam_size == 7
+
+
+def test_the_vocabulary_of_the_other_side_is_refused_by_its_files(copied, long_config):
+    for suffix in ("json", "txt"):
+        shutil.copy(copied / "vocabulary" / f"target.{suffix}", copied / "vocabulary" / f"source.{suffix}")
+    for use in (lambda: load(copied), lambda: train(long_config, copied)):
+        with pytest.raises(UserError, match=r"vocabulary/source.\* is not the vocabulary that .*checkpoints/.* was"):
+            use()
+
+
+def test_a_lost_note_of_the_text_is_written_again_by_training(copied, long_config):
+    note = copied / "vocabulary" / "corpus.txt"
+    text = note.read_text()
+    note.unlink()
+    with pytest.raises(UserError, match="note of it in .*corpus.txt, is not what"):
+        load(copied)
+    train(long_config, copied)
+    assert note.read_text() == text
+
+
+def test_the_same_text_elsewhere_is_the_same_run_which_is_found_there_from_any_folder(
+    copied, long_config, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    moved = replace(tiny_config(Path("elsewhere")), train=long_config.train)
+    assert train(moved, copied).status == "done"
+    assert read_config(copied).data.train_files == tuple(
+        str(tmp_path / "elsewhere" / f"train.{end}") for end in ("low", "up")
+    )
+    load(copied)
+    write_pairs(tmp_path / "elsewhere", "test", ["ant"])
+    with pytest.raises(UserError, match=r"(?s)no longer the one that .*run was trained on; choose another --workdir"):
+        train(moved, copied)
+
+
+def test_a_run_of_an_older_version_resumes(copied, long_config, unbroken):
+    """Its checkpoints know nothing of the run that they belong to, nor of all that the loop knows today."""
+    for step in steps_kept(copied):
+        path = copied / "checkpoints" / str(step) / "progress" / "metadata"
+        content = json.loads(path.read_text())
+        del content["origin"], content["digest"], content["progress"]["best_loss"], content["progress"]["diverged"]
+        path.write_text(json.dumps(content))
+    load(copied)
+    shutil.rmtree(copied / "checkpoints" / "60")
+    assert train(long_config, copied).status == "done"
+    assert rows(copied) == rows(unbroken)
+    assert same_params(copied, unbroken)
 
 
 # one finished run
@@ -216,9 +349,11 @@ def test_nothing_is_compiled_after_the_first_step(folder, capfd):
 
 def test_many_gradients_in_a_row_that_are_not_finite_stop_the_run_with_what_to_try(folder):
     options = {"name": "sgd", "learning_rate": 3e38, "clip_norm": 0.0}
-    config = tiny_config(folder / "corpus", optimizer=options, train=FAST | {"max_nonfinite_steps": 4})
+    train_options = FAST | {"max_nonfinite_steps": 4, "evaluate_every": 12}
+    config = tiny_config(folder / "corpus", optimizer=options, train=train_options)
     with pytest.raises(
-        UserError, match="(?s)gradients up to step .* were not finite. Try a lower optimizer.learning_rate"
+        UserError,
+        match=r"gradients up to step .* were not finite. Try, .* optimizer.learning_rate \(now 3e\+38\), .*now 0",
     ):
         train(config, folder / "exploded")
     assert sum(row.get("nonfinite_steps", 0) for row in rows(folder / "exploded")) >= 4
@@ -239,11 +374,11 @@ def test_validation_translates_the_ids_there_are(trained, monkeypatch):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Makes validation give these losses, one after another."""
+    """Makes validation give these losses, one after another, and an exact match of theirs or one that stays."""
 
-    def scripted(*losses: float) -> None:
+    def scripted(*losses: float, **same: float) -> None:
         remaining = iter(losses)
-        monkeypatch.setattr(loop._Run, "_validate", lambda self, params: (fake_scores(next(remaining)), []))
+        monkeypatch.setattr(loop._Run, "_validate", lambda self, params: (fake_scores(next(remaining)) | same, []))
 
     return scripted
 
@@ -265,7 +400,7 @@ def test_training_stops_early_and_keeps_the_best_beside_the_two_latest(folder, s
 
 
 def test_a_loss_that_is_not_a_number_is_never_the_best(folder, scripted, capfd):
-    scripted(float("nan"), 4.0, float("nan"))
+    scripted(float("nan"), 4.0, 5.0)
     config = tiny_config(folder / "corpus", train=FAST)
     train(config, folder / "nan")
     assert "Best validation at step 8." in capfd.readouterr().out
@@ -278,6 +413,75 @@ def test_the_best_metric_decides_which_checkpoint_is_best(folder, scripted, capf
     )
     train(config, folder / "best")
     assert "Best validation at step 8." in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("always", [0.0, 100.0])
+def test_where_the_best_metric_ties_the_lower_loss_is_better_for_checkpoint_plateau_and_stopping(
+    folder, scripted, capfd, always
+):
+    scripted(4.0, 3.0, 3.0, 2.5, 2.5, 2.5, exact_match=always)
+    options = {"best_metric": "exact_match", "decode_sentences": 1, "evaluate_every": 2, "early_stopping": 2}
+    schedule = {"schedule": "plateau", "plateau_patience": 2}
+    config = tiny_config(folder / "corpus", optimizer=schedule, train=FAST | options | {"num_steps": 20})
+    result = train(config, folder / f"tied {always}")
+    assert (result.status, result.step) == ("stopped", 12)
+    out = capfd.readouterr().out
+    assert "Best validation at step 8." in out and out.count("Learning rate cut") == 1
+
+
+@pytest.mark.parametrize(
+    ("best", "new", "better"),
+    [
+        ((50.0, 2.0), (60.0, 9.0), True),
+        ((50.0, 2.0), (50.0, 1.9), True),
+        ((50.0, 2.0), (50.0, 2.0), False),
+        ((50.0, 2.0), (50.0, math.nan), False),
+        ((50.0, 2.0), (math.nan, 1.0), False),
+        ((math.nan, 2.0), (0.0, 9.0), True),
+        ((0.0, math.nan), (0.0, 9.0), True),
+        ((0.0, math.inf), (0.0, math.nan), False),
+        ((50.0, None), (50.0, 2.0), True),  # of an older version, which kept no loss
+        ((None, None), (math.nan, math.nan), True),
+    ],
+)
+def test_better_is_a_larger_value_and_at_a_tie_a_lower_loss(best, new, better):
+    assert loop.Progress(best_value=best[0], best_loss=best[1]).is_better(*new) == better
+
+
+# training that has come to nothing
+
+
+def test_parameters_that_are_not_finite_end_the_run_at_the_next_validation(folder, monkeypatch):
+    original = loop.initial_state
+
+    def infinite(*arguments):
+        state = original(*arguments)
+        return state._replace(params=jax.tree.map(lambda leaf: leaf.at[0].set(np.inf), state.params))
+
+    monkeypatch.setattr(loop, "initial_state", infinite)
+    with pytest.raises(
+        UserError, match="at step 4 there are parameters that are not finite. Try, in another --workdir"
+    ):
+        train(tiny_config(folder / "corpus", train=FAST), folder / "not finite")
+
+
+def test_a_run_that_was_never_better_than_absurd_is_not_tested(folder, scripted, capfd):
+    scripted(math.nan, 24.9, math.inf)  # an even guess among 12 entries costs 2.485 nats
+    config = tiny_config(folder / "corpus", train=FAST)
+    with pytest.raises(UserError, match="diverged: a validation loss of 24.9, where guessing .* have 2.48. Try"):
+        train(config, folder / "absurd")
+    out = capfd.readouterr().out
+    assert all(f"Step {step}: Training has diverged" in out for step in (4, 8, 12))
+    assert not (folder / "absurd" / "evaluations").exists()
+
+
+def test_a_run_that_diverges_after_its_best_step_scores_that_and_says_so(folder, scripted, capfd):
+    scripted(2.0, 24.8, 24.9)
+    config = tiny_config(folder / "corpus", train=FAST)
+    with pytest.raises(UserError, match="diverged after step 4, whose parameters the scores above are of"):
+        train(config, folder / "late")
+    out = capfd.readouterr().out
+    assert "Step 8: " not in out and "Step 12: Training has diverged" in out and "Split test" in out
 
 
 def test_the_plateau_schedule_cuts_the_rate_when_validation_stands_still(folder, scripted):

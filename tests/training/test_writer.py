@@ -41,7 +41,7 @@ def test_a_resumed_run_drops_later_rows_and_keeps_the_others_byte_for_byte(tmp_p
             writer.row({"step": step, "loss": 1 / step})
     lines = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     with Writer(tmp_path, num_steps=10) as writer:
-        writer.keep_rows(3)
+        assert writer.keep_rows(3, 3) == 3
         writer.row({"step": 4, "loss": 9.0})
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(lines[:3]) + b'{"step": 4, "loss": 9.0}\n'
     assert [path.name for path in tmp_path.glob("metrics*")] == ["metrics.jsonl"]
@@ -56,6 +56,40 @@ def test_a_line_that_a_killed_run_left_unfinished_is_dropped(tmp_path, tail):
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole + b'{"step": 3, "loss": 1.0}\n'
 
 
+def test_a_row_of_an_evaluation_that_will_be_done_again_is_dropped(tmp_path):
+    """The run was asked to stop at step 2, evaluated there when it resumed, and was killed before a save."""
+    with Writer(tmp_path, num_steps=10) as writer:
+        writer.row({"step": 1, "validation_loss": 3.0})
+        writer.row({"step": 2, "loss": 1.0})
+        writer.row({"step": 2, "validation_loss": 2.0})
+    with Writer(tmp_path, num_steps=10) as writer:
+        assert writer.keep_rows(2, 1) == 2
+    assert rows(tmp_path) == [{"step": 1, "validation_loss": 3.0}, {"step": 2, "loss": 1.0}]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b'{"loss": 1}',
+        b'{"step": "1"}',
+        b'{"step": 1.5}',
+        b'{"step": true}',
+        b"[" * 100_000,
+        b"null",
+    ],
+    ids=lambda line: line[:8].decode(errors="replace"),
+)
+def test_a_damaged_line_is_no_row_and_costs_no_other(tmp_path, damaged):
+    lines = [b'{"step": 1}\n', damaged + b"\n", b'{"step": 2}\n', b'{"step": 3}\n']
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines))
+    with Writer(tmp_path, num_steps=10) as writer:
+        assert writer.keep_rows(2, 2) == 2
+    assert (tmp_path / "metrics.jsonl").read_bytes() == lines[0] + lines[2]
+
+
 def test_rows_are_dropped_in_one_replacement_of_the_file(tmp_path, monkeypatch):
     with Writer(tmp_path, num_steps=10) as writer:
         for step in range(1, 4):
@@ -67,7 +101,7 @@ def test_rows_are_dropped_in_one_replacement_of_the_file(tmp_path, monkeypatch):
 
         monkeypatch.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            writer.keep_rows(1)
+            writer.keep_rows(1, 1)
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
@@ -117,10 +151,10 @@ def test_tensorboard_gets_the_numbers_where_it_is_installed(tmp_path, monkeypatc
 
     monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=SummaryWriter, __spec__=object()))
     with Writer(tmp_path, num_steps=10) as writer:
-        writer.keep_rows(0)
+        writer.keep_rows(0, 0)
         writer.row({"step": 7, "loss": 0.5, "sample": "text", "grad_norm": float("inf")})
-    assert seen == [(str(tmp_path), 0), ("loss", 0.5, 7), "closed"]
+    assert seen == [(str(tmp_path), 1), ("loss", 0.5, 7), "closed"]
     with Writer(tmp_path, num_steps=10) as writer:
-        writer.keep_rows(1)
+        writer.keep_rows(7, 7)
         writer.row({"step": 8, "loss": 0.25})
     assert seen[3:] == [(str(tmp_path), 8), ("loss", 0.25, 8), "closed"]
