@@ -132,6 +132,7 @@ def _guarded(arguments: list[str], repository: Path | None) -> int:
         return _complain(message)
 
 
+@console.ready_streams()
 def run(arguments: Sequence[str] | None = None, *, repository: Path | None = None) -> NoReturn:
     """Entry point of the programs: `main`, and the end of the process."""
     code = main(arguments, repository=repository)
