@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from seq2seq_jax.config import Config
 from seq2seq_jax.console import check_input, check_output, is_closed, ready_streams, typed
 from seq2seq_jax.errors import UserError
 
@@ -71,3 +72,16 @@ def test_no_file_takes_the_number_of_a_closed_stream():
     ready = program.format("from seq2seq_jax.console import *", "ready_streams()")
     assert in_process(ready, "<&- >&- 2>&-") > 2
     assert in_process(program.format("from contextlib import *", "suppress()"), "<&- >&- 2>&-") <= 2
+
+
+def test_training_called_from_python_shows_anything_too(monkeypatch, tmp_path):
+    from seq2seq_jax.training import loop
+
+    def prepare(*_):
+        print("本")
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(loop, "prepare", prepare)
+    monkeypatch.setattr(sys, "stdout", narrow())
+    with pytest.raises(ZeroDivisionError):
+        loop.train(Config(), tmp_path)
