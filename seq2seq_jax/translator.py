@@ -192,8 +192,8 @@ class Translator:
             yield indices, sources.padded(indices, rows, width), max_lengths
 
     def _num_rows(self, num_lines: int) -> int:
-        """Rows of a batch: one for a single line, so that a prompt answers quickly."""
-        rows = 1 if num_lines == 1 else self.decode.batch_size
+        """Rows of a batch: the next power of two for few lines, so that they are answered quickly by few programs."""
+        rows = min(1 << max(num_lines - 1, 0).bit_length(), self.decode.batch_size)
         return round_up(rows, self._mesh.size)
 
     def _longest(self, width: int) -> int:

@@ -93,7 +93,7 @@ def test_a_small_gzip_file_of_one_endless_line_is_refused(tmp_path):
         ("a\nb\n".encode("utf-32"), "^it is not UTF-8 but UTF-32; .* -f utf-32 "),
         ("ab d\nb\n".encode("utf-16-le"), "^it is not UTF-8 but UTF-16; .* -f utf-16le "),
         ("Ein Hünd\nb\n".encode("utf-16-be"), "^it is not UTF-8 but UTF-16; .* -f utf-16be "),
-        (gzip.compress(b"a\n"), "^it is not UTF-8 but gzip without .gz"),
+        (gzip.compress(b"a\n", mtime=0), "^it is not UTF-8 but gzip without .gz"),
         (b"a\nb\0c\n", "^it, line 2: a NUL byte at column 2,"),
         (b"\0", "^it, line 1: a NUL byte at column 1,"),
         (b"a\rb\rc\r", r"^it has no newline: its lines end in carriage returns alone.* tr '\\r' '\\n'"),
