@@ -38,6 +38,9 @@ SOURCE_MULTIPLE = 8
 """Source lengths are padded to a multiple of this, so that few searches are compiled."""
 SMALLEST_BATCH = 16
 """Sentences that a search still takes out of their batch when others have ended: fewer run no faster."""
+LONGEST_SOURCE = 5_000
+"""Tokens of a source that is still searched for, or ten times data.max_length if that is more: a search takes time and
+memory by the square of its length, and of such a line no model makes anything."""
 EXTRA_LENGTH = 10
 """Output positions allowed beyond the ratio: a source of one word may need several."""
 
@@ -106,7 +109,8 @@ class Translator:
     ) -> list[Hypothesis]:
         """Returns the best hypothesis for each line, in order; an empty line gives an empty one.
 
-        Warns of lines that are longer than any in training, and of outputs that were cut.
+        So does, of score minus infinity, a line far longer than models read, see `LONGEST_SOURCE`.
+        Warns of such lines, of lines longer than any in training, and of outputs that were cut.
 
         Raises:
           TypeError: `lines` is one string, or not of strings.
@@ -122,8 +126,10 @@ class Translator:
         self, sources: Rows, *, alignments: bool = False, progress: Progress = silent
     ) -> list[Hypothesis]:
         """Returns the best hypothesis for each row of source ids, in order, as `translate` does for lines."""
-        hypotheses = [Hypothesis("", 0.0, () if alignments else None)] * len(sources)
-        filled, done = np.flatnonzero(sources.lengths > 1), 0
+        empty = Hypothesis("", 0.0, () if alignments else None)
+        beyond = sources.lengths > self._longest_source
+        hypotheses = [empty._replace(score=-np.inf, cut=True) if long else empty for long in beyond]
+        filled, done = np.flatnonzero((sources.lengths > 1) & ~beyond), 0
         for indices, source, max_lengths in self._batches(sources, filled):
             found = self._search(self.params, self._tables, source, max_lengths, self._longest(source.shape[1]))
             tokens, scores, cut = (np.asarray(part[:, 0]) for part in (found.tokens, found.scores, found.cut))
@@ -196,6 +202,10 @@ class Translator:
         rows = min(1 << max(num_lines - 1, 0).bit_length(), self.decode.batch_size)
         return round_up(rows, self._mesh.size)
 
+    @property
+    def _longest_source(self) -> int:
+        return max(LONGEST_SOURCE, 10 * self.config.data.max_length)
+
     def _longest(self, width: int) -> int:
         return int(output_limits(np.array([width]), self.decode.max_length_ratio)[0])
 
@@ -214,9 +224,15 @@ class Translator:
                 f" the first with {lengths[long[0]]}: {first[:40]!r}...; the output is likely to be poor. Split them.",
                 stacklevel=3,
             )
+        if number := int((lengths > self._longest_source).sum()):
+            warnings.warn(
+                f"{number:,} of {counted(len(lines), 'line')} have more than {self._longest_source:,} tokens, the most"
+                " that are translated; each gets an empty line. Split them.",
+                stacklevel=3,
+            )
 
     def _warn_of_cut_outputs(self, hypotheses: Sequence[Hypothesis]) -> None:
-        if number := sum(hypothesis.cut for hypothesis in hypotheses):
+        if number := sum(hypothesis.cut and hypothesis.score > -np.inf for hypothesis in hypotheses):
             warnings.warn(
                 f"{number:,} of {counted(len(hypotheses), 'output')} reached the limit of decode.max_length_ratio"
                 f" {self.decode.max_length_ratio:g} before an end; a larger --decode.max-length-ratio allows more.",

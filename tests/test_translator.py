@@ -151,6 +151,16 @@ def test_the_score_of_a_hypothesis_is_its_log_probability_over_the_length_penalt
     assert found.score == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*(seen in training|reached the limit)")
+def test_a_line_far_too_long_is_answered_with_an_empty_one_and_a_warning(translator, monkeypatch):
+    monkeypatch.setattr(translator_module, "LONGEST_SOURCE", 10)  # ten times data.max_length, 80, is more
+    fits, beyond = (" ".join(["ant"] * number) for number in (79, 80))  # and the end mark
+    with pytest.warns(UserWarning, match="1 of 3 lines have more than 80 tokens, the most that are translated"):
+        found = translator.translate(["bee", beyond, fits], alignments=True)
+    assert found[1] == ("", -np.inf, (), True)
+    assert [found[0].text, found[2].text] == [hypothesis.text for hypothesis in translator.translate(["bee", fits])]
+
+
 def test_a_line_longer_than_any_in_training_is_translated_with_a_warning(translator):
     long = " ".join(["ant"] * 9)  # ten tokens with the end mark, and data.max_length is 8
     with pytest.warns(UserWarning, match="1 of 2 lines are longer than the 8 tokens seen in training.* with 10: 'ant"):
