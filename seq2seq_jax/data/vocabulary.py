@@ -358,7 +358,7 @@ def _build_sentencepiece(config: DataConfig, train: LinePairs, sides: tuple[int,
             character_coverage=1.0,
             byte_fallback=False,
             normalization_rule_name="identity",
-            max_sentence_length=1 << 30,  # bytes; longer lines would be left out silently
+            max_sentence_length=1 << 24,  # bytes, more than any part has; longer ones would be left out silently
             pad_id=PAD,
             bos_id=BOS,
             eos_id=EOS,
