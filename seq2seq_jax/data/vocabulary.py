@@ -7,8 +7,9 @@ except for what is said here:
 * `lowercase` lowercases it;
 * SentencePiece and words make a run of ASCII white space (tabs too) one blank
   and drop it at both ends of a line. Characters keep every character.
-* SentencePiece learns of a word without a blank in it as of several of
-  `_LONGEST_WORD` characters, the last of them shorter.
+* SentencePiece learns of a word of more than `_LONGEST_WORD` characters as of
+  several, and of a line of more than `_LONGEST_PART` as of several. Nothing is
+  left out, and what is encoded is not cut.
 
 Characters that SentencePiece keeps for itself, its mark U+2581 among them, are
 text like any other: it is given others in their place.
@@ -53,8 +54,10 @@ _TO_STAND_INS = str.maketrans(
 )
 _FROM_STAND_INS = dict(zip(_STAND_INS, _RESERVED, strict=True))
 _STANDING_IN = re.compile(f"{_ESCAPE}(.?)|[{_STAND_INS}]", re.DOTALL)
-_LONGEST_WORD = 1_000  # characters: beyond, the time that unigram training takes grows with their square
+# Characters: the time that unigram training takes grows with the square of what is longer.
+_LONGEST_WORD, _LONGEST_PART = 1_000, 20_000
 _OVERLONG_WORD = re.compile(f"[^ ]{{{_LONGEST_WORD}}}(?=[^ ])")
+_PART = re.compile(f"(.{{1,{_LONGEST_PART}}})(?: |$)")  # of a line, up to a blank
 _WHITE_SPACE = re.compile(r"\s+", re.ASCII)
 
 Ids = Int[np.ndarray, " _"]
@@ -355,7 +358,7 @@ def _build_sentencepiece(config: DataConfig, train: LinePairs, sides: tuple[int,
             character_coverage=1.0,
             byte_fallback=False,
             normalization_rule_name="identity",
-            max_sentence_length=1 << 30,  # bytes; longer lines would be left out silently
+            max_sentence_length=1 << 24,  # bytes, more than any part has; longer ones would be left out silently
             pad_id=PAD,
             bos_id=BOS,
             eos_id=EOS,
@@ -398,7 +401,9 @@ def _trained_text(config: DataConfig, train: LinePairs, sides: tuple[int, ...]) 
     """Yields the lines that SentencePiece learns from, as it gets them."""
     for line in _sample(train, sides, config.lowercase):
         (line,) = _to_stand_ins([_squeeze(line)])
-        yield _OVERLONG_WORD.sub(r"\g<0> ", line) if len(line) > _LONGEST_WORD else line
+        if len(line) > _LONGEST_WORD:
+            line = _OVERLONG_WORD.sub(r"\g<0> ", line)
+        yield from [line] if len(line) <= _LONGEST_PART else _PART.findall(line)
 
 
 def _lines(train: LinePairs, sides: tuple[int, ...], lowercase: bool) -> Iterator[str]:
