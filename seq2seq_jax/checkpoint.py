@@ -3,7 +3,8 @@
 A checkpoint is a directory `checkpoints/STEP/` with the arrays of the training
 state and a JSON of what the loop knows besides (`progress`) and of the run that
 it belongs to (`Origin`). It appears whole or not at all, and goes so; checksums
-tell a damaged one. Two latest are kept, and the best.
+tell a damaged one, and the file `newest` one that was taken away. Two latest are
+kept, and the best.
 
 Only `Checkpoints`, which training has, writes here. Whoever reads sees whole
 checkpoints alone and changes nothing.
@@ -26,12 +27,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from seq2seq_jax.cache import existing_folder
+from seq2seq_jax.cache import existing_folder, write_whole
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.run_directory import Origin, check_origin
 
 KEEP_LATEST = 2
 
+_NEWEST = "newest"  # holds the step of the newest checkpoint that is whole
 _TEMPORARY = (".orbax-checkpoint-tmp", ".deleted")  # within names of what is not there yet, or no more
 
 Progress = dict[str, Any]
@@ -70,6 +72,7 @@ class Checkpoints:
         with _full_disk_told(self._directory):
             self._finish()
             if step in _steps(self._directory):
+                (self._directory / _NEWEST).unlink(missing_ok=True)
                 self._delete(step)
             content = {"progress": progress, "checksums": _checksums(state), "origin": self._origin.as_json()}
             content["digest"] = _digest(content)
@@ -90,8 +93,8 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, and all are damaged, or they belong to another run.
         """
-        complaints: list[str] = []
         steps = _steps(self._directory)
+        complaints = _missing(self._directory, _newest(self._directory), steps)
         for step in steps:
             try:
                 state, progress = self._read(step, abstract_state)
@@ -100,6 +103,7 @@ class Checkpoints:
             except Exception as error:  # whatever a library makes of a damaged file
                 complaints.append(_damaged(self._directory / str(step), error))
                 continue
+            self._note_newest(step)
             for damaged in steps[: steps.index(step)]:
                 self._delete(damaged)
             self._best = progress.get("best_step")
@@ -141,9 +145,16 @@ class Checkpoints:
     def _finish(self) -> None:
         """Waits for the last save; only when it is there may those go whose place it takes."""
         self._saver.wait_until_finished()
-        for old in _steps(self._directory)[KEEP_LATEST:]:
+        steps = _steps(self._directory)
+        if steps:
+            self._note_newest(steps[0])
+        for old in steps[KEEP_LATEST:]:
             if old != self._best:
                 self._delete(old)
+
+    def _note_newest(self, step: int) -> None:
+        if _newest(self._directory) != step:
+            write_whole(self._directory / _NEWEST, f"{step}\n")
 
     def _delete(self, step: int) -> None:
         """Deletes a checkpoint, which is gone at once: no reader meets half of it."""
@@ -174,9 +185,10 @@ class _Deleted(Exception):
 
 def _restore_params(workdir: Path, abstract_params: dict[str, Any], origin: Origin) -> tuple[dict[str, Any], int]:
     directory = (workdir / "checkpoints").absolute()
-    steps, complaints = _steps(directory), []
+    newest, steps = _newest(directory), _steps(directory)  # in this order: training may have saved another meanwhile
     if not steps:
         raise UserError(f"{workdir} holds no checkpoint yet; train it first.")
+    complaints = _missing(directory, newest, steps)
     best = _best_step(directory, steps)
     if best not in steps:
         if _steps(directory) != steps:
@@ -203,6 +215,21 @@ def _steps(directory: Path) -> list[int]:
     """The steps whose checkpoints are whole, the newest first."""
     names = [path.name for path in directory.glob("*")]
     return sorted((int(name) for name in names if name.isdecimal() and name == str(int(name))), reverse=True)
+
+
+def _newest(directory: Path) -> int | None:
+    """The step of the newest checkpoint that training has seen whole, or None where it left no note."""
+    try:
+        return int((directory / _NEWEST).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _missing(directory: Path, newest: int | None, steps: list[int]) -> list[str]:
+    """What to say where the newest checkpoint is not among those that are there."""
+    if newest is None or not steps or newest <= steps[0]:
+        return []
+    return [f"Checkpoint {directory / str(newest)}, the newest, is gone."]
 
 
 def _best_step(directory: Path, steps: list[int]) -> int:

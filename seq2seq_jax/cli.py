@@ -265,7 +265,8 @@ def _run_corpus(workdir: Path, config: Config) -> "Corpus":
     try:
         corpus = load_corpus(config.data)
     except UserError as error:
-        raise UserError(f"The text that {workdir} was trained on cannot be read; {way_out}\n{error}") from None
+        trouble = str(error).partition("\n")[0]  # what follows names options of train
+        raise UserError(f"The text that {workdir} was trained on cannot be read; {way_out}\n{trouble}") from None
     check_text(workdir, config, corpus.name, corpus.fingerprint, way_out)
     return corpus
 

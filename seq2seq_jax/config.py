@@ -128,6 +128,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check("data.", self)
+        if self.min_frequency > 1 and self.vocabulary in ("unigram", "bpe"):
+            raise UserError(
+                f"data.min_frequency {self.min_frequency} acts in words and characters only, and data.vocabulary is"
+                f" {self.vocabulary}."
+            )
         if (self.batch_size is None) == (self.batch_tokens is None):
             raise UserError(
                 f"Set exactly one of data.batch_size ({self.batch_size}) and data.batch_tokens ({self.batch_tokens});"

@@ -42,10 +42,12 @@ def read_config(workdir: Path) -> Config:
         near = nearest(workdir.name, [run.parent.name for run in sorted(workdir.parent.glob("*/config.json"))])
         hint = f" Did you mean {workdir.parent / near}?" if near else ""
         raise UserError(f"{workdir} is not a run directory: there is no {path}.{hint}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; it must be the file that training wrote.") from None
-    except (UserError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: {error}") from None
+    except (UserError, UnicodeDecodeError, RecursionError, IsADirectoryError) as error:
+        reason = "it is a folder" if isinstance(error, IsADirectoryError) else error
+        raise UserError(
+            f"{path}: {reason}\nPut it back from a copy; or remove it and give the command that trained the run again,"
+            " for its checkpoints know the configuration."
+        ) from None
 
 
 def is_claimed(workdir: Path) -> bool:
@@ -82,10 +84,10 @@ def write_fingerprint(workdir: Path, fingerprint: str) -> None:
 
 
 def read_fingerprint(workdir: Path) -> str | None:
-    """Returns the hash of the text that the run read, or None where an older version kept none."""
+    """Returns the hash of the text that the run read, or None where none is kept, as by an older version."""
     try:
         return (workdir / _FINGERPRINT).read_bytes().decode(errors="replace").strip()
-    except FileNotFoundError:
+    except OSError:
         return None
 
 

@@ -68,7 +68,7 @@ def restore(workdir: Path):
 
 
 def steps_kept(workdir: Path) -> list[int]:
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name != "newest")
 
 
 def array_files(workdir: Path, step: int) -> list[Path]:
@@ -237,6 +237,16 @@ def test_where_the_best_checkpoint_is_gone_the_newest_takes_its_place_with_a_war
     assert step == 3 and same(params, state_at(3)["params"])
 
 
+def test_where_the_newest_checkpoint_is_gone_and_with_it_what_it_knew_of_the_best_a_warning_says_so(workdir):
+    shutil.rmtree(workdir / "checkpoints" / "2")
+    with pytest.warns(UserWarning, match=r"(?s)checkpoints/2, the newest, is gone.*step 1 takes its place"):
+        _, step = restore_params(workdir, abstract()["params"], ORIGIN)
+    assert step == 1
+    state, _, complaints = restore(workdir)  # training goes on from there, and knows no other from then on
+    assert state["step"] == 1 and "checkpoints/2, the newest, is gone" in complaints[0]
+    restore_params(workdir, abstract()["params"], ORIGIN)
+
+
 # reading beside training
 
 
@@ -262,7 +272,7 @@ def test_training_removes_what_a_killed_one_left(workdir):
         (workdir / "checkpoints" / name).mkdir()
     (workdir / "checkpoints" / "notes").mkdir()
     Checkpoints(workdir, ORIGIN).close()
-    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2", "notes"]
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2", "newest", "notes"]
 
 
 @pytest.mark.parametrize("newer", [False, True], ids=["gone", "another is best"])
@@ -271,6 +281,7 @@ def test_a_checkpoint_that_training_deletes_while_it_is_read_is_passed_over_with
 
     def read(path, *arguments):
         if path.name == "2":
+            (workdir / "checkpoints" / "newest").unlink()
             if newer:
                 shutil.copytree(workdir / "checkpoints" / "1", workdir / "checkpoints" / "5")
             shutil.rmtree(path)

@@ -155,6 +155,7 @@ def test_a_value_that_cannot_be_shown_is_refused_all_the_same():
             "learning_rate must be from .* got nan",
         ),
         (lambda: OptimizerConfig(weight_decay=0.1), "acts in adamw only, and optimizer.name is adam"),
+        (lambda: DataConfig(min_frequency=2), "acts in words and characters only, and data.vocabulary is unigram"),
         (lambda: OptimizerConfig(beta1=1.0), "optimizer.beta1 must be from 0 to 0.999999, got 1.0"),
         (lambda: TrainConfig(num_steps=0), "train.num_steps must be from 1 to 1,000,000,000, got 0"),
         (lambda: TrainConfig(best_metric="bleu", decode_sentences=0), "train.decode_sentences is 0"),

@@ -194,13 +194,22 @@ def test_a_folder_that_is_no_run_directory_is_told_with_the_nearest_run(tmp_path
         (b'{"model": {"cel": "lstm"}}', "Unknown config field model.cel. Did you mean model.cell?"),
         (b"\xff\xfe", "codec can't decode"),
         (b"[1, 2]", "must be a group of fields"),
+        (b"[" * 100_000, "recursion"),
     ],
+    ids=range(5),
 )
 def test_a_damaged_configuration_is_told_with_its_file(tmp_path, content, told):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError) as refused:
         read_config(tmp_path)
     assert str(refused.value).startswith(f"{tmp_path / 'config.json'}: ") and told in str(refused.value)
+    assert "or remove it and give the command that trained the run again" in str(refused.value)
+
+
+def test_a_folder_in_the_place_of_the_configuration_is_told(tmp_path):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match=f"{tmp_path}/config.json: .*Is a directory"):
+        read_config(tmp_path)
 
 
 def test_a_run_of_an_older_version_without_a_new_field_gets_its_default(tmp_path):
