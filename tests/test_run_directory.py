@@ -208,7 +208,7 @@ def test_a_damaged_configuration_is_told_with_its_file(tmp_path, content, told):
 
 def test_a_folder_in_the_place_of_the_configuration_is_told(tmp_path):
     (tmp_path / "config.json").mkdir()
-    with pytest.raises(UserError, match=f"{tmp_path}/config.json: .*Is a directory"):
+    with pytest.raises(UserError, match=f"{tmp_path}/config.json: it is a folder"):
         read_config(tmp_path)
 
 
