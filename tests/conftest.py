@@ -1,6 +1,7 @@
 """What every test relies on: shapes and types checked, the CPU, a cache of its own, the corpora where they are."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # From here on every annotation of the package is checked at every call.
 install_import_hook("seq2seq_jax", "tests.typechecker.check")
+
+# Ctrl-C acts as in any program; who runs tests in several processes has them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Grain's workers read absl flags, which nobody parses under pytest.
 if not flags.FLAGS.is_parsed():

@@ -286,7 +286,7 @@ def test_files_on_disk_choose_no_code(config, tmp_path, monkeypatch):
 def test_names_that_no_file_can_have_are_told(config, name, field):
     values = {"data_dir": name, "train_files": (name, config.train_files[1]), "corpus": f"files:{name}"}
     settings = {field: values[field]} | ({"train_files": None} if field == "corpus" else {})
-    with pytest.raises(UserError, match=f"data.{field}.*(no file can have such a name|too long|no such user)"):
+    with pytest.raises(UserError, match=f"data.{field}.*(holds a NUL|not UTF-8 text|too long|no such user)"):
         load_corpus(replace(config, **settings))
 
 
