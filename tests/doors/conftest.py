@@ -2,7 +2,8 @@
 
 import copy
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -46,6 +47,19 @@ def no_training(compiled: None) -> Iterator[None]:
         mock.patch.object(loop, "compile_steps", stop),
         mock.patch.object(planning, "compile_steps", stop),
     ):
+        yield
+
+
+@pytest.fixture(scope="module")
+def paths_only() -> Iterator[None]:
+    """Options are paths and nothing else: for where the command line is not the matter, for tyro takes 30 ms."""
+    from seq2seq_jax import cli
+
+    def parse(cls: type, given: Sequence[Any], *, default: Any, prog: str) -> Any:
+        values = {option.name.replace("-", "_"): Path(option.values[0]) for option in given}
+        return cls(**values) if default is None else replace(default, **values)
+
+    with mock.patch.object(cli, "parse", parse):
         yield
 
 

@@ -127,7 +127,7 @@ def _check(outcome: Outcome, words: Sequence[str]) -> None:
     assert outcome.code in EXIT_CODES, f"exit code {outcome.code}"
     assert "Traceback (most recent call last)" not in outcome.out + outcome.err
     if outcome.code == 2 and words:  # without a command, the overview
-        messages = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+        messages = [line for line in outcome.err.split("\n") if line.startswith("error: ")]
         assert len(messages) == 1 and messages[0].removeprefix("error: ").strip(), f"not one message: {outcome.err!r}"
 
 
@@ -142,6 +142,10 @@ def _code_of(command: Callable[[], int]) -> tuple[int, Any]:
         place = traceback.extract_tb(slow.__traceback__)
         ours = [frame for frame in place if "seq2seq_jax" in frame.filename][-1]
         raise AssertionError(f"no answer in {SECONDS} s, at {ours.name}") from None
+    except Exception:
+        raise  # a traceback, for whoever looks at the test
+    except BaseException as error:  # which would end the tests
+        raise AssertionError(f"{type(error).__name__} is not caught") from error
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from seq2seq_jax.arguments import options_of
 from seq2seq_jax.cli import COMMANDS
 from seq2seq_jax.config import Config
 from tests.doors.doorway import Doorway, Outcome, cases, enter
-from tests.doors.strategies import HOSTILE, help_words, option, right_values
+from tests.doors.strategies import HOSTILE, help_words, lines, option, right_values
 
 pytestmark = pytest.mark.usefixtures("no_training", "echo")
 
@@ -25,6 +25,7 @@ NEEDED = {
     "translate": ["--workdir", "../run"],
     "score": ["--workdir", "../run", "--source-file", "lines", "--target-file", "lines"],
 }
+DECODE = {name: hint for name, hint in OPTIONS["translate"].items() if name.startswith("decode.")}
 CONFIG = """
 from seq2seq_jax.config import from_json
 
@@ -70,7 +71,7 @@ def check_usable(config: Config) -> None:
         assert np.isfinite(rate) and rate >= 0, f"learning rate {rate} at step {step}"
 
 
-@cases(120)
+@cases(100)
 @given(words=command_line(st.sampled_from(["translate", "evaluate", "score"])))
 def test_any_options_of_a_trained_run(doorway: Doorway, words: list[str]) -> None:
     with doorway.room("command line", doorway.base / "cache") as room:
@@ -78,7 +79,7 @@ def test_any_options_of_a_trained_run(doorway: Doorway, words: list[str]) -> Non
         check(enter(*words), words)
 
 
-@cases(80)
+@cases(60)
 @given(words=command_line(st.sampled_from(["train", "plan"])))
 def test_any_options_of_a_run_to_train(doorway: Doorway, words: list[str]) -> None:
     with doorway.room("command line", doorway.base / "cache") as room:
@@ -86,7 +87,7 @@ def test_any_options_of_a_run_to_train(doorway: Doorway, words: list[str]) -> No
         check(enter(*words), words)
 
 
-@cases(300)
+@cases(400)
 @given(words=st.lists(st.one_of(st.sampled_from([*COMMANDS, *HOSTILE]), help_words, st.text(max_size=8)), max_size=4))
 def test_words_that_are_no_command_line(doorway: Doorway, words: list[str]) -> None:
     with doorway.room("command line", doorway.base / "cache") as room:
@@ -103,6 +104,18 @@ def test_help_is_given_wherever_it_is_asked_for(doorway: Doorway, command: str, 
             furnish(room)
             outcome = enter(command, *words)
             assert outcome.code == 0 and "usage" in outcome.out and outcome.reached is None
+
+
+@cases(40)
+@given(options=st.lists(option(DECODE), min_size=1, max_size=2), spoken=lines(least=1, most=10))
+def test_any_search_settings_give_as_many_lines_or_a_message(
+    doorway: Doorway, options: list[list[str]], spoken: list[str]
+) -> None:
+    with doorway.room("command line"):
+        text = "".join(f"{line}\n" for line in spoken).encode()
+        outcome = enter("translate", *NEEDED["translate"], *(word for words in options for word in words), stdin=text)
+        if outcome.code == 0:
+            assert outcome.out.count("\n") == len(spoken) or "usage" in outcome.out
 
 
 # Fields, given by a config file: that costs no parsing of a command line where the value is refused.
@@ -123,7 +136,7 @@ def as_words(hint: Any) -> st.SearchStrategy[Any]:
     return right_values(hint).map(lambda words: words[0] if words else "")
 
 
-@cases(200)
+@cases(150)
 @given(name=st.sampled_from(sorted(section_fields())), value=values)
 def test_any_value_of_any_field(doorway: Doorway, name: str, value: Any) -> None:
     section, _, field = name.rpartition(".")

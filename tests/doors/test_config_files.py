@@ -63,12 +63,12 @@ def config_source(draw: st.DrawFn) -> str:
     """A config file that goes wrong on import, in get_config, or by what it returns."""
     kind = draw(st.sampled_from(["import", "call", "return", "return", "return", "shape"]))
     if kind == "import":
-        return f"{HEAD}{draw(exits)}\ndef get_config():\n    return Config()\n"
+        return f"{draw(exits)}\ndef get_config():\n    return Config()\n"
     if kind == "call":
-        return f"{HEAD}def get_config():\n    {draw(exits)}\n    return Config()\n"
+        return f"def get_config():\n    {draw(exits)}\n    return Config()\n"
     if kind == "return":
-        return f"{HEAD}def get_config():\n    return {draw(returns)}\n"
-    return HEAD + draw(
+        return f"def get_config():\n    return {draw(returns)}\n"
+    return draw(
         st.sampled_from(
             ["get_config = 3\n", "get_config = Config\n", "class get_config: pass\n", "def get_cofnig(): pass\n", ""]
             + ["def get_config(needed): pass\n", "async def get_config(): pass\n", "def get_config(): yield Config()\n"]
@@ -93,7 +93,7 @@ def config_source(draw: st.DrawFn) -> str:
 @given(source=config_source())
 def test_a_config_file_that_goes_wrong(doorway: Doorway, source: str) -> None:
     with doorway.room("config files", doorway.base / "cache") as room:
-        (room / "mine.py").write_text(source)
+        (room / "mine.py").write_text(HEAD + source)
         outcome = enter("train", "--config", "mine.py")
         interrupted = "KeyboardInterrupt" in source or "BrokenPipe" in source
         assert outcome.code == 2 or outcome.reached or interrupted, "nothing was trained, and nothing was said"
