@@ -1,0 +1,209 @@
+"""A run directory or a cache with one file damaged: the same results, or a word about it; never others in silence."""
+
+import json
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.doors.doorway import Doorway, Outcome, Reached, cases, enter
+
+# Orbax leaves coroutines behind where a file is damaged; their end is no business of ours.
+pytestmark = [
+    pytest.mark.usefixtures("paths_only"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+CONFIG = """
+from dataclasses import replace
+
+from seq2seq_jax.config import from_json
+
+
+def get_config():
+    config = from_json(open("../run/config.json").read())
+    return replace(config, optimizer=replace(config.optimizer, learning_rate={rate}))
+"""
+COMMANDS = {
+    "translate": ["translate", "--workdir", "run", "--input", "lines"],
+    "evaluate": ["evaluate", "--workdir", "run"],
+    "score": ["score", "--workdir", "run", "--source-file", "lines", "--target-file", "lines"],
+    "train": ["train", "--workdir", "run", "--config", "same.py"],
+    "train with other settings": ["train", "--workdir", "run", "--config", "other.py"],
+}
+TOLD = re.compile(r"warning:|damaged|missing|rebuil|again|anew|takes its place|no longer", re.IGNORECASE)
+
+
+def _crc(tree: Any) -> int:
+    import jax
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return zlib.crc32(
+        repr([(jax.tree_util.keystr(path), np.asarray(leaf).tobytes()) for path, leaf in leaves]).encode()
+    )
+
+
+@pytest.fixture(scope="module")
+def digests(compiled: None) -> Iterator[None]:
+    """Searches and losses become hashes of all that they depend on; training ends before its first step, by one too."""
+    from seq2seq_jax import cli, translator
+    from seq2seq_jax.training import loop
+
+    def mark(model: Any, text: str) -> int:
+        head = asdict(model.config), asdict(model.decode), model.vocabularies.target.fingerprint
+        ids = model.vocabularies.source.encode([text])[0].tolist()
+        return zlib.crc32(repr((_crc(model.params), head, ids, model.vocabularies.target.decode([[4, 5]]))).encode())
+
+    def translate(model: Any, lines: Any, **_: Any) -> list[Any]:
+        return [translator.Hypothesis(f"{mark(model, line)}" if line else "", 0.0) for line in lines]
+
+    def token_scores(model: Any, encoded: Any) -> Any:
+        losses = [
+            zlib.crc32(repr((mark(model, ""), encoded.source(row).tolist(), encoded.target(row).tolist())).encode())
+            for row in range(len(encoded))
+        ]
+        return translator.TokenScores(
+            np.array(losses, np.float64), encoded.target_lengths * 1, encoded.target_lengths * 0
+        )
+
+    def steps(run: Any, state: Any, updates: Any) -> None:
+        run._checkpoints.close()
+        material, writer = run._material, run._writer
+        texts = {name: split.read(0, len(split)) for name, split in material.corpus.splits.items()}
+        encoded = [
+            [(split.source(row).tolist(), split.target(row).tolist()) for row in range(len(split))]
+            for split in (material.train, material.validation)
+        ]
+        writer.row({"step": 0})  # so that what is still to be written is on disk
+        rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+        raise Reached((_crc(state), asdict(run._progress), texts, encoded, rows))
+
+    with (
+        mock.patch.object(cli, "_configure_jax"),
+        mock.patch.object(translator.Translator, "translate", translate),
+        mock.patch.object(translator.Translator, "token_scores", token_scores),
+        mock.patch.object(loop, "compile_steps", lambda *_, **__: []),
+        mock.patch.object(loop, "check_fits", lambda *_, **__: None),
+        mock.patch.object(loop._Run, "steps", steps),
+    ):
+        yield
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The undamaged run: what each command comes to, and its files, those of its cache included."""
+
+    furnish: Callable[[Path], None]
+    results: dict[str, Any]
+    files: list[str]
+
+
+@pytest.fixture(scope="module")
+def whole(doorway: Doorway, digests: None, paths_only: None) -> Whole:
+    cache = doorway.base / "whole cache"
+
+    def furnish(room: Path) -> None:
+        shutil.copytree(doorway.base / "run", room / "run")
+        if cache.exists():
+            shutil.copytree(cache, room / "cache")
+        (room / "lines").write_text("ant bee\n\ncat gnu\n")
+        (room / "same.py").write_text(CONFIG.format(rate="config.optimizer.learning_rate"))
+        (room / "other.py").write_text(CONFIG.format(rate="config.optimizer.learning_rate / 2"))
+
+    with doorway.room("damage") as room:  # the first one makes the cache
+        furnish(room)
+        enter(*COMMANDS["train"])
+        shutil.copytree(room / "cache", cache)
+    results = {}
+    for name, words in COMMANDS.items():
+        with doorway.room("damage") as room:
+            furnish(room)
+            results[name] = result_of(name, enter(*words), room)
+    assert results["train with other settings"] == 2 and all(results.values())
+    files = [path.relative_to(room) for folder in ("run", "cache") for path in (room / folder).rglob("*")]
+    with doorway.room("damage") as room:
+        furnish(room)
+        files = [str(path.relative_to(room)) for name in ("run", "cache") for path in (room / name).rglob("*")]
+    return Whole(furnish, results, sorted(files))
+
+
+def result_of(command: str, outcome: Outcome, room: Path) -> Any:
+    """What a command came to: lines, scores, or all that training would have gone on from; 2 for a refusal."""
+    if outcome.code == 2:
+        return 2
+    if command == "evaluate":
+        scores = json.loads((room / "run" / "evaluations" / "test.json").read_text())
+        hypotheses = (room / "run" / "evaluations" / "test.hypotheses.txt").read_text()
+        return {name: value for name, value in scores.items() if "second" not in name}, hypotheses
+    return outcome.reached or outcome.out
+
+
+DAMAGES = ("flip", "cut", "empty", "delete", "folder", "file", "swap", "junk", "append")
+
+
+def damage(path: Path, kind: str, at: float, others: list[Path]) -> None:
+    """Damages a file or a folder in one way; `at` says where, from 0 to 1."""
+    content = path.read_bytes() if path.is_file() else b""
+    place = min(int(at * len(content)), len(content) - 1)
+    if path.is_dir() and kind in ("flip", "cut", "swap", "junk", "append"):
+        kind = "delete"
+    if kind == "swap":  # with another file of its kind
+        alike = [other for other in others if other != path and other.is_file() and _kind(other) == _kind(path)]
+        other = alike[int(at * len(alike)) % len(alike)] if alike else path
+        path.write_bytes(other.read_bytes())
+    elif kind == "flip" and content:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << int(at * 8) % 8]) + content[place + 1 :])
+    elif kind in ("flip", "cut"):
+        path.write_bytes(content[: max(place, 0)])
+    elif kind == "junk":
+        path.write_bytes(content[: max(place, 0)] + b"\0\xff junk" + content[place + 7 :])
+    elif kind == "append":
+        path.write_bytes(content + content[-40:])
+    else:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if kind == "folder":
+            path.mkdir()
+        elif kind in ("empty", "file"):
+            path.write_bytes(b"" if kind == "empty" else b"no such thing\n")
+
+
+def _kind(path: Path) -> tuple[str, str]:
+    """Two files of one kind may stand in each other's place: checkpoints' and splits', source's and target's."""
+    return path.suffix, re.sub(r"source|target|train|validation|test|\d+|[0-9a-f]{16,}", "", path.name)
+
+
+@cases(50)
+@given(
+    command=st.sampled_from(
+        ["translate", "evaluate", "evaluate", "score", "train", "train", "train with other settings"]
+    ),
+    file=st.floats(0, 1, exclude_max=True),
+    kind=st.sampled_from(DAMAGES),
+    at=st.floats(0, 1, exclude_max=True),
+)
+def test_damage_is_told_or_changes_nothing(
+    doorway: Doorway, whole: Whole, command: str, file: float, kind: str, at: float
+) -> None:
+    name = whole.files[int(file * len(whole.files))]
+    with doorway.room("damage") as room:
+        whole.furnish(room)
+        others = [room / other for other in whole.files]
+        damage(room / name, kind, at, others)
+        outcome = enter(*COMMANDS[command])
+        result = result_of(command, outcome, room)
+        if result not in (2, whole.results[command]):
+            assert TOLD.search(outcome.out + outcome.err), f"{command}: {kind} of {_neutral(name)} changed the result"
+
+
+def _neutral(name: str) -> str:
+    """A file's name without hashes and numbers."""
+    return re.sub(r"[0-9a-f]{16,}", "HASH", name)
