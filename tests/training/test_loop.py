@@ -21,7 +21,7 @@ from seq2seq_jax.config import to_json
 from seq2seq_jax.data.vocabulary import TokenVocabulary
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.run_directory import claim, read_config
-from seq2seq_jax.training import loop, step
+from seq2seq_jax.training import loop
 from seq2seq_jax.training.loop import train
 from seq2seq_jax.training.setup import prepare
 from seq2seq_jax.translator import load
@@ -347,7 +347,9 @@ def test_nothing_is_compiled_after_the_first_step(folder, capfd):
 
 
 def test_many_gradients_in_a_row_that_are_not_finite_stop_the_run_with_what_to_try(folder, monkeypatch):
-    monkeypatch.setattr(step, "make_schedule", lambda *_: lambda step: 3e38)  # far beyond what a configuration may say
+    monkeypatch.setattr(
+        "seq2seq_jax.training.step.make_schedule", lambda *_: lambda step: 3e38
+    )  # far beyond what a configuration may say
     options = {"name": "sgd", "learning_rate": 1000.0, "clip_norm": 0.0}
     train_options = FAST | {"max_nonfinite_steps": 4, "evaluate_every": 12}
     config = tiny_config(folder / "corpus", optimizer=options, train=train_options)
