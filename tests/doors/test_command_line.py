@@ -79,7 +79,7 @@ def test_any_options_of_a_trained_run(doorway: Doorway, words: list[str]) -> Non
         check(enter(*words), words)
 
 
-@cases(60)
+@cases(40)
 @given(words=command_line(st.sampled_from(["train", "plan"])))
 def test_any_options_of_a_run_to_train(doorway: Doorway, words: list[str]) -> None:
     with doorway.room("command line", doorway.base / "cache") as room:
@@ -87,7 +87,7 @@ def test_any_options_of_a_run_to_train(doorway: Doorway, words: list[str]) -> No
         check(enter(*words), words)
 
 
-@cases(400)
+@cases(300)
 @given(words=st.lists(st.one_of(st.sampled_from([*COMMANDS, *HOSTILE]), help_words, st.text(max_size=8)), max_size=4))
 def test_words_that_are_no_command_line(doorway: Doorway, words: list[str]) -> None:
     with doorway.room("command line", doorway.base / "cache") as room:
@@ -136,7 +136,7 @@ def as_words(hint: Any) -> st.SearchStrategy[Any]:
     return right_values(hint).map(lambda words: words[0] if words else "")
 
 
-@cases(150)
+@cases(120)
 @given(name=st.sampled_from(sorted(section_fields())), value=values)
 def test_any_value_of_any_field(doorway: Doorway, name: str, value: Any) -> None:
     section, _, field = name.rpartition(".")

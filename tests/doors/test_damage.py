@@ -181,7 +181,7 @@ def _kind(path: Path) -> tuple[str, str]:
     return path.suffix, re.sub(r"source|target|train|validation|test|\d+|[0-9a-f]{16,}", "", path.name)
 
 
-@cases(50)
+@cases(40)
 @given(
     command=st.sampled_from(
         ["translate", "evaluate", "evaluate", "score", "train", "train", "train with other settings"]

@@ -160,14 +160,14 @@ def check(text: Text, outcome: Outcome) -> None:
         assert not list(Path().glob("runs/*/config.json"))
 
 
-@cases(90)
+@cases(60)
 @given(text=texts(odd=False, layouts=("files", "folder", "tables")))
 def test_any_text_that_is_text_is_trained_on(doorway: Doorway, text: Text) -> None:
     with doorway.room("text") as room:
         check(text, train(text, room))
 
 
-@cases(70)
+@cases(50)
 @given(text=texts(odd=True))
 def test_a_file_that_is_not_text_is_told(doorway: Doorway, text: Text) -> None:
     with doorway.room("text") as room:
