@@ -28,9 +28,8 @@ LEAST = 4  # filled pairs that are always enough to train on, words and characte
 @pytest.fixture(scope="module", autouse=True)
 def no_training_nor_model(no_training: None) -> Any:
     """Beside what `no_training` stops: the shapes of the model's weights, one for all, for they know no text."""
-    from seq2seq_jax.sharding import make_mesh
-
     from seq2seq_jax.config import Config
+    from seq2seq_jax.sharding import make_mesh
     from seq2seq_jax.training import loop
     from seq2seq_jax.training.step import abstract_state
 
