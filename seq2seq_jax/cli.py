@@ -29,7 +29,7 @@ from seq2seq_jax.config_file import find_config, load_config
 from seq2seq_jax.errors import UserError, did_you_mean, shortened
 from seq2seq_jax.run_directory import check_text, read_config
 from seq2seq_jax.signals import EXIT_CODES
-from seq2seq_jax.troubles import machine_trouble
+from seq2seq_jax.troubles import check_address_space, machine_trouble
 
 if TYPE_CHECKING:
     from seq2seq_jax.data.corpora import Corpus
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED, TERMINATED = EXIT_CODES[signal.SIGINT], EXIT_CODES[signal.SIGTERM]
 OUTPUT_CLOSED = 141  # 128 and SIGPIPE
+TO_COMPILE, TO_TRANSLATE = 4_000_000_000, 2_000_000_000  # bytes of addresses; two cores began to fail at 3 and 1.5
 
 
 @dataclass(frozen=True)
@@ -308,7 +309,7 @@ def _score(given: Sequence[Given], repository: Path | None) -> int:
 
 def _load(workdir: Path, decode: DecodeConfig | None = None) -> "Translator":
     """The trained model of a run."""
-    _configure_jax()
+    _configure_jax(TO_TRANSLATE)
     from seq2seq_jax import translator
     from seq2seq_jax.cpu import keep_freed_memory
 
@@ -332,8 +333,9 @@ COMMANDS = {
 }
 
 
-def _configure_jax() -> None:
-    """Lets programs run in this thread, and JAX keep them for a quicker start the next time."""
+def _configure_jax(address_space: int = TO_COMPILE) -> None:
+    """Makes sure of room for JAX; lets programs run in this thread, and be kept for a quicker start the next time."""
+    check_address_space(address_space)
     from seq2seq_jax.compiled import keep_compiled_programs
     from seq2seq_jax.cpu import run_in_calling_thread
 

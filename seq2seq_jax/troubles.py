@@ -2,9 +2,10 @@
 
 import errno
 import os
+import resource
 from collections.abc import Iterator
 
-from seq2seq_jax.errors import shortened
+from seq2seq_jax.errors import UserError, shortened
 
 KEPT = "What was saved before is kept; mend this and give the same command again."
 LESS_MEMORY = (
@@ -31,6 +32,20 @@ WAYS_OUT = {
 """What the system says where the machine is at fault, and what to do where its words do not say that."""
 IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY)  # a file for a folder, or the reverse
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", os.strerror(errno.ENOMEM))
+
+
+def check_address_space(needed: int) -> None:
+    """Refuses a process that may not reserve `needed` bytes: threads that cannot start abort it, or wait for ever.
+
+    Raises:
+      UserError: `ulimit -v` allows less.
+    """
+    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if allowed != resource.RLIM_INFINITY and allowed < needed:
+        raise UserError(
+            f"This process may reserve {allowed / 1e9:.1f} GB of addresses (ulimit -v {allowed // 1024}), and JAX with"
+            f" its threads needs {needed / 1e9:.1f}; allow more, as by ulimit -v unlimited. It uses far less memory."
+        )
 
 
 def machine_trouble(error: BaseException) -> str | None:
