@@ -396,7 +396,7 @@ def _prompt(translate: Callable[[Sequence[str]], list[str]]) -> None:
                 continue
             [answer] = translate([line])
             if watched:
-                print(answer, flush=True)
+                print(console.harmless(answer), flush=True)
             else:
                 file.write(f"{answer}\n".encode())
                 file.flush()
@@ -426,4 +426,4 @@ def _complain(message: str) -> int:
 def _tell(line: str) -> None:
     """Prints a line on standard error; where nobody can read it, the exit code still tells."""
     with contextlib.suppress(OSError):
-        print(line, file=sys.stderr)
+        print(console.harmless(line), file=sys.stderr)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Generator
 from typing import Any
@@ -11,6 +12,8 @@ from seq2seq_jax.errors import UserError
 
 # What a console's encoding lacks is shown by its number; what is typed in another one keeps its bytes.
 _ERRORS = {"stdin": "surrogateescape", "stdout": "backslashreplace", "stderr": "backslashreplace"}
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 
 
 @contextlib.contextmanager
@@ -52,6 +55,11 @@ def check_input() -> None:
     """Raises UserError where standard input is closed."""
     if is_closed(sys.stdin):
         raise UserError("Standard input is closed; name a file with --input FILE.")
+
+
+def harmless(text: str) -> str:
+    """Returns text that cannot steer a terminal: its control characters are shown by their numbers."""
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def typed(line: str) -> str:

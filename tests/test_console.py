@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from seq2seq_jax.config import Config
-from seq2seq_jax.console import check_input, check_output, is_closed, ready_streams, typed
+from seq2seq_jax.console import check_input, check_output, harmless, is_closed, ready_streams, typed
 from seq2seq_jax.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -85,3 +85,8 @@ def test_training_called_from_python_shows_anything_too(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stdout", narrow())
     with pytest.raises(ZeroDivisionError):
         loop.train(Config(), tmp_path)
+
+
+def test_text_cannot_steer_a_terminal():
+    assert harmless("a\tb\nc 本 \u3000") == "a\tb\nc 本 \u3000"
+    assert harmless("\x1b[2J\r\x00\x9b") == r"\x1b[2J\x0d\x00\x9b"

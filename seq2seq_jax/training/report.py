@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from seq2seq_jax.config import Config, DecodeConfig
+from seq2seq_jax.console import harmless
 from seq2seq_jax.evaluation import remarks
 from seq2seq_jax.training.costs import Costs, Memory, ShapeCosts, Size, figures, megabytes
 from seq2seq_jax.training.setup import Material
@@ -157,6 +158,7 @@ def _number(value: float) -> str:
 
 
 def _shortened(text: str) -> str:
+    text = harmless(text)
     return text if len(text) <= SAMPLE_CHARACTERS else f"{text[: SAMPLE_CHARACTERS - 1]}…"
 
 
