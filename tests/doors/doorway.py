@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import traceback
@@ -198,5 +199,5 @@ def _walk(folder: Path) -> Iterator[str]:
 
 
 def _stamp(path: str | Path) -> tuple[int, ...]:
-    stat = os.lstat(path)
-    return (stat.st_mode, stat.st_size, 0 if os.path.isdir(path) else stat.st_mtime_ns)
+    status = os.lstat(path)
+    return (status.st_mode, status.st_size, 0 if stat.S_ISDIR(status.st_mode) else status.st_mtime_ns)
