@@ -94,6 +94,11 @@ def test_an_edited_file_is_read_anew(tmp_path):
             "line 7: train.seed must be int, got a value of type Odd that cannot be shown.",
         ),
         (
+            "class Text(str):\n    def __eq__(self, other): 1 / 0\n    __hash__ = str.__hash__\n"
+            "def get_config():\n    return Config(published=Text('x'))\n",
+            "line 7: published must be str, got 'x'.",
+        ),
+        (
             "def get_config():\n    return Config(train=TrainConfig(num_steps=10**5000))\n",
             "line 4: train.num_steps must be from 1 to 1,000,000,000, got a value of type int",
         ),
