@@ -106,7 +106,7 @@ def config_source(draw: st.DrawFn) -> str:
     )
 
 
-@cases(900)
+@cases(700)
 @given(source=config_source())
 def test_a_config_file_that_goes_wrong(doorway: Doorway, source: str) -> None:
     with doorway.room("config files", doorway.base / "cache") as room:

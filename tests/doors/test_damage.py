@@ -60,19 +60,17 @@ def digests(compiled: None) -> Iterator[None]:
     from seq2seq_jax import cli, translator
     from seq2seq_jax.training import loop
 
-    def mark(model: Any, text: str) -> int:
+    def mark(model: Any, *rows: np.ndarray) -> int:
         head = asdict(model.config), asdict(model.decode), model.vocabularies.target.fingerprint
-        ids = model.vocabularies.source.encode([text])[0].tolist()
-        return zlib.crc32(repr((_crc(model.params), head, ids, model.vocabularies.target.decode([[4, 5]]))).encode())
+        meaning = model.vocabularies.target.decode([[4, 5]])
+        return zlib.crc32(repr((_crc(model.params), head, [row.tolist() for row in rows], meaning)).encode())
 
-    def translate(model: Any, lines: Any, **_: Any) -> list[Any]:
-        return [translator.Hypothesis(f"{mark(model, line)}" if line else "", 0.0) for line in lines]
+    def translate_ids(model: Any, sources: Any, **_: Any) -> list[Any]:
+        rows = [sources[index] for index in range(len(sources))]
+        return [translator.Hypothesis(f"{mark(model, row)}" if len(row) > 1 else "", 0.0) for row in rows]
 
     def token_scores(model: Any, encoded: Any) -> Any:
-        losses = [
-            zlib.crc32(repr((mark(model, ""), encoded.source(row).tolist(), encoded.target(row).tolist())).encode())
-            for row in range(len(encoded))
-        ]
+        losses = [mark(model, encoded.source(row), encoded.target(row)) for row in range(len(encoded))]
         return translator.TokenScores(
             np.array(losses, np.float64), encoded.target_lengths * 1, encoded.target_lengths * 0
         )
@@ -91,7 +89,7 @@ def digests(compiled: None) -> Iterator[None]:
 
     with (
         mock.patch.object(cli, "_configure_jax"),
-        mock.patch.object(translator.Translator, "translate", translate),
+        mock.patch.object(translator.Translator, "translate_ids", translate_ids),
         mock.patch.object(translator.Translator, "token_scores", token_scores),
         mock.patch.object(loop, "compile_steps", lambda *_, **__: []),
         mock.patch.object(loop, "check_fits", lambda *_, **__: None),

@@ -66,7 +66,7 @@ def test_standard_input_gives_a_line_for_each_of_its_lines(doorway: Doorway, fil
             assert outcome.out.count("\n") == content.count(b"\n") + (content[-1:] not in (b"\n", b""))
 
 
-@cases(600)
+@cases(500)
 @given(lines=lines(most=20), batch_size=st.integers(1, 20), kind=st.sampled_from([list, tuple, iter]))
 def test_a_list_gives_a_hypothesis_for_each_of_its_lines(
     echo: Callable[..., Any], lines: list[str], batch_size: int, kind: Any
