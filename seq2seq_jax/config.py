@@ -377,7 +377,7 @@ def _unfit(name: str, value: object, kind: Any) -> str:
 def _fits(value: Any, kind: Any) -> bool:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
-        return isinstance(value, str) and value in arguments
+        return type(value) is str and value in arguments
     if origin is tuple:
         if not isinstance(value, tuple):
             return False
@@ -390,4 +390,4 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
+    return type(value) is kind  # a class derived from it may do anything when it is compared or printed

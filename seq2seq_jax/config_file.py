@@ -80,8 +80,8 @@ def _explain(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, SystemExit):
-        said = "" if error.code in (None, 0) else f": {_text(error.code)}"
-        return f"it ends the program instead of returning a Config{said}"
+        said = _text(error.code)
+        return f"it ends the program instead of returning a Config{'' if said in ('None', '0') else f': {said}'}"
     words = _text(error)
     keyword = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", words)
     if keyword and keyword[1] in _sections():

@@ -14,7 +14,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 IMPORTS = "from seq2seq_jax.config import Config, DataConfig, ModelConfig, TrainConfig\n\n"
 ODD = """class Odd(Exception):
     def __repr__(self): 1 / 0
-    __str__ = __repr__
+    __str__ = __eq__ = __bool__ = __repr__
 """
 
 
@@ -79,6 +79,11 @@ def test_an_edited_file_is_read_anew(tmp_path):
             "line 4: it ends the program instead of returning a Config: data is missing",
         ),
         ("def get_config():\n    raise SystemExit\n", "line 4: it ends the program instead of returning a Config"),
+        ("exit(3)\n", "line 3: it ends the program instead of returning a Config: 3"),
+        (
+            f"{ODD}raise SystemExit(Odd())\n",
+            "line 6: it ends the program instead of returning a Config: a value of type Odd that cannot be shown",
+        ),
         ("class End(BaseException): ...\nraise End('here')\n", "line 4: End: here"),
         ("def get_config():\n    return get_config()\n", "line 4: RecursionError"),
         ("raise SyntaxError('mine')\n", "mine.py: mine."),
@@ -87,6 +92,11 @@ def test_an_edited_file_is_read_anew(tmp_path):
         (
             f"{ODD}def get_config():\n    return Config(train=TrainConfig(seed=Odd()))\n",
             "line 7: train.seed must be int, got a value of type Odd that cannot be shown.",
+        ),
+        (
+            "class Text(str):\n    def __eq__(self, other): 1 / 0\n    __hash__ = str.__hash__\n"
+            "def get_config():\n    return Config(published=Text('x'))\n",
+            "line 7: published must be str, got 'x'.",
         ),
         (
             "def get_config():\n    return Config(train=TrainConfig(num_steps=10**5000))\n",

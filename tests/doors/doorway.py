@@ -99,13 +99,14 @@ class Doorway:
         changed = sorted(path for path, _ in before.items() ^ self._before.items())
         assert not changed, f"changed outside the case's folder: {changed}"
         for folder in (self.case, *([cache] if cache else [])):
-            left = [path for path in _walk(folder) if path.endswith((".tmp", ".partial"))]
+            left = [entry.path for entry in _walk(folder) if entry.name.endswith((".tmp", ".partial"))]
             assert not left, f"left half-written: {left}"
 
     def _outside(self) -> dict[str, Any]:
-        folders = self._home, *self.watched
-        files = {path: _stamp(path) for folder in folders for path in _walk(folder) if "/evaluations" not in path}
-        return files | {str(path): _stamp(path) for path in sorted(self.base.iterdir()) if path.is_file()}
+        found = {entry.path: _stamp(entry) for entry in os.scandir(self.base) if entry.is_file()}
+        for folder in (self._home, *self.watched):
+            found |= {entry.path: _stamp(entry) for entry in _walk(folder) if "/evaluations" not in entry.path}
+        return found
 
 
 def enter(*arguments: str | Path, stdin: bytes = b"") -> Outcome:
@@ -192,11 +193,13 @@ def _content(file: Any) -> str:
     return file.read().decode("utf-8", "surrogateescape")
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    for parent, folders, files in os.walk(folder):
-        yield from (os.path.join(parent, name) for name in (*folders, *files))
+def _walk(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+    for entry in os.scandir(folder) if os.path.isdir(folder) else ():
+        yield entry
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path)
 
 
-def _stamp(path: str | Path) -> tuple[int, ...]:
-    stat = os.lstat(path)
-    return (stat.st_mode, stat.st_size, 0 if os.path.isdir(path) else stat.st_mtime_ns)
+def _stamp(entry: os.DirEntry[str]) -> tuple[int, ...]:
+    status = entry.stat(follow_symlinks=False)
+    return (status.st_mode, status.st_size, 0 if entry.is_dir(follow_symlinks=False) else status.st_mtime_ns)

@@ -1,9 +1,11 @@
 """What is tried at the doors: words, lines, files, values, options."""
 
+import contextlib
 import gzip
 import os
+import threading
 import types
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -81,10 +83,35 @@ class File:
             os.mkfifo(path)
         return path
 
+    @contextlib.contextmanager
+    def flowing(self, path: Path) -> Generator[Path]:
+        """`put`; for the block, a pipe has somebody who writes to it."""
+        path = self.put(path)
+        if self.place != "pipe":
+            yield path
+            return
+        writer = threading.Thread(target=self._pour, args=(path,))
+        writer.start()
+        try:
+            yield path
+        finally:
+            reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # lets the writer go, if nobody has read
+            writer.join()
+            os.close(reader)
+
+    def _pour(self, pipe: Path) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            pipe.write_bytes(self.content)
+
     @property
     def sound(self) -> bool:
-        """Whether it has to be taken."""
+        """Whether it has to be taken where a file is asked for."""
         return self.lines is not None and self.place in ("file", "link")
+
+    @property
+    def flows(self) -> bool:
+        """Whether it has to be taken where a stream will do."""
+        return self.sound or (self.lines is not None and self.place == "pipe")
 
 
 def _told(content: bytes) -> tuple[str, ...] | None:
@@ -95,10 +122,8 @@ def _told(content: bytes) -> tuple[str, ...] | None:
         decoded = tuple(line.removesuffix(b"\r").decode() for line in found)
     except UnicodeDecodeError:
         return None
-    if decoded:
-        decoded = decoded[0].removeprefix("\ufeff"), *decoded[1:]
-    whole = "".join(decoded)
-    return None if any(mark in whole for mark in "\0\r\ufeff") else decoded
+    ends_in_returns = b"\n" not in content and b"\r" in content[:-1]
+    return None if ends_in_returns or b"\0" in content else tuple(line.removeprefix("\ufeff") for line in decoded)
 
 
 @st.composite

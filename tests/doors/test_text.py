@@ -49,12 +49,15 @@ class Text:
 
     @property
     def sound(self) -> bool:
-        """Whether it has to be taken: clean files of equal length, with text enough."""
+        """Whether it has to be taken: clean files of equal length with text enough, not all one pair if it is cut."""
         files = [file for pair in self.splits.values() for file in pair]
         if not all(file.sound for file in files):
             return False
-        return all(len(a.lines or ()) == len(b.lines or ()) for a, b in self.splits.values()) and (
-            len(filled(self.splits["train"])) >= LEAST and all(filled(pair) for pair in self.splits.values())
+        train = filled(self.splits["train"])
+        return (
+            all(len(a.lines or ()) == len(b.lines or ()) and filled((a, b)) for a, b in self.splits.values())
+            and len(train) >= LEAST
+            and ("validation" in self.splits or len(set(train)) > 1)
         )
 
 
@@ -133,13 +136,13 @@ def check_lines(text: Text, outcome: Outcome) -> None:
     read = {name: list(zip(*split.read(0, len(split)), strict=True)) for name, split in corpus.splits.items()}
     if all(file.lines is not None for pair in text.splits.values() for file in pair):
         pairs = {name: list(zip(a.lines, b.lines, strict=True)) for name, (a, b) in text.splits.items()}
-        if "test" in pairs:
-            assert read["test"] == pairs["test"], "the test split is not the file, line by line"
+        for name in pairs.keys() - {"train"}:
+            assert read[name] == pairs[name], f"the split {name} is not the file, line by line"
         if "validation" in pairs:
-            assert read["validation"] == filled(text.splits["validation"])
             assert read["train"] == filled(text.splits["train"])
         else:
             assert sorted(read["train"] + read["validation"]) == sorted(filled(text.splits["train"]))
+            assert not set(read["train"]) & set(read["validation"]), "a pair is validated that was trained on"
     for name in ("train", "validation"):
         encoded = getattr(material, name)
         assert len(encoded) == len(encoded.sources) == len(encoded.targets) == len(read[name]) > 0
