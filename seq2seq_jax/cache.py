@@ -153,7 +153,7 @@ def existing_folder(path: Path, setting: str = "") -> Path:
         return found
     kind = "a file" if os.path.exists(found) else "a link to nothing"
     other = f"set {setting} to another folder" if setting else "choose another folder"
-    raise UserError(f"There can be no folder {path}: {found} is {kind}. Remove it, or {other}.")
+    raise UserError(f"There can be no folder {path}: {found} is {kind}. Move it away, or {other}.")
 
 
 def try_lock(descriptor: int) -> bool:

@@ -139,7 +139,7 @@ def _nearest_file(path: Path) -> str:
     match = nearest(path.stem, by_stem)
     if match:
         return f" Did you mean {by_stem[match]}?"
-    return f" There are {', '.join(map(str, by_stem.values()))}." if by_stem else ""
+    return f" There are {', '.join(sorted(by_stem))}." if by_stem else ""
 
 
 def _has_config(file: Path) -> bool:

@@ -83,6 +83,7 @@ def evaluate_lines(
     seconds = time.perf_counter() - start
     scores |= output_scores(translator, outputs, encoded.targets, targets)
     scores |= {"sentences": len(sources), "sentences_per_second": len(sources) / seconds}
+    scores |= {"step": translator.step} if translator.step is not None else {}
     scores["remarks"] = list(remarks(translator.config, translator.decode, encoded, targets))
     return scores | {"decode": dataclasses.asdict(translator.decode)}, [output.text for output in outputs]
 

@@ -126,7 +126,8 @@ def check_is_free(workdir: Path, config: Config) -> None:
         fields = "\n  ".join(changed)
         raise UserError(
             f"{workdir} holds a run of another configuration (there -> here):\n  {fields}\n"
-            "Choose another --workdir, or set these fields as they were to resume that run, or remove it."
+            "Choose another --workdir, or set these fields as they were to resume that run, or remove it. If"
+            " config.json was changed by hand, remove that file and give the run's own command again: its checkpoints know."
         )
 
 
@@ -219,7 +220,10 @@ def locked(workdir: Path) -> Generator[None]:
       UserError: another process trains there; or nothing may be written there.
     """
     above = _writable_folder(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # a file system of the system's own may refuse whoever asks
+        raise UserError(f"{workdir} cannot be made ({error.strerror}). Choose another --workdir.") from error
     descriptor = _take(workdir / _LOCK)
     try:
         with undoing(partial(_remove_lock, workdir.absolute(), above)):  # still locked: see `_take`

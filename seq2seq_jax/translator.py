@@ -80,6 +80,7 @@ class Translator:
       params: as `training.step` holds them.
       decode: search settings; by default the run's own.
       mesh: devices that share the rows of every batch; by default one.
+      step: of the checkpoint that the parameters are from, where it is known.
     """
 
     def __init__(
@@ -89,9 +90,10 @@ class Translator:
         params: Params,
         decode: DecodeConfig | None = None,
         mesh: Mesh | None = None,
+        step: int | None = None,
     ):
         self.config, self.vocabularies, self.params = config, vocabularies, params
-        self.decode = decode or config.decode
+        self.decode, self.step = decode or config.decode, step
         self._mesh = mesh = mesh or one_device()
         graph = model_graph(config.model, vocab_sizes(vocabularies))
         whole, rows = replicated(mesh), by_rows(mesh)
@@ -259,8 +261,9 @@ def load(workdir: Path | str, decode: DecodeConfig | None = None) -> Translator:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract_params(config.model, vocab_sizes(vocabularies)),
     )
-    params, _ = restore_params(workdir, abstract, origin(config, vocabularies, run_directory.read_fingerprint(workdir)))
-    return Translator(config, vocabularies, params, decode)
+    belongs = origin(config, vocabularies, run_directory.read_fingerprint(workdir))
+    params, step = restore_params(workdir, abstract, belongs)
+    return Translator(config, vocabularies, params, decode, step=step)
 
 
 def origin(config: Config, vocabularies: Vocabularies, corpus: str | None) -> Origin:

@@ -65,7 +65,8 @@ def _message(error: BaseException) -> str | None:
     for code, way_out in WAYS_OUT.items():  # before memory: RESOURCE_EXHAUSTED can be files
         if (isinstance(error, OSError) and error.errno == code) or os.strerror(code) in words:
             where = error.filename if isinstance(error, OSError) else first
-            return f"{os.strerror(code)}: {shortened(str(where or 'while reading or writing'))}. {way_out}{KEPT}"
+            place = f": {shortened(str(where))}" if where else ""
+            return f"{os.strerror(code)}{place}. {way_out}{KEPT}"
     if isinstance(error, MemoryError) or any(part in first for part in OUT_OF_MEMORY):
         return f"Out of memory{first and f' ({first})'}. {LESS_MEMORY}"
     return None

@@ -164,7 +164,7 @@ def test_the_nearest_folder_of_one_still_to_be_made_is_found_above_it(tmp_path, 
 def test_what_stands_in_the_way_of_a_folder_is_named(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "gone")
-    with pytest.raises(UserError, match=f"no folder {tmp_path}/file/a: {tmp_path}/file is a file. Remove it, or"):
+    with pytest.raises(UserError, match=f"no folder {tmp_path}/file/a: {tmp_path}/file is a file. Move it away, or"):
         existing_folder(tmp_path / "file" / "a")
     with pytest.raises(UserError, match=f"{tmp_path}/link is a link to nothing"):
         existing_folder(tmp_path / "link")
@@ -188,7 +188,7 @@ def test_a_disk_that_is_full_or_closed_is_one_message(tmp_path, error, message):
 def test_an_obstacle_is_named_with_the_setting_that_goes_round_it(tmp_path, obstacle):
     path = tmp_path / "way"
     path.touch() if obstacle == "file" else path.symlink_to(tmp_path / "gone")
-    with pytest.raises(UserError, match=f"{path} is a {obstacle}. Remove it, or set that to another folder"):
+    with pytest.raises(UserError, match=f"{path} is a {obstacle}. Move it away, or set that to another folder"):
         with writing_to(path / "in" / "it", "that"), whole_directory(path / "in" / "it"):
             pass
 

@@ -56,6 +56,7 @@ def test_exact_match_counts_the_lines_that_are_right(translator):
     right = np.mean([found == reference for found, reference in zip(hypotheses, REFERENCES, strict=True)])
     assert scores["exact_match"] == pytest.approx(100 * right)
     assert scores["sentences"] == len(LINES) and scores["sentences_per_second"] > 0
+    assert scores["step"] == 300  # that of the best checkpoint
 
 
 def outputs(*texts: str) -> list[Hypothesis]:

@@ -219,3 +219,13 @@ def test_a_run_of_an_older_version_without_a_new_field_gets_its_default(tmp_path
     del values["optimizer"]["momentum"]
     (tmp_path / "config.json").write_text(json.dumps(values))
     assert read_config(tmp_path) == config
+
+
+def test_a_place_where_the_system_lets_nobody_make_a_folder_is_told(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)  # as /proc does, whatever it says of permissions
+    with pytest.raises(UserError, match=r"run cannot be made \(No such file or directory\). Choose another --workdir"):
+        with locked(tmp_path / "run"):
+            pass

@@ -23,7 +23,7 @@ from seq2seq_jax.evaluation import evaluate_split, output_scores, teacher_forced
 from seq2seq_jax.metrics import check_packages
 from seq2seq_jax.sharding import make_mesh, replicated
 from seq2seq_jax.training import report
-from seq2seq_jax.training.memory import check_fits
+from seq2seq_jax.training.memory import check_fits, check_state_fits
 from seq2seq_jax.training.optimizer import make_schedule
 from seq2seq_jax.training.setup import Material, begin, compile_steps, prepare
 from seq2seq_jax.training.step import TrainState, TrainStep, abstract_state, empty_window, initial_state
@@ -104,6 +104,7 @@ def _train(config: Config, workdir: Path) -> TrainResult:
     check_belongs(workdir, belongs)
     sizes = vocab_sizes(material.vocabularies)
     abstract = abstract_state(config, sizes, mesh)
+    check_state_fits(mesh, abstract)
     check_disk_space(workdir, abstract._asdict())
     say = partial(print, flush=True)
     for line in report.describe(config, material, abstract.params, mesh):
@@ -130,7 +131,7 @@ def _train(config: Config, workdir: Path) -> TrainResult:
         best, best_step = restore_params(workdir, abstract.params, belongs)
         writer.line(f"{report.ending(status, step, progress.seconds)} Best validation at step {best_step:,}.")
         run.check_best()
-        scores = _test(workdir, material, run.translator(best, config.decode.beam_size), writer)
+        scores = _test(workdir, material, run.translator(best, config.decode.beam_size, best_step), writer)
         for line in report.farewell(config, workdir):
             writer.line(line)
         run.check_last(best_step)
@@ -207,10 +208,10 @@ class _Run:
                 window_start = time.perf_counter()
         return state, "done" if finished else "stopped"
 
-    def translator(self, params: Params, beam_size: int) -> Translator:
-        """A translator that spreads its batches over the mesh."""
+    def translator(self, params: Params, beam_size: int, step: int | None = None) -> Translator:
+        """A translator that spreads its batches over the mesh; `step` is that of the parameters."""
         decode = replace(self._config.decode, beam_size=beam_size)
-        return Translator(self._config, self._material.vocabularies, params, decode, self._mesh)
+        return Translator(self._config, self._material.vocabularies, params, decode, self._mesh, step)
 
     def _log(self, state: TrainState, step: int, window_start: float) -> TrainState:
         """Writes a row about the steps since the last one; returns the state with an empty window."""

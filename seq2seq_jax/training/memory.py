@@ -14,7 +14,7 @@ from seq2seq_jax.cpu import PEAK_FACTOR, keep_freed_memory
 from seq2seq_jax.data.batching import BatchShape
 from seq2seq_jax.data.progress import Progress, progress_bar
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.training.costs import Memory, megabytes, memory
+from seq2seq_jax.training.costs import Memory, megabytes, memory, size
 from seq2seq_jax.training.setup import CompiledStep, Material, compile_step, plan_batches
 from seq2seq_jax.training.step import TrainState, jit_train_step
 from seq2seq_jax.translator import vocab_sizes
@@ -47,16 +47,31 @@ def check_fits(
         return
     each = "" if mesh.size == 1 else " on each device"
     if needs[worst].fixed > available:
-        raise UserError(
-            f"Parameters and what the optimizer keeps of them need {megabytes(needs[worst].fixed)} MB{each}, and"
-            f" {megabytes(available)} MB are available, before any batch. Choose a smaller model or vocabulary."
-        )
+        raise _state_too_large(needs[worst].fixed, available, each)
     with progress_bar() as progress:
         trial = _Trial(config, material, mesh, abstract, needs, progress)
         fit = largest_that_fits(trial.need, available, trial.units, needs[worst].total)
     raise UserError(
         f"A training step of {worst.batch} sentences, {worst.source} source and {worst.target} target positions needs"
         f" {megabytes(needs[worst].total)} MB{each}, and {megabytes(available)} MB are available. {trial.advice(fit)}"
+    )
+
+
+def check_state_fits(mesh: Mesh, abstract: TrainState) -> None:
+    """Refuses a model that no device can hold even without a batch; to be asked before anything is compiled.
+
+    Raises:
+      UserError: what is needed, and what there is.
+    """
+    available, needed = available_bytes(mesh.devices.flat), size(abstract).bytes
+    if available is not None and needed > available:
+        raise _state_too_large(needed, available, "" if mesh.size == 1 else " on each device")
+
+
+def _state_too_large(needed: int, available: int, each: str) -> UserError:
+    return UserError(
+        f"Parameters and what the optimizer keeps of them need {megabytes(needed)} MB{each}, and"
+        f" {megabytes(available)} MB are available, before any batch. Choose a smaller model or vocabulary."
     )
 
 

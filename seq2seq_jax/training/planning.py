@@ -15,7 +15,7 @@ from seq2seq_jax.metrics import check_packages
 from seq2seq_jax.sharding import make_mesh
 from seq2seq_jax.training import report
 from seq2seq_jax.training.costs import Costs, ShapeCosts, memory, parameters_by_part, products, size
-from seq2seq_jax.training.memory import available_bytes, check_fits
+from seq2seq_jax.training.memory import available_bytes, check_fits, check_state_fits
 from seq2seq_jax.training.setup import CompiledStep, Material, compile_steps, prepare
 from seq2seq_jax.training.step import TrainState, abstract_state, initial_state
 from seq2seq_jax.translator import vocab_sizes
@@ -41,6 +41,7 @@ def plan(config: Config, say: Callable[[str], None]) -> Costs:
     parts, state_size = parameters_by_part(abstract.params), size(abstract)
     for line in (*report.describe(config, material, abstract.params, mesh), *report.parameters(parts, state_size)):
         say(line)
+    check_state_fits(mesh, abstract)
     compiled = compile_steps(config, material, mesh, abstract, say)
     available = available_bytes(mesh.devices.flat)
     check_fits(config, material, mesh, abstract, compiled)

@@ -61,7 +61,7 @@ def parameters(parts: Mapping[str, Size], state: Size) -> Iterator[str]:
     """Parameters by part of the model, and with all that the optimizer keeps beside them: a table."""
     yield f"{'Parameters':<20}{'number':>12}{'MB':>9}"
     for name, part in (*parts.items(), ("training state", state)):
-        yield f"    {name:<16}{part.count:>12,}{megabytes(part.bytes):>9}"
+        yield f"    {name:<16} {part.count:>11,} {megabytes(part.bytes):>8}"
 
 
 def costs(costs: Costs) -> Iterator[str]:

@@ -241,8 +241,9 @@ def test_a_batch_of_tokens_is_refused_in_tokens(config, material, needed, room):
     assert needed(rows) <= available < needed(rows + 1)
 
 
-def test_training_is_refused_before_it_begins_and_leaves_nothing_behind(config, room, tmp_path):
+def test_training_is_refused_before_it_compiles_and_leaves_nothing_behind(config, room, tmp_path, monkeypatch):
     room(1)
+    monkeypatch.setattr("seq2seq_jax.training.loop.compile_steps", None)  # there is nothing to compile for
     with pytest.raises(UserError, match="and 1e-06 MB are available, before any batch. Choose a smaller model"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

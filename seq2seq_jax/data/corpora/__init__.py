@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seq2seq_jax.cache import cache_dir, existing_folder, is_whole, write_whole
+from seq2seq_jax.cache import cache_dir, existing_folder, is_whole, write_whole, writing_to
 from seq2seq_jax.checksums import text_checksum
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.corpora.files import find_files, find_folder
@@ -85,7 +85,8 @@ def load_corpus(config: DataConfig, *, progress: Progress | None = None) -> Corp
       UserError: the corpus is not there or faulty, or cannot be prepared.
     """
     root = named_path("data.data_dir", config.data_dir) if config.data_dir else cache_dir() / "corpora"
-    existing_folder(root / DATASET / "index", "data.data_dir")  # before minutes are spent
+    setting = "data.data_dir" if config.data_dir else "SEQ2SEQ_JAX_CACHE or data.data_dir"
+    existing_folder(root / DATASET / "index", setting)  # before minutes are spent
     with contextlib.nullcontext(progress) if progress else progress_bar() as report:
         raw = name_splits(_find(config, root, report), config.train_split)
         index = root / DATASET / "index" / f"{_hash(raw)}.json"
@@ -95,7 +96,8 @@ def load_corpus(config: DataConfig, *, progress: Progress | None = None) -> Corp
             found = survey(raw, report)
             folder = root / DATASET / found.fingerprint
             if not is_whole(folder):
-                write(raw, found, folder, report)
+                with writing_to(folder, setting):
+                    write(raw, found, folder, report)
             if still:
                 _write_index(index, found)
     return Corpus(

@@ -23,7 +23,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter  # ty: ignore[import-not-found] - a compiled module
 from tensorflow_datasets.proto import tf_example_pb2
 
-from seq2seq_jax.cache import existing_folder, whole_directory, writing_to
+from seq2seq_jax.cache import existing_folder, whole_directory
 from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream
 from seq2seq_jax.data.progress import Progress
 from seq2seq_jax.errors import UserError
@@ -119,13 +119,12 @@ def write(raw: RawCorpus, found: Survey, folder: Path, progress: Progress) -> No
     """Writes the splits of `raw` as a TFDS dataset to `folder`, which appears whole.
 
     Raises:
-      UserError: the disk is full, or the folder cannot be written.
+      OSError, RuntimeError: the disk is full, or the folder cannot be written.
     """
-    with writing_to(folder, "data.data_dir"):
-        _check_space(folder, found)
-        with whole_directory(folder) as beside:
-            (beside / VERSION).mkdir()
-            _write_dataset(raw, found, beside / VERSION, progress)
+    _check_space(folder, found)
+    with whole_directory(folder) as beside:
+        (beside / VERSION).mkdir()
+        _write_dataset(raw, found, beside / VERSION, progress)
 
 
 def open_splits(folder: Path, counts: dict[str, int]) -> dict[str, Split]:
@@ -326,5 +325,5 @@ def _file_name(name: str) -> str:
 def _check_space(folder: Path, found: Survey) -> None:
     """Raises OSError before minutes are spent, if the disk cannot hold the dataset."""
     needed = found.num_bytes + _RECORD_OVERHEAD * sum(found.counts.values())
-    if shutil.disk_usage(existing_folder(folder.parent, "data.data_dir")).free < needed:
+    if shutil.disk_usage(existing_folder(folder.parent)).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

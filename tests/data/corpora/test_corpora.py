@@ -265,7 +265,7 @@ def test_something_in_the_way_is_named_before_any_text_is_read(config, monkeypat
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch() if obstacle == "file" else path.symlink_to(path.with_name("gone"))
     monkeypatch.setattr(corpora_module, "survey", None)
-    with pytest.raises(UserError, match=rf"{path} is a {obstacle}\. Remove it, or set data\.data_dir"):
+    with pytest.raises(UserError, match=rf"{path} is a {obstacle}\. Move it away, or set data\.data_dir"):
         load_corpus(config)
 
 
