@@ -127,7 +127,7 @@ def check_is_free(workdir: Path, config: Config) -> None:
         raise UserError(
             f"{workdir} holds a run of another configuration (there -> here):\n  {fields}\n"
             "Choose another --workdir, or set these fields as they were to resume that run, or remove it. If"
-            " config.json was changed by hand, remove that file and give the run's own command again: its checkpoints know."
+            " config.json was changed by hand, remove it and give the run's own command again: the checkpoints know it."
         )
 
 
