@@ -17,7 +17,6 @@ from seq2seq_jax.data.encoded import EncodedSplit, Rows, encode_lines
 from seq2seq_jax.data.progress import Progress, progress_bar, silent
 from seq2seq_jax.data.vocabulary import Vocabulary
 from seq2seq_jax.metrics import advice_on_tokenizer, score_hypotheses, score_moses_lowercase
-from seq2seq_jax.symbols import UNK
 from seq2seq_jax.translator import Hypothesis, Translator, output_limits
 from seq2seq_jax.wording import part_of
 
@@ -123,7 +122,10 @@ def remarks(
         some = part_of(num_long, len(encoded), f"{kind}source")
         yield f"{some} longer than data.max_length {longest}, so than any in training"
     yield from _remark_on_limit(encoded, decode.max_length_ratio, kind)
-    if num_unknown := len(_with_unknown(encoded.targets)):
+    if num_unknown := len(encoded.sources.with_unknown()):
+        some = part_of(num_unknown, len(encoded), f"{kind}source")
+        yield f"{some} read with unknown symbols, which the vocabulary lacks"
+    if num_unknown := len(encoded.targets.with_unknown()):
         some = part_of(num_unknown, len(encoded), f"{kind}target")
         yield f"{some} impossible to match exactly: the vocabulary lacks symbols"
     if config.data.lowercase:
@@ -158,14 +160,9 @@ def _needed_ratio(source: Int[np.ndarray, " N"], target: Int[np.ndarray, " N"]) 
 def _restored(vocabulary: Vocabulary, targets: Rows) -> list[str | None]:
     """Each target as the vocabulary gives it back; None where it has an unknown symbol."""
     restored: list[str | None] = [*vocabulary.decode(targets[index] for index in range(len(targets)))]
-    for index in _with_unknown(targets):
+    for index in targets.with_unknown():
         restored[index] = None
     return restored
-
-
-def _with_unknown(rows: Rows) -> Int[np.ndarray, " n"]:
-    """Indices of the rows that have an unknown symbol."""
-    return np.unique(np.repeat(np.arange(len(rows)), rows.lengths)[rows.flat == UNK])
 
 
 def _perplexity(loss: float) -> float:

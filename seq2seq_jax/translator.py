@@ -30,7 +30,7 @@ from seq2seq_jax.model import SearchTables, Seq2Seq, abstract_params, model_grap
 from seq2seq_jax.run_directory import Origin
 from seq2seq_jax.sharding import ROWS, WHOLE, by_rows, one_device, replicated, share_rows
 from seq2seq_jax.symbols import PAD
-from seq2seq_jax.wording import counted
+from seq2seq_jax.wording import counted, part_of
 
 Params = dict[str, Any]
 
@@ -112,7 +112,8 @@ class Translator:
         """Returns the best hypothesis for each line, in order; an empty line gives an empty one.
 
         So does, of score minus infinity, a line far longer than models read, see `LONGEST_SOURCE`.
-        Warns of such lines, of lines longer than any in training, and of outputs that were cut.
+        Warns of such lines, of lines longer than any in training or with symbols that the vocabulary
+        lacks, and of outputs that were cut.
 
         Raises:
           TypeError: `lines` is one string, or not of strings.
@@ -120,6 +121,7 @@ class Translator:
         lines = _checked(lines, "lines")
         sources = encode_lines(self.vocabularies, lines).sources
         self._warn_of_long_lines(lines, sources.lengths)
+        _warn_of_unknown(lines, sources, "source")
         hypotheses = self.translate_ids(sources, alignments=alignments, progress=progress)
         self._warn_of_cut_outputs(hypotheses)
         return hypotheses
@@ -146,6 +148,8 @@ class Translator:
     def score(self, sources: Iterable[str], targets: Iterable[str]) -> list[float]:
         """Returns the log-probability of each target, its end included, given its source, in nats.
 
+        Warns of lines with symbols that the vocabulary lacks.
+
         Raises:
           TypeError: as `translate`.
           ValueError: the numbers of lines differ.
@@ -153,7 +157,10 @@ class Translator:
         sources, targets = _checked(sources, "sources"), _checked(targets, "targets")
         if len(sources) != len(targets):
             raise ValueError(f"{len(sources)} sources and {len(targets)} targets; there must be one for each.")
-        return (-self.token_scores(encode_lines(self.vocabularies, sources, targets)).loss).tolist()
+        encoded = encode_lines(self.vocabularies, sources, targets)
+        _warn_of_unknown(sources, encoded.sources, "source")
+        _warn_of_unknown(targets, encoded.targets, "target")
+        return (-self.token_scores(encoded).loss).tolist()
 
     def token_scores(self, encoded: EncodedSplit) -> TokenScores:
         """Teacher-forced losses of encoded pairs, in their order."""
@@ -240,6 +247,14 @@ class Translator:
                 f" {self.decode.max_length_ratio:g} before an end; a larger --decode.max-length-ratio allows more.",
                 stacklevel=3,
             )
+
+
+def _warn_of_unknown(lines: Sequence[str], rows: Rows, side: str) -> None:
+    unknown = rows.with_unknown()
+    if len(unknown):
+        some, first = part_of(len(unknown), len(lines), f"{side} line"), lines[int(unknown[0])]
+        message = f"{some} read with unknown symbols, which the vocabulary lacks; the first: {first[:40]!r}"
+        warnings.warn(message, stacklevel=3)
 
 
 def output_limits(source_lengths: Int[np.ndarray, " N"], max_length_ratio: float) -> Int[np.ndarray, " N"]:

@@ -92,7 +92,7 @@ def test_what_is_not_text_is_named_with_its_place(translator):
 
 
 def test_ids_are_translated_as_their_lines_are(translator):
-    lines = [*LINES[:5], "", "never seen"]
+    lines = [*LINES[:5], "", "cat"]
     sources = encode_lines(translator.vocabularies, lines).sources
     assert translator.translate_ids(sources) == translator.translate(lines)
 
@@ -161,6 +161,13 @@ def test_a_line_far_too_long_is_answered_with_an_empty_one_and_a_warning(transla
     assert [found[0].text, found[2].text] == [hypothesis.text for hypothesis in translator.translate(["bee", fits])]
 
 
+def test_symbols_that_the_vocabulary_lacks_are_told(translator):
+    with pytest.warns(UserWarning, match="1 of 3 source lines is read with unknown symbols.* the first: 'ant zebra'"):
+        translator.translate(["bee", "ant zebra", "ant"])
+    with pytest.warns(UserWarning, match="2 of 2 target lines are read with unknown symbols.* the first: 'zebra'"):
+        translator.score(["bee", "ant"], ["zebra", "ANT zebra"])
+
+
 def test_a_line_longer_than_any_in_training_is_translated_with_a_warning(translator):
     long = " ".join(["ant"] * 9)  # ten tokens with the end mark, and data.max_length is 8
     with pytest.warns(UserWarning, match="1 of 2 lines are longer than the 8 tokens seen in training.* with 10: 'ant"):
@@ -212,7 +219,7 @@ def test_the_search_can_be_another_than_the_runs_own(trained):
 
 def test_other_parameters_take_effect_at_once(translator):
     other = Translator(translator.config, translator.vocabularies, translator.params)
-    before = other.translate(["a b c"])[0].score
+    before = other.translate(["ant bee cat"])[0].score
     other.params = jax.tree.map(lambda leaf: 0.5 * leaf, translator.params)
     fresh = Translator(translator.config, translator.vocabularies, other.params)
-    assert other.translate(["a b c"]) == fresh.translate(["a b c"]) and fresh.translate(["a b c"])[0].score != before
+    assert other.translate(["ant bee cat"]) == fresh.translate(["ant bee cat"]) and fresh.translate(["ant bee cat"])[0].score != before

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from seq2seq_jax.cache import is_whole, whole_directory, writing_to
 from seq2seq_jax.data.progress import Progress, progress_bar
 from seq2seq_jax.data.vocabulary import LinePairs, Vocabularies, Vocabulary
-from seq2seq_jax.symbols import EOS, PAD
+from seq2seq_jax.symbols import EOS, PAD, UNK
 
 _DTYPE = np.dtype("<i4")  # of ids and lengths on disk
 _FORMAT = "2"  # part of the cache key: raise it when the files change
@@ -37,6 +37,10 @@ class Rows:
     def __getitem__(self, index: int | np.integer) -> Int[np.ndarray, " L"]:
         start = self._starts[index]
         return np.asarray(self.flat[start : start + self.lengths[index]])
+
+    def with_unknown(self) -> Int[np.ndarray, " n"]:
+        """Returns the indices of the sequences that have an unknown symbol."""
+        return np.unique(np.repeat(np.arange(len(self)), self.lengths)[self.flat == UNK])
 
     def first(self, count: int) -> "Rows":
         """Returns the first `count` sequences, or all where there are fewer; nothing is copied."""
