@@ -222,4 +222,7 @@ def test_other_parameters_take_effect_at_once(translator):
     before = other.translate(["ant bee cat"])[0].score
     other.params = jax.tree.map(lambda leaf: 0.5 * leaf, translator.params)
     fresh = Translator(translator.config, translator.vocabularies, other.params)
-    assert other.translate(["ant bee cat"]) == fresh.translate(["ant bee cat"]) and fresh.translate(["ant bee cat"])[0].score != before
+    assert (
+        other.translate(["ant bee cat"]) == fresh.translate(["ant bee cat"])
+        and fresh.translate(["ant bee cat"])[0].score != before
+    )
