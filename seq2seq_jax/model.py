@@ -303,11 +303,7 @@ class Decoder(nnx.Module):
         return operands
 
     def _shared(self, memory: Memory) -> dict[str, Any]:
-        """What else a step reads. Parameters come once for every row of the batch.
-
-        So a loop sums their gradients row by row, and devices that share the batch
-        meet once after it, not at every step.
-        """
+        """What else a step reads. Parameters come once for every row of the batch: a loop sums their gradients so."""
         dtype, rows = memory.values.dtype, memory.mask.shape[:-1]
 
         def for_rows(param: Array) -> Array:

@@ -77,7 +77,7 @@ def check_exists(path: Path) -> None:
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder; name a file of text.")
     if not os.path.exists(path):
-        raise UserError(f"There is no file {path}.{did_you_mean(path.name, _names_beside(path))}")
+        raise UserError(f"There is no file {path}.{did_you_mean(path.name, names_beside(path))}")
 
 
 def check_ends(path: Path) -> None:
@@ -266,7 +266,8 @@ def _unreadable(name: object, error: OSError) -> UserError:
     return UserError(f"Cannot read {name}: {error.strerror or error}.")
 
 
-def _names_beside(path: Path) -> list[str]:
+def names_beside(path: Path) -> list[str]:
+    """Returns the names in the folder of `path`, for a suggestion; none where it cannot be read."""
     with contextlib.suppress(OSError):
         return os.listdir(path.parent)
     return []

@@ -17,7 +17,7 @@ from typing import Any
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream, named_path, resolve_columns
 from seq2seq_jax.errors import UserError, did_you_mean
-from seq2seq_jax.text_files import read_lines
+from seq2seq_jax.text_files import names_beside, read_lines
 
 _SPLIT = re.compile(r"train|valid|val$|dev|.*test")
 
@@ -151,7 +151,7 @@ def _list_folder(folder: Path, config: DataConfig) -> Folder:
     Whatever else has the name of a split and a column is among them: `_check_file` refuses it where it is needed.
     """
     if not folder.is_dir():
-        near = did_you_mean(folder.name, _names_in(folder.parent))
+        near = did_you_mean(folder.name, names_beside(folder))
         raise UserError(
             f"data.corpus files:{folder}: there is no such folder.{near}\n"
             "Name your own with --data.corpus files:DIR, or two files with --data.train-files SOURCE TARGET."
@@ -181,7 +181,7 @@ def _check_file(path: Path, where: str) -> None:
     if os.path.isfile(path):
         return
     if not os.path.lexists(path):
-        raise UserError(f"{where}: there is no file {path}.{did_you_mean(path.name, _names_in(path.parent))}")
+        raise UserError(f"{where}: there is no file {path}.{did_you_mean(path.name, names_beside(path))}")
     kind = "a pipe or a device, and a corpus is read more than once"
     if os.path.isdir(path):
         kind = "a folder"
@@ -195,10 +195,6 @@ def _paths_in(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except OSError as error:
         raise UserError(f"Cannot read {folder}: {error.strerror}.") from error
-
-
-def _names_in(folder: Path) -> list[str]:
-    return [path.name for path in _paths_in(folder)] if folder.is_dir() else []
 
 
 def _unnamed_columns(listing: Folder) -> str:
