@@ -1,77 +1,78 @@
-"""Any step over time: a plain scan as reference, and a fast one that takes weight gradients out of the loop.
+"""A step over time, written once as its paper writes it; what runs in the loop is found by looking at it.
 
-Automatic differentiation of a scan adds a weight's gradient to an accumulator
-at every step: one skinny product and one pass over the accumulator each time,
-and, with the batch spread over devices, one collective each time. Here the
-backward loop emits only the gradient of each product's *result*; the weight's
-gradient is a single product over all steps and rows after the loop.
+    def step(carry, x):
+        hidden = jnp.tanh(x @ input_kernel + carry @ recurrent_kernel + bias)
+        return hidden, jnp.tanh(hidden @ output_kernel)
 
-A step is written once, as a pure function of a `product`:
+    last, ys = scan(step, start, xs)
 
-    def step(product, shared, carry, x):
-        gates = product("recurrent", carry.h)
-        ...
-        return carry, y
-
-`product(name, left)` is `einsum(spec[name], left, operands[name])`, plus
-`added[name]` of this step where there is one. An operand is whatever stays the
-same over time and is multiplied at every step: recurrent weights, and
-attention's keys and values too. Products whose left side does not depend on the
-carry do not belong in a step: take them before the loop, for all steps at once,
-and hand them over in `added`.
+`scan` has the signature, the values and the gradients of `jax.lax.scan`. It
+traces the step, draws the graph of what depends on what, and finds its cycles
+through the carry (loop distribution, Allen and Kennedy 1987): only they are
+loops. All else is computed for all steps at once, before or after the loop it
+belongs to, as one large product instead of many skinny ones: here
+`x @ input_kernel` before the loop, and `hidden @ output_kernel` after it.
+`plan` says in words what runs where.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-Product = Callable[[str, Array], Array]
-Step = Callable[[Product, Any, Any, Any], tuple[Any, Any]]
-Specs = tuple[tuple[str, str], ...]
-Engine = Literal["fast", "reference"]
+from seq2seq_jax.distribution import Schedule, Stage, distribute as distributed
+from seq2seq_jax.equations import Equation, Graph, multiplies_rows, read_by, results_of, trace
+from seq2seq_jax.loops import Body, before, run_loop
+from seq2seq_jax.products import add_to_all, matmul
+
+Step = Callable[[Any, Any], tuple[Any, Any]]
 
 
 def scan(
     step: Step,
-    specs: dict[str, str],
-    operands: dict[str, Array],
-    shared: Any,
     carry: Any,
-    added: dict[str, Array],
-    xs: Any,
+    xs: Any = None,
+    length: int | None = None,
+    reverse: bool = False,
+    unroll: int | None = None,
     *,
-    engine: Engine = "fast",
+    distribute: bool = True,
 ) -> tuple[Any, Any]:
-    """Runs `step` over the leading axis of `added` and `xs`.
+    """Runs `step` over the leading axis of `xs`, as `jax.lax.scan` does.
 
     Args:
-      step: `(product, shared, carry, x) -> (carry, y)`, pure, closing over no
-        array that needs a gradient. Each product is taken at most once a step.
-      specs: einsum specification of each product, left side first, e.g.
-        `{"recurrent": "bh,hg->bg"}`. No letter `t`.
-      operands: right side of each product, the same at every step.
-      shared: other arrays that every step reads; their gradients are summed
-        inside the loop, so they should be small or be masks.
+      step: `(carry, x) -> (carry, y)`, pure, on trees of arrays. It may close over
+        anything, and everything it closes over gets its gradient.
       carry: state before the first step.
-      added: time-major arrays, [T, ...], added to the results of products.
-      xs: pytree of other time-major arrays, [T, ...], for the step itself.
-      engine: "fast", or "reference" for the plain scan under automatic
-        differentiation. Values and gradients are the same.
+      xs: tree of arrays, [T, ...], or None.
+      length: T; to be given where xs has no arrays.
+      reverse: from the last step to the first; ys keep the order of xs.
+      unroll: steps in a trip of a loop; by default as many as the device likes.
+      distribute: whether each cycle of the step becomes a loop of its own. False
+        keeps them in one loop, which has less latency where the products are tiny.
 
     Returns:
-      The state after the last step, and the stacked ys, [T, ...].
+      The state after the last step, and the ys, [T, ...].
+
+    Raises:
+      TypeError: a step returns a carry of another structure, shape or dtype, or no pair.
+      ValueError: arrays of xs differ in length, or there is no length.
     """
-    if set(specs) != set(operands):
-        raise ValueError(f"specs name {sorted(specs)} and operands {sorted(operands)}")
-    run = _fast_scan if engine == "fast" else _reference_scan
-    return run(step, tuple(sorted(specs.items())), operands, shared, carry, added, xs)
+    length = _length(xs, length)
+    if length == 0:
+        return jax.lax.scan(step, carry, xs, length)
+    if reverse:
+        xs = jax.tree.map(lambda x: jnp.flip(x, 0), xs)
+    traced = _trace(step, carry, xs)
+    last, ys = _Run(
+        traced, distributed(traced.graph, traced.carries, one_loop=not distribute), length, unroll
+    ).results()
+    return last, jax.tree.map(lambda y: jnp.flip(y, 0), ys) if reverse else ys
 
 
-def in_segments(run: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, length: int) -> tuple[Any, Any]:
+def in_pieces(run: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, length: int) -> tuple[Any, Any]:
     """Runs `run` over the leading axis of `xs` in pieces, so that its backward pass needs the memory of one piece.
 
     Only the carries between pieces are kept; what else the backward pass needs of
@@ -80,7 +81,7 @@ def in_segments(run: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any,
     Args:
       run: `(carry, xs) -> (carry, ys)` for any number of steps, as `scan` is.
       carry: state before the first step.
-      xs: pytree of arrays, [T, ...].
+      xs: tree of arrays, [T, ...].
       length: steps of a piece, the last one may have fewer; 0 for all at once,
         with nothing computed twice.
 
@@ -100,191 +101,191 @@ def in_segments(run: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any,
     return carry, ys
 
 
-def direct_product(specs: dict[str, str], operands: dict[str, Array], added: dict[str, Array] | None = None) -> Product:
-    """The `product` of a single step outside any loop."""
-
-    def product(name: str, left: Array) -> Array:
-        result = _einsum(specs[name], left, operands[name])
-        return result + added[name] if added and name in added else result
-
-    return product
+# ---- what the step is
 
 
-def matmul(
-    x: Float[Array, "*N I"], kernel: Float[Array, "I O"], bias: Float[Array, " O"] | None = None
-) -> Float[Array, "*N O"]:
-    """`x @ kernel + bias` with the leading axes made one, and gradients as the device likes them.
+class _Traced(NamedTuple):
+    """A step's equations, and which of its values are what.
 
-    The kernel's gradient then sums over one axis, too. Over two the compiler would
-    first write a transposed copy of the result's gradient: of the logits' size for
-    the output layer.
+    Attributes:
+      carries, new_carries: values of the carry, as a step is given it and as it hands it on.
+      starts: the carry before the first step.
+      xs, ys: values of a step's own input and output.
+      arrays: the stacked inputs, [T, ...].
     """
-    rows = x.reshape(-1, x.shape[-1])
-    result = _matmul(rows, kernel) if bias is None else _add_bias(_matmul(rows, kernel), bias)
-    return result.reshape(*x.shape[:-1], kernel.shape[-1])
+
+    graph: Graph
+    carries: list[int]
+    new_carries: list[int]
+    starts: list[Array]
+    xs: list[int]
+    ys: list[int]
+    arrays: list[Array]
+    names: list[str]
+    structure: tuple[Any, Any]
 
 
-@jax.custom_vjp
-def _matmul(x: Float[Array, "N I"], kernel: Float[Array, "I O"]) -> Float[Array, "N O"]:
-    return x @ kernel
-
-
-def _matmul_forward(x: Any, kernel: Any) -> tuple[Array, tuple[Array | None, Array]]:
-    """Inside a fast scan a kernel has no gradient, and the backward pass no need of x."""
-    return x.value @ kernel.value, (x.value if kernel.perturbed else None, kernel.value)
-
-
-def _matmul_backward(residuals: tuple[Array | None, Array], d_result: Array) -> tuple[Array, Array | None]:
-    x, kernel = residuals
-    return d_result @ kernel.T, None if x is None else _kernel_gradient(x, d_result)
-
-
-_matmul.defvjp(_matmul_forward, _matmul_backward, symbolic_zeros=True)
-
-
-@jax.custom_vjp
-def _add_bias(result: Float[Array, "N O"], bias: Float[Array, " O"]) -> Float[Array, "N O"]:
-    return result + bias
-
-
-_add_bias.defvjp(lambda result, bias: (result + bias, None), lambda _, d_result: (d_result, _bias_gradient(d_result)))
-
-
-def _bias_gradient(d_result: Float[Array, "N O"]) -> Float[Array, " O"]:
-    """Sum over the rows; on a CPU a product with ones.
-
-    The sum's own kernel there copies the array first, and then reads it column by
-    column: 157 instead of 7 ms for [1600, 32000] (Zen 3).
-    """
-    return jax.lax.platform_dependent(
-        d_result,
-        cpu=lambda d_result: jnp.ones(len(d_result), d_result.dtype) @ d_result,
-        default=lambda d_result: d_result.sum(0),
+def _trace(step: Step, carry: Any, xs: Any) -> _Traced:
+    carry, xs = jax.tree.map(jnp.asarray, (carry, xs))
+    first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
+    graph, result = trace(step, carry, first)
+    _check(carry, result)
+    starts, num_carries = jax.tree.leaves(carry), len(jax.tree.leaves(carry))
+    names = [jax.tree_util.keystr(path) or "carry" for path, _ in jax.tree.leaves_with_path(carry)]
+    return _Traced(
+        graph,
+        graph.inputs[:num_carries],
+        graph.outputs[:num_carries],
+        starts,
+        graph.inputs[num_carries:],
+        graph.outputs[num_carries:],
+        jax.tree.leaves(xs),
+        names,
+        tuple(map(jax.tree.structure, result)),
     )
 
 
-def _kernel_gradient(x: Float[Array, "N I"], d_result: Float[Array, "N O"]) -> Float[Array, "I O"]:
-    """`x.T @ d_result`, where a CPU has the transposed copy written out.
-
-    XLA leaves the quick kernels of a CPU to products over the left side's last
-    axis, and takes `x.T` apart into one over the first unless a barrier stands
-    between: 125 instead of 175 GFLOP/s on two cores (Zen 3).
-    """
-    return jax.lax.platform_dependent(
-        x,
-        d_result,
-        cpu=lambda x, d_result: jax.lax.optimization_barrier(x.T) @ d_result,
-        default=lambda x, d_result: x.T @ d_result,
-    )
-
-
-def _einsum(spec: str, left: Array, operand: Array) -> Array:
-    axes, _, right = spec.partition(",")
-    plain = operand.ndim == 2 and axes[-1] == right[0] and right[1] not in axes
-    return matmul(left, operand) if plain else jnp.einsum(spec, left, operand)
+def _check(carry: Any, result: Any) -> None:
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise TypeError(f"a step returns (carry, y), not {type(result).__name__}.")
+    if jax.tree.structure(carry) != jax.tree.structure(result[0]):
+        raise TypeError(
+            f"the carry that the step returns is built like {jax.tree.structure(result[0])},"
+            f" the one it is given like {jax.tree.structure(carry)}; they must be alike."
+        )
+    for (path, given), found in zip(jax.tree.leaves_with_path(carry), jax.tree.leaves(result[0]), strict=True):
+        if (given.shape, given.dtype) != (found.shape, found.dtype):
+            raise TypeError(
+                f"carry{jax.tree_util.keystr(path)} is {given.dtype}{list(given.shape)} when the step is given it, and"
+                f" {found.dtype}{list(found.shape)} when it returns it; they must be the same."
+            )
 
 
-def _reference_scan(
-    step: Step, specs: Specs, operands: Any, shared: Any, carry: Any, added: Any, xs: Any
-) -> tuple[Any, Any]:
-    def body(carry: Any, now: Any) -> tuple[Any, Any]:
-        added, x = now
-        return step(direct_product(dict(specs), operands, added), shared, carry, x)
-
-    return jax.lax.scan(body, carry, (added, xs))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _fast_scan(
-    step: Step, specs: Specs, operands: Any, shared: Any, carry: Any, added: Any, xs: Any
-) -> tuple[Any, Any]:
-    return _reference_scan(step, specs, operands, shared, carry, added, xs)
+def _length(xs: Any, length: int | None) -> int:
+    lengths = {} if length is None else {"length": length}
+    for path, x in jax.tree.leaves_with_path(xs):
+        name = f"xs{jax.tree_util.keystr(path)}"
+        if not jnp.ndim(x):
+            raise ValueError(f"{name} is a single number; the first axis of every array of xs is time.")
+        lengths[name] = jnp.shape(x)[0]
+    if not lengths:
+        raise ValueError("xs has no arrays; say how many steps there are: length=...")
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{name} has {number}" for name, number in lengths.items())
+        raise ValueError(f"the numbers of steps differ: {said}.")
+    return next(iter(lengths.values()))
 
 
-def _fast_forward(step: Step, specs: Specs, operands: Any, shared: Any, carry: Any, added: Any, xs: Any):
-    """Differentiates the scan with respect to everything but the operands.
-
-    The gradient of every product's result comes out of the backward loop stacked
-    over time: as that of what is `added` to it, or, where nothing is, of a *tap*,
-    a zero in its place. With the left sides, stacked likewise, it gives the
-    operand's gradient.
-    """
-    multiply = direct_product(dict(specs), operands)
-
-    def tapped_scan(shared: Any, carry: Any, added: Any, taps: Any, xs: Any):
-        def body(carry: Any, now: Any):
-            added, taps, x = now
-            lefts: dict[str, Array] = {}
-
-            def product(name: str, left: Array) -> Array:
-                lefts[name] = left
-                result = multiply(name, left)
-                return result + added[name] if name in added else _tap(result, taps[name])
-
-            carry, y = step(product, shared, carry, x)
-            return carry, (y, lefts)
-
-        carry, (ys, lefts) = jax.lax.scan(body, carry, (added, taps, xs))
-        return (carry, ys), lefts
-
-    taps = _zero_taps(step, multiply, shared, carry, added, xs)
-    outputs, pullback, lefts = jax.vjp(tapped_scan, shared, carry, added, taps, xs, has_aux=True)
-    return outputs, (pullback, lefts, operands)
+# ---- running it
 
 
-def _fast_backward(step: Step, specs: Specs, residuals: Any, cotangents: Any):
-    pullback, lefts, operands = residuals
-    d_shared, d_carry, d_added, d_taps, d_xs = pullback(cotangents)
-    d_operands = {}
-    for name, spec in specs:
-        left, right_and_result = spec.split(",")
-        right, result = right_and_result.split("->")
-        d_result = d_added[name] if name in d_added else d_taps[name]
-        gradient = _over_steps(left, result, right, lefts[name], d_result)
-        d_operands[name] = gradient.astype(operands[name].dtype)
-    return d_operands, d_shared, d_carry, d_added, d_xs
+class _Run:
+    """Values of all steps, stage by stage."""
 
+    def __init__(self, traced: _Traced, schedule: Schedule, length: int, unroll: int | None) -> None:
+        self.traced, self.graph, self.length, self.unroll = traced, traced.graph, length, unroll
+        self.usual = schedule.usual
+        known = self.graph.constants | {traced.carries[place]: traced.starts[place] for place in schedule.constant}
+        self.fixed = self.graph.run(schedule.once, known)
+        self.stacked = dict(zip(traced.xs, traced.arrays, strict=True))
+        self.last = {place: traced.starts[place] for place in schedule.constant}
+        read = [set(read_by(stage.equations)) for stage in schedule.stages]
+        for number, stage in enumerate(schedule.stages):
+            wanted = set(traced.ys).union(traced.new_carries, *read[number + 1 :])
+            if stage.shifted is not None:
+                self._shift(stage.shifted)
+            if stage.loop:
+                self._loop(stage, wanted)
+            else:
+                self._at_once(stage.equations)
 
-def _over_steps(left: str, result: str, right: str, lefts: Array, d_results: Array) -> Array:
-    """The one product over all steps and rows: [t,b,i], [t,b,o] -> [i,o]."""
-    if left[0] == "z":  # one for each direction
-        parts = [
-            _over_steps(left[1:], result[1:], right[1:], lefts[:, z], d_results[:, z]) for z in range(lefts.shape[1])
-        ]
-        return jnp.stack(parts)
-    if left[0] == result[0] and left[0] not in right:  # steps and rows as one axis, see `matmul`
-        lefts, d_results = (x.reshape(-1, *x.shape[2:]) for x in (lefts, d_results))
-        if lefts.ndim == d_results.ndim == 2 and right == left[1] + result[1]:
-            return _kernel_gradient(lefts, d_results)
-        return jnp.einsum(f"{left},{result}->{right}", lefts, d_results)
-    return jnp.einsum(f"t{left},t{result}->{right}", lefts, d_results)
+    def results(self) -> tuple[Any, Any]:
+        carry, ys = self.traced.structure
+        last = [self.last[p] if p in self.last else self._all(n)[-1] for p, n in enumerate(self.traced.new_carries)]
+        return jax.tree.unflatten(carry, last), jax.tree.unflatten(ys, map(self._all, self.traced.ys))
 
+    def _all(self, n: int) -> Array:
+        """A value of all steps, [T, ...]."""
+        if n in self.stacked:
+            return self.stacked[n]
+        return jnp.broadcast_to(self.fixed[n], (self.length, *self.graph.types[n].shape))
 
-_fast_scan.defvjp(_fast_forward, _fast_backward)
+    def _shift(self, place: int) -> None:
+        new = self._all(self.traced.new_carries[place])
+        self.stacked[self.traced.carries[place]] = before(self.traced.starts[place], new)
 
+    def _loop(self, stage: Stage, wanted: set[int]) -> None:
+        traced = self.traced
+        carries, new_carries = ([numbers[p] for p in stage.carries] for numbers in (traced.carries, traced.new_carries))
+        made = results_of(stage.equations) | set(carries)
+        read = [n for n in dict.fromkeys((*read_by(stage.equations), *new_carries)) if n not in made]
+        body = Body(
+            self.graph,
+            stage.equations,
+            fixed=[n for n in read if n in self.fixed and n not in self.graph.literals],
+            each=[n for n in read if n in self.stacked],
+            carries=carries,
+            new_carries=new_carries,
+            outputs=sorted(made & wanted),
+            usual=self.usual,
+        )
+        values = (
+            [known[n] for n in numbers] for known, numbers in ((self.fixed, body.fixed), (self.stacked, body.each))
+        )
+        fixed, each = values
+        starts = [traced.starts[place] for place in stage.carries]
+        last, outputs = run_loop(body, fixed, starts, each, self.length, self.unroll)
+        self.last |= dict(zip(stage.carries, last, strict=True))
+        self.stacked |= dict(zip(body.outputs, outputs, strict=True))
 
-@jax.custom_vjp
-def _tap(result: Array, tap: Array) -> Array:
-    """`result + tap` for a tap that is zero, without reading it."""
-    return result
+    def _at_once(self, equations: list[Equation]) -> None:
+        """Products with the same kernel at every step become one of all rows; the rest is vectorised over time."""
+        others: list[Equation] = []
+        for equation in equations:
+            special = self._product if self._is_product(equation) else self._sum if self._is_sum(equation) else None
+            if special is None:
+                others.append(equation)
+                continue
+            self._vectorise(others)
+            others = []
+            self.stacked[equation.outputs[0]] = special(equation)
+        self._vectorise(others)
 
+    def _vectorise(self, equations: list[Equation]) -> None:
+        if not equations:
+            return
+        read = [n for n in read_by(equations) if n not in self.graph.literals]
+        made = sorted(results_of(equations))
 
-_tap.defvjp(lambda result, tap: (result, None), lambda _, cotangent: (cotangent, cotangent))
+        def step(*values: Array) -> list[Array]:
+            found = self.graph.run(equations, dict(zip(read, values, strict=True)))
+            return [found[n] for n in made]
 
+        axes = [0 if n in self.stacked else None for n in read]
+        values = [self.stacked.get(n, self.fixed.get(n)) for n in read]
+        self.stacked |= dict(zip(made, jax.vmap(step, axes, axis_size=self.length)(*values), strict=True))
 
-def _zero_taps(step: Step, multiply: Product, shared: Any, carry: Any, added: Any, xs: Any) -> dict[str, Array]:
-    """Zeros in the shape of the results, [T, ...], of every product to which nothing is added."""
-    results: dict[str, jax.ShapeDtypeStruct] = {}
+    def _is_product(self, equation: Equation) -> bool:
+        return (
+            multiplies_rows(self.graph, equation)
+            and equation.inputs[0] in self.stacked
+            and equation.inputs[1] in self.fixed
+            and equation.params["preferred_element_type"] in (None, self.graph.types[equation.inputs[0]].dtype)
+        )
 
-    def product(name: str, left: Array) -> Array:
-        if name in results:
-            raise ValueError(f"product {name!r} is taken twice in a step; give each its own name")
-        result = multiply(name, left)
-        results[name] = jax.ShapeDtypeStruct(result.shape, result.dtype)
-        return result
+    def _product(self, equation: Equation) -> Array:
+        rows, kernel = self.stacked[equation.inputs[0]], self.fixed[equation.inputs[1]]
+        if kernel.ndim == 2:
+            return matmul(rows, kernel)
+        return jnp.stack([matmul(rows[:, z], kernel[z]) for z in range(len(kernel))], axis=1)
 
-    first = jax.tree.map(lambda x: x[0], xs)
-    jax.eval_shape(lambda shared, carry, x: step(product, shared, carry, x), shared, carry, first)
-    num_steps = jax.tree.leaves((added, xs))[0].shape[0]
-    free = (name for name in results if name not in added)
-    return {name: jnp.zeros((num_steps, *results[name].shape), results[name].dtype) for name in free}
+    def _is_sum(self, equation: Equation) -> bool:
+        return (
+            equation.primitive == "add"
+            and len(equation.inputs) == 2
+            and sum(n in self.fixed for n in equation.inputs) == 1
+        )
+
+    def _sum(self, equation: Equation) -> Array:
+        value, rows = sorted(equation.inputs, key=lambda n: n in self.stacked)
+        return add_to_all(self.stacked[rows], self.fixed[value])
