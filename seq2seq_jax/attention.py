@@ -1,72 +1,72 @@
-"""Attention: the score of every source position, and their weighted sum.
-
-Written over a `product` (see `recurrence.py`), so that one text serves a single
-decoder step inside the time loop, all steps at once after it, and the beams of
-a search. Which of them is meant is said by the axes of the query: "b", "tb" or
-"bk". The encoder's memory is held once per sentence in every case.
-"""
+"""Attention: the score of every source position, and their weighted sum."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from seq2seq_jax.config import Attention
-from seq2seq_jax.recurrence import Product
+from seq2seq_jax.linear import Initializers, Linear
+from seq2seq_jax.products import matmul
 
 
 class Memory(NamedTuple):
-    """What the decoder sees of the source.
-
-    `keys` are the encoder's outputs as the scores want them: projected once per
-    sentence, before the loop.
-    """
+    """What the decoder sees of the source; every sentence has it once, whatever looks at it."""
 
     keys: Float[Array, "B S A"]
+    """The encoder's outputs as the scores want them."""
     values: Float[Array, "B S E"]
     mask: Bool[Array, "B S"]
-    """True at real tokens."""
+    """True at real positions."""
 
 
-def attention_specs(kind: Attention, axes: str) -> dict[str, str]:
-    """Products that `attend` takes, as einsum specifications; queries have the axes `axes`."""
-    specs = {"values": f"{axes}s,bse->{axes}e"}
-    if kind == "additive":
-        return specs | {"query": f"{axes}h,ha->{axes}a"}
-    return specs | {"keys": f"{axes}a,bsa->{axes}s"}
+class Dot(nnx.Module):
+    """`q . m`, Luong et al. 2015, equation 8."""
+
+    def keys(self, values: Float[Array, "B S E"]) -> Float[Array, "B S A"]:
+        """The encoder's outputs as `scores` wants them: computed once for a sentence."""
+        return values
+
+    def scores(self, query: Float[Array, "B H"], keys: Float[Array, "B S A"]) -> Float[Array, "B S"]:
+        """How well each source position fits."""
+        return jnp.einsum("bh,bsh->bs", query, keys)
+
+    def __call__(
+        self, query: Float[Array, "B H"], memory: Memory
+    ) -> tuple[Float[Array, "B E"], Float[Array, "B S"]]:
+        """Attends from one decoder state to all source positions.
+
+        Returns:
+          The context, and the attention weights: rows sum to 1 and are exactly 0
+          where the mask is False. A row with no True gets all zeros.
+        """
+        weights = masked_softmax(self.scores(query, memory.keys), memory.mask)
+        return jnp.einsum("bs,bse->be", weights, memory.values), weights
 
 
-def attend(
-    product: Product,
-    query: Float[Array, "... H"],
-    mask: Bool[Array, "... S"],
-    additive: tuple[Float[Array, "... S A"], Float[Array, "... A"]] | None = None,
-) -> tuple[Float[Array, "... E"], Float[Array, "... S"]]:
-    """Attends from decoder states to all source positions.
+class General(Dot):
+    """`q . W m`, Luong et al. 2015, equation 8."""
 
-    dot and general (Luong et al. 2015, equation 8): `q . k`, the keys being the
-    encoder's outputs, for general times W_a. Additive (Bahdanau et al. 2015,
-    appendix A.1.2): `v . tanh(W q + U m)`, the keys being `U m`.
+    def __init__(self, query_size: int, memory_size: int, initializers: Initializers, rngs: nnx.Rngs) -> None:
+        self.key_kernel = nnx.Param(initializers.matrix(rngs.params(), (memory_size, query_size)))
 
-    Args:
-      product: takes "keys" and "values", or "query" and "values" for additive.
-      query: decoder states.
-      mask: True at real source tokens, broadcast against the scores.
-      additive: keys, broadcast against [..., S, A], and v, against [..., A]; None
-        for a score by dot product.
+    def keys(self, values: Float[Array, "B S E"]) -> Float[Array, "B S A"]:
+        return matmul(values, self.key_kernel[...].astype(values.dtype))
 
-    Returns:
-      The context, and the attention weights: rows sum to 1 and are exactly 0
-      where `mask` is False. A row with no True gets all zeros.
-    """
-    if additive is None:
-        scores = product("keys", query)
-    else:
-        keys, v = additive
-        scores = additive_scores(product("query", query), keys, v)
-    weights = masked_softmax(scores, mask)
-    return product("values", weights), weights
+
+class Additive(General):
+    """`v . tanh(W q + U m)`, Bahdanau et al. 2015, appendix A.1.2."""
+
+    def __init__(self, query_size: int, memory_size: int, initializers: Initializers, rngs: nnx.Rngs) -> None:
+        super().__init__(query_size, memory_size, initializers, rngs)
+        self.query = Linear([query_size], initializers.matrix(rngs.params(), (query_size, query_size)))
+        self.score = nnx.Param(initializers.matrix(rngs.params(), (query_size, 1))[:, 0])
+
+    def scores(self, query: Float[Array, "B H"], keys: Float[Array, "B S A"]) -> Float[Array, "B S"]:
+        # v comes once for every row, so that a loop adds up its gradients row by row.
+        v = jnp.broadcast_to(self.score[...].astype(query.dtype), query.shape)
+        return additive_scores(self.query(query), keys, v)
 
 
 def masked_softmax(scores: Float[Array, "... S"], mask: Bool[Array, "... S"]) -> Float[Array, "... S"]:
@@ -79,8 +79,8 @@ def masked_softmax(scores: Float[Array, "... S"], mask: Bool[Array, "... S"]) ->
 
 @jax.custom_vjp
 def additive_scores(
-    query: Float[Array, "*Q A"], keys: Float[Array, "*K S A"], v: Float[Array, "*V A"]
-) -> Float[Array, "*Q S"]:
+    query: Float[Array, "*B A"], keys: Float[Array, "*B S A"], v: Float[Array, "*B A"]
+) -> Float[Array, "*B S"]:
     """`v . tanh(query + key)` for every source position.
 
     The sum under the tanh, by far the largest array here, is formed again in the
@@ -93,23 +93,11 @@ def _squashed(query: Array, keys: Array) -> Array:
     return jnp.tanh(query[..., None, :] + keys)
 
 
-def _additive_forward(query: Array, keys: Array, v: Array):
-    return additive_scores(query, keys, v), (query, keys, v)
-
-
-def _additive_backward(residuals, d_scores):
+def _additive_backward(residuals: tuple[Array, ...], d_scores: Array) -> tuple[Array, ...]:
     query, keys, v = residuals
     squashed = _squashed(query, keys)
     d_sum = d_scores[..., None] * v[..., None, :] * (1 - squashed * squashed)
-    d_v = (d_scores[..., None] * squashed).sum(-2)
-    return d_sum.sum(-2), _unbroadcast(d_sum, keys.shape), _unbroadcast(d_v, v.shape)
+    return d_sum.sum(-2), d_sum, (d_scores[..., None] * squashed).sum(-2)
 
 
-def _unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
-    """Sums the gradient of a broadcast array back to its own shape."""
-    gradient = gradient.sum(range(gradient.ndim - len(shape)))
-    axes = [axis for axis, size in enumerate(shape) if size == 1 and gradient.shape[axis] != 1]
-    return gradient.sum(axes, keepdims=True)
-
-
-additive_scores.defvjp(_additive_forward, _additive_backward)
+additive_scores.defvjp(lambda *inputs: (additive_scores(*inputs), inputs), _additive_backward)

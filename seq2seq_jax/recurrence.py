@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from seq2seq_jax.distribution import Schedule, Stage, distribute as distributed
-from seq2seq_jax.equations import Equation, Graph, multiplies_rows, read_by, results_of, trace
+from seq2seq_jax.equations import Equation, Graph, multiplies_rows, needed_for, read_by, results_of, trace
 from seq2seq_jax.loops import Body, before, run_loop
 from seq2seq_jax.products import add_to_all, matmul
 
@@ -289,3 +289,39 @@ class _Run:
     def _sum(self, equation: Equation) -> Array:
         value, rows = sorted(equation.inputs, key=lambda n: n in self.stacked)
         return add_to_all(self.stacked[rows], self.fixed[value])
+
+
+# ---- what a step makes of its input alone
+
+
+def prepare(step: Callable[[Any, Any], Any], others: Any, x: Any) -> list[Array]:
+    """Computes what `step(others, x)` makes of x alone, for `resume` to go on from.
+
+    `others` may be abstract: nothing of it is computed.
+    """
+    graph, first, _, crossing = _cut(step, others, x)
+    num_others = len(jax.tree.leaves(others))
+    values = graph.run(first, graph.constants | dict(zip(graph.inputs[num_others:], jax.tree.leaves(x), strict=True)))
+    return [values[n] for n in crossing]
+
+
+def resume(step: Callable[[Any, Any], Any], others: Any, x: Any, prepared: Any) -> Any:
+    """Returns `step(others, x)`, going on from what `prepare` gave; x itself may be abstract."""
+    graph, _, rest, crossing = _cut(step, others, x)
+    given = dict(zip(crossing, prepared, strict=True)) | dict(zip(graph.inputs, jax.tree.leaves(others)))
+    values = graph.run(rest, graph.constants | given)
+    result = jax.eval_shape(step, others, x)
+    return jax.tree.unflatten(jax.tree.structure(result), [values[n] for n in graph.outputs])
+
+
+def _cut(step: Callable[[Any, Any], Any], others: Any, x: Any) -> tuple[Graph, list[Equation], list[Equation], list[int]]:
+    """The equations that depend on x alone, the rest, and the values that the rest needs of them."""
+    graph, _ = trace(step, others, x)
+    num_others = len(jax.tree.leaves(others))
+    of_x, of_others = set(graph.inputs[num_others:]), set(graph.inputs[:num_others])
+    first, rest = [], []
+    for equation in needed_for(graph.equations, graph.outputs):
+        alone = not of_x.isdisjoint(equation.inputs) and of_others.isdisjoint(equation.inputs)
+        (first if alone else rest).append(equation)
+        (of_x if alone else of_others if not of_others.isdisjoint(equation.inputs) else set()).update(equation.outputs)
+    return graph, first, rest, [n for n in dict.fromkeys((*read_by(rest), *graph.outputs)) if n in of_x]

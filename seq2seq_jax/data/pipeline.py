@@ -10,13 +10,14 @@ from jaxtyping import Int
 
 from seq2seq_jax.data.batching import BatchPlan, BatchShape, choose_shapes, round_up, similar_groups
 from seq2seq_jax.data.encoded import EncodedSplit
+from seq2seq_jax.padded import Padded
 
 
 class Batch(NamedTuple):
-    """Padded ids; every sequence ends with an end id, and a row without an example is all padding."""
+    """Pairs of sequences of ids; every one ends with an end id, and a row without an example is empty."""
 
-    source: Int[np.ndarray, "B S"]
-    target: Int[np.ndarray, "B T"]
+    source: Padded
+    target: Padded
 
 
 def padded_batch(encoded: EncodedSplit, shape: BatchShape, indices: Int[np.ndarray, " n"]) -> Batch:

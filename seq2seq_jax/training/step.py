@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 from jax.stages import Wrapped as JitWrapped
 from jaxtyping import Array, Bool, Float, Int
 
-from seq2seq_jax.config import Config, TrainConfig
+from seq2seq_jax.config import Config
 from seq2seq_jax.cpu import compiler_options
-from seq2seq_jax.losses import cross_entropy
-from seq2seq_jax.model import Seq2Seq, build_model, model_graph
+from seq2seq_jax.build import build_model, model_graph
+from seq2seq_jax.padded import Padded
 from seq2seq_jax.sharding import DATA, ROWS, WHOLE, by_rows, replicated, share_rows
-from seq2seq_jax.symbols import PAD
+from seq2seq_jax.training.objectives import negative_log_likelihood, num_terms
 from seq2seq_jax.training.optimizer import Schedule, make_optimizer, make_schedule
 
 Params = dict[str, Any]
@@ -46,7 +46,7 @@ class TrainState(NamedTuple):
     window: Window
 
 
-TrainStep = Callable[[TrainState, Int[Array | np.ndarray, "B S"], Int[Array | np.ndarray, "B T"]], TrainState]
+TrainStep = Callable[[TrainState, Padded, Padded], TrainState]
 
 
 def initial_state(config: Config, vocab_sizes: tuple[int, int], mesh: Mesh) -> TrainState:
@@ -87,7 +87,7 @@ def jit_train_step(config: Config, vocab_sizes: tuple[int, int], mesh: Mesh) -> 
     schedule = make_schedule(config.optimizer, config.train.num_steps)
     gradients_of = _shared_gradients(config, vocab_sizes, mesh)
 
-    def step(state: TrainState, source: Array, target: Array) -> TrainState:
+    def step(state: TrainState, source: Padded, target: Padded) -> TrainState:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.train.seed), 1), state.step)
         gradients, mean_loss, tokens = gradients_of(state.params, source, target, key)
         return _update(state, optimizer, schedule, gradients, mean_loss * tokens, tokens)
@@ -109,39 +109,27 @@ def _shared_gradients(config: Config, vocab_sizes: tuple[int, int], mesh: Mesh) 
     program of one device on its own rows, and they meet twice: to count the
     tokens, and to add up gradients and losses.
     """
-    scaled_loss = partial(_scaled_loss, model_graph(config.model, vocab_sizes), config.train)
+    graph = model_graph(config.model, vocab_sizes)
 
-    def on_a_device(params: Params, source: Array, target: Array, key: Array) -> tuple[Params, Array, Array]:
-        tokens = jax.lax.psum(jnp.sum(target != PAD), DATA).astype(jnp.float32)
-        row = jax.lax.axis_index(DATA) * len(source) + jnp.arange(len(source))  # of the whole batch
+    def on_a_device(params: Params, source: Padded, target: Padded, key: Array) -> tuple[Params, Array, Array]:
+        tokens = jax.lax.psum(num_terms(target), DATA).astype(jnp.float32)
+        rows = len(source.lengths)
+        row = jax.lax.axis_index(DATA) * rows + jnp.arange(rows)  # of the whole batch
         keys = jax.vmap(partial(jax.random.fold_in, key))(row)
-        # Scaling the loss costs nothing; scaling its gradient would read and write every parameter's once more.
-        loss = partial(scaled_loss, 1 / tokens)
-        found = _gradients(loss, params, (source, target, keys), config.train.accumulate_steps)
-        mean_loss, gradients = jax.lax.psum(found, DATA)
-        return gradients, mean_loss, tokens
+
+        def mean_loss(params: Params, source: Padded, target: Padded, keys: Array) -> Array:
+            # Scaling the loss costs nothing; scaling its gradient would read and write every parameter's once more.
+            model = nnx.merge(graph, params)
+            return negative_log_likelihood(model, source, target, keys, config.train) / tokens
+
+        found = _gradients(mean_loss, params, (source, target, keys), config.train.accumulate_steps)
+        loss, gradients = jax.lax.psum(found, DATA)
+        return gradients, loss, tokens
 
     return share_rows(on_a_device, mesh, in_specs=(WHOLE, ROWS, ROWS, WHOLE), out_specs=WHOLE)
 
 
-def _scaled_loss(
-    graph: nnx.GraphDef,
-    train: TrainConfig,
-    scale: Array,
-    params: Params,
-    source: Array,
-    target: Array,
-    keys: Array,
-) -> Array:
-    model: Seq2Seq = nnx.merge(graph, params)
-
-    def read(logits: Array, labels: Array) -> Array:
-        return cross_entropy(logits, labels, labels != PAD, train.label_smoothing)
-
-    return scale * model.total(read, source, target, keys=keys, segment=train.rematerialize_every)
-
-
-def _gradients(loss: Callable, params: Params, batch: tuple[Array, ...], parts: int) -> tuple[Array, Params]:
+def _gradients(loss: Callable, params: Params, batch: tuple[Any, ...], parts: int) -> tuple[Array, Params]:
     """Sum of losses and its gradient, `parts` slices of the batch one after another."""
     if parts == 1:
         return jax.value_and_grad(loss)(params, *batch)

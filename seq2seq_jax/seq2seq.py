@@ -1,0 +1,175 @@
+"""Encoder, bridge, decoder, embeddings and output layer, as one model.
+
+Time-major inside the recurrence, batch-major at the edges. Modules hold
+parameters only; random keys, one for each row, are passed in, and without them
+nothing is dropped.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from seq2seq_jax.attention import Memory
+from seq2seq_jax.bridges import Bridge
+from seq2seq_jax.decoders import Features, Keep, Luong, State
+from seq2seq_jax.dropout import Keys, dropout, split_keys
+from seq2seq_jax.encoders import Layers
+from seq2seq_jax.outputs import Softmax
+from seq2seq_jax.padded import Padded
+from seq2seq_jax.recurrence import in_pieces, prepare, resume, scan
+from seq2seq_jax.symbols import BOS
+
+
+class Encoded(NamedTuple):
+    """A batch of sources, encoded: what attention looks at and where the decoder starts."""
+
+    memory: Memory
+    state: State
+
+
+class SearchTables(NamedTuple):
+    """What every step of a search uses and depends on the parameters only: computed once for all sentences.
+
+    Attributes:
+      first: of each target token, [V, ...], what a step makes of it alone: for an
+        LSTM what it gives to the lowest layer's gates, 524 MB in float32 for 32,000
+        tokens and H = 1,024.
+      output_kernel: laid out so that a few rows can be multiplied with it as it is.
+    """
+
+    first: list[Array]
+    output_kernel: Float[Array, "A V"]
+
+
+class Seq2Seq(nnx.Module):
+    """A model of target sequences given source sequences.
+
+    Args:
+      source_table, target_table: embeddings, [V, D]; they may be one parameter.
+      encoder, bridge, decoder, output: see their modules.
+      dropout_rate: of embeddings.
+      dtype: of products and activations; None for that of the parameters.
+    """
+
+    def __init__(
+        self,
+        source_table: nnx.Param,
+        target_table: nnx.Param,
+        encoder: Layers,
+        bridge: Bridge,
+        decoder: Luong,
+        output: Softmax,
+        *,
+        dropout_rate: float,
+        dtype: Any = None,
+    ) -> None:
+        self.source_table, self.target_table = source_table, target_table
+        self.encoder, self.bridge, self.decoder, self.output = encoder, bridge, decoder, output
+        self.dropout_rate, self.dtype = dropout_rate, dtype
+
+    def encode(self, source: Padded, *, keys: Keys | None = None, piece: int = 0) -> Encoded:
+        """Reads the source, ids [B, S]."""
+        first, rest = split_keys(keys, 2)
+        embedded = self._embed(self.source_table, source.values.T, first)
+        outputs, states = self.encoder(embedded, source.mask.T, rest, piece)
+        return Encoded(self.decoder.memory(outputs, source.mask), self.decoder.start(self.bridge(states)))
+
+    def __call__(self, source: Padded, target: Int[Array, "B T"], *, keys: Keys | None = None) -> Features:
+        """Teacher forcing: step t sees the tokens before target position t. Features of all steps, [T, B, ...]."""
+        encoder_keys, decoder_keys = split_keys(keys, 2)
+        encoded = self.encode(source, keys=encoder_keys)
+        return self._decode(encoded.memory, encoded.state, _inputs(target), decoder_keys)[1]
+
+    def total(
+        self,
+        read: Callable[[Float[Array, "N V"], Int[Array, " N"], Array], Any],
+        source: Padded,
+        target: Padded,
+        *,
+        keys: Keys | None = None,
+        piece: int = 0,
+    ) -> Any:
+        """Sum over the target, by teacher forcing, of what `read` makes of some positions.
+
+        Args:
+          read: a function of logits, of the tokens that belong there, and of a mask
+            of those that count, for all rows of some positions, position by
+            position (N is a multiple of B). What it makes of all positions is the
+            sum of what it makes of parts: an array or a tree of them.
+          source, target: ids.
+          keys: for dropout.
+          piece: positions decoded and read at once, and kept for the backward
+            pass, see `recurrence.in_pieces`; 0 for all.
+        """
+        encoder_keys, decoder_keys = split_keys(keys, 2)
+        encoded = self.encode(source, keys=encoder_keys, piece=piece)
+
+        def run(carry: Any, xs: tuple[Array, ...]) -> tuple[Any, None]:
+            state, keys, sums = carry
+            inputs, labels, mask = xs
+            keys, now = split_keys(keys, 2) if piece else (keys, keys)
+            state, features = self._decode(encoded.memory, state, inputs, now)
+            # Rows and positions are one axis from here on: two would have the compiler write the gradient of the
+            # logits twice, in two shapes.
+            logits = self.output(features.vector.reshape(-1, features.vector.shape[-1]))
+            found = read(logits, labels.reshape(-1), mask.reshape(-1))
+            return (state, keys, jax.tree.map(jnp.add, sums, found) if piece else found), None
+
+        xs = _inputs(target.values), target.values.T, target.mask.T
+        sums = None
+        if piece:
+            logits = jax.ShapeDtypeStruct((len(target.values), self.output.vocab_size), encoded.memory.values.dtype)
+            like = jax.eval_shape(read, logits, xs[1][0], xs[2][0])
+            sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+        return in_pieces(run, (encoded.state, decoder_keys, sums), xs, piece)[0][2]
+
+    def _decode(
+        self, memory: Memory, state: State, inputs: Int[Array, "T B"], keys: Keys | None
+    ) -> tuple[State, Features]:
+        first, rest = split_keys(keys, 2)
+        embedded = self._embed(self.target_table, inputs, first)
+
+        def step(state: State, x: tuple[Array, Keep]) -> tuple[State, Features]:
+            return self.decoder.step(memory, state, *x)
+
+        return scan(step, state, (embedded, self.decoder.keep(rest, len(inputs))))
+
+    def _embed(self, table: nnx.Param, tokens: Int[Array, "*N"], keys: Keys | None) -> Float[Array, "*N D"]:
+        embedded = table[...][tokens]
+        return dropout(embedded if self.dtype is None else embedded.astype(self.dtype), self.dropout_rate, keys)
+
+    # ---- search
+
+    def search_tables(self) -> SearchTables:
+        """Returns what `search_step` needs besides a sentence's own state."""
+        embedded = self._embed(self.target_table, jnp.arange(self.output.vocab_size), None)
+        source = Padded(jnp.zeros((len(embedded), 1), jnp.int32), jnp.ones(len(embedded), jnp.int32))
+        encoded = jax.eval_shape(partial(self.encode, source))
+        return SearchTables(prepare(self._step, encoded, embedded), self.output.kernel(embedded.dtype))
+
+    def search_step(
+        self, tables: SearchTables, memory: Memory, state: State, tokens: Int[Array, "B K"]
+    ) -> tuple[State, Float[Array, "B K V"]]:
+        """Logits of the next token for K hypotheses a sentence; leaves of the state are [B, K, ...]."""
+        x = jax.ShapeDtypeStruct((len(tokens), self.target_table.shape[1]), memory.values.dtype)
+
+        def step(state: State, *first: Array) -> tuple[State, Array]:
+            state, features = resume(self._step, Encoded(memory, state), x, first)
+            return state, features.vector
+
+        first = [table[tokens] for table in tables.first]
+        state, vectors = jax.vmap(step, in_axes=1, out_axes=1)(state, *first)
+        return state, self.output(vectors, tables.output_kernel)
+
+    def _step(self, encoded: Encoded, x: Float[Array, "B D"]) -> tuple[State, Features]:
+        return self.decoder.step(encoded.memory, encoded.state, x, self.decoder.keep(None, 1))
+
+
+def _inputs(target: Int[Array, "B T"]) -> Int[Array, "T B"]:
+    """What the decoder is given at every step: the token before."""
+    return jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=BOS).T
