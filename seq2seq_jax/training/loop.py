@@ -23,7 +23,7 @@ from seq2seq_jax.evaluation import evaluate_split, output_scores, teacher_forced
 from seq2seq_jax.metrics import check_packages
 from seq2seq_jax.sharding import make_mesh, replicated
 from seq2seq_jax.training import report
-from seq2seq_jax.training.memory import check_fits, check_state_fits
+from seq2seq_jax.training.costs.fits import check_fits, check_state_fits
 from seq2seq_jax.training.optimizer import make_schedule
 from seq2seq_jax.training.setup import Material, begin, compile_steps, prepare
 from seq2seq_jax.training.step import TrainState, TrainStep, abstract_state, empty_window, initial_state
