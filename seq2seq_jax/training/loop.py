@@ -182,7 +182,7 @@ class _Run:
     def steps(self, state: TrainState, updates: Mapping[tuple[int, int], TrainStep]) -> tuple[TrainState, Status]:
         """Runs all steps that are left: evaluate, save, stop or step, log, in this order."""
         train, step = self._config.train, int(state.step)
-        batches = training_batches(self._material.train, self._material.plan, step, train.num_steps)
+        batches = training_batches(self._material.train, self._material.batching, step, train.num_steps)
         saved, window_start = step, time.perf_counter()
         while True:
             finished = step == train.num_steps

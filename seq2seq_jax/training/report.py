@@ -32,7 +32,7 @@ REMARK_SENTENCES = 1_000  # validation references that are read for what is to b
 
 def describe(config: Config, material: Material, params: Any, mesh: Mesh) -> Iterator[str]:
     """Corpus, vocabulary, batches, model, devices; and what the validation split makes one expect of its scores."""
-    corpus, plan = material.corpus, material.plan
+    corpus, batching = material.corpus, material.batching
     *others, (name, split) = corpus.splits.items()
     sizes = [*(f"{name} {len(split):,}" for name, split in others), f"{name} {counted(len(split), 'pair')}"]
     yield f"Corpus      {corpus.name}, {corpus.source} to {corpus.target}: {', '.join(sizes)}"
@@ -40,11 +40,11 @@ def describe(config: Config, material: Material, params: Any, mesh: Mesh) -> Ite
     source, target = material.vocabularies.source, material.vocabularies.target
     joint = f"{source.size:,} joint" if source is target else f"{source.size:,} source, {target.size:,} target"
     yield f"Vocabulary  {config.data.vocabulary}, {joint} entries"
-    shapes = " ".join(f"{shape.batch}x{shape.source}x{shape.target}" for shape in plan.shapes)
-    share = f"{plan.padded_share:.1%} padding"
-    yield f"Batches     {plan.num_batches:,} an epoch in {counted(len(plan.shapes), 'shape')} ({shapes}), {share}"
-    if plan.num_too_long:
-        pairs, limit = counted(plan.num_too_long, "training pair"), config.data.max_length
+    shapes = " ".join(f"{shape.batch}x{shape.source}x{shape.target}" for shape in batching.shapes)
+    count = counted(len(batching.shapes), "shape")
+    yield f"Batches     {batching.num_batches:,} an epoch in {count} ({shapes}), {batching.padded_share:.1%} padding"
+    if batching.num_too_long:
+        pairs, limit = counted(batching.num_too_long, "training pair"), config.data.max_length
         yield f"            {pairs} longer than data.max_length {limit} left out"
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     model = config.model

@@ -90,7 +90,7 @@ def test_the_parts_add_up_to_the_parameters_of_the_model(config, mesh):
 
 
 def test_shares_and_padding_are_those_of_the_epoch(planned, material):
-    costs, found = planned[0], material.plan
+    costs, found = planned[0], material.batching
     assert [row.shape for row in costs.shapes] == list(found.shapes) and len(costs.shapes) == 2
     assert costs.num_batches == found.num_batches
     assert costs.padded_share == pytest.approx(found.padded_share)
@@ -203,7 +203,7 @@ def needed(config, material, mesh, quickly):
 
     @functools.cache
     def needed(rows: int) -> int:
-        found = footprint(compile_step(step, abstract, replace(material.plan.shapes[-1], batch=rows), mesh).update)
+        found = footprint(compile_step(step, abstract, replace(material.batching.shapes[-1], batch=rows), mesh).update)
         assert found is not None
         return found.total
 
@@ -222,7 +222,7 @@ def test_the_batch_size_that_a_refusal_names_fits_and_the_next_does_not(config, 
     with pytest.raises(UserError) as refusal:
         plan(config, lambda line: None)
     message = str(refusal.value)
-    shape = material.plan.shapes[-1]
+    shape = material.batching.shapes[-1]
     assert f"of {shape.batch} sentences, {shape.source} source and {shape.target} target positions needs" in message
     assert (
         f"{planned[0].shapes[-1].footprint.total / 1e6:.3g} MB, and {available / 1e6:.3g} MB are available" in message
@@ -240,7 +240,7 @@ def test_a_batch_of_tokens_is_refused_in_tokens(config, material, needed, room):
     with pytest.raises(UserError, match=r"data.batch_tokens \d+ fits") as refusal:
         plan(tokens, lambda line: None)
     (fits,) = numbers(r"data.batch_tokens (\d+) fits", str(refusal.value))
-    rows = fits // material.plan.shapes[-1].target
+    rows = fits // material.batching.shapes[-1].target
     assert needed(rows) <= available < needed(rows + 1)
 
 
@@ -334,7 +334,7 @@ def test_freed_memory_is_kept_only_where_its_gaps_fit_too(
 ):
     sizes = vocab_sizes(material.vocabularies)
     step, abstract = jit_train_step(config, sizes, mesh), abstract_state(config, sizes, mesh)
-    compiled = [compile_step(step, abstract, shape, mesh) for shape in material.plan.shapes]
+    compiled = [compile_step(step, abstract, shape, mesh) for shape in material.batching.shapes]
     calls = []
     monkeypatch.setattr("seq2seq_jax.training.costs.fits.keep_freed_memory", lambda: calls.append("kept"))
     room(times * max(shape.footprint.total for shape in planned[0].shapes))

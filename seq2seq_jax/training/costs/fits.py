@@ -14,7 +14,7 @@ from seq2seq_jax.data.progress import Progress, progress_bar
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.training.costs.available import available_bytes
 from seq2seq_jax.training.costs.counts import Footprint, footprint, size
-from seq2seq_jax.training.setup import CompiledStep, Material, compile_step, plan_batches
+from seq2seq_jax.training.setup import CompiledStep, Material, arrange_batches, compile_step
 from seq2seq_jax.training.step import TrainState, jit_train_step
 from seq2seq_jax.translator import vocab_sizes
 from seq2seq_jax.wording import megabytes
@@ -38,7 +38,7 @@ def check_fits(
     """
     available = available_bytes(mesh.devices.flat)
     needs = {step.shape: need for step in compiled if (need := footprint(step.update))}
-    if available is None or len(needs) < len(material.plan.shapes):
+    if available is None or len(needs) < len(material.batching.shapes):
         return
     worst = max(needs, key=lambda shape: needs[shape].total)
     if needs[worst].total <= available:
@@ -129,15 +129,15 @@ class _Trial:
         self._given: int = getattr(config.data, self.field)
         self._unit = mesh.size * config.train.accumulate_steps
         if self.field == "batch_tokens":
-            self._unit *= material.plan.shapes[-1].target
+            self._unit *= material.batching.shapes[-1].target
         self.units = -(-self._given // self._unit)
 
     def need(self, units: int) -> int:
-        """Bytes that a step on the dearest shape of a plan of such batches needs, from its compilation."""
+        """Bytes that a step on the dearest shape of such batches needs, from its compilation."""
         data = replace(self._config.data, **{self.field: units * self._unit})
-        plan = plan_batches(replace(self._config, data=data), self._material.train, self._mesh.size)
+        batching = arrange_batches(replace(self._config, data=data), self._material.train, self._mesh.size)
         self._progress("compiling smaller batches", self._compile.cache_info().misses, None)
-        found = self._compile(max(plan.shapes, key=self._temporary))
+        found = self._compile(max(batching.shapes, key=self._temporary))
         assert found is not None
         return found.total
 

@@ -84,10 +84,10 @@ class _Share(NamedTuple):
 
 def _epoch(material: Material) -> list[_Share]:
     """Each shape's share of the first epoch. In others a few examples go to batches of another shape."""
-    train, plan = material.train, material.plan
-    batches = [plan.batch(step) for step in range(plan.num_batches)]
+    train, batching = material.train, material.batching
+    batches = [batching.batch(step) for step in range(batching.num_batches)]
     shares = []
-    for shape in plan.shapes:
+    for shape in batching.shapes:
         own = [examples for other, examples in batches if other == shape]
         examples = np.concatenate([np.zeros(0, np.int64), *own])
         source, target = (
