@@ -199,7 +199,7 @@ def test_options_change_the_fields_of_the_config_file_and_no_others(call, traine
     ],
 )
 def test_a_published_result_is_not_held_against_another_task(call, trained, tmp_path, options, kept):
-    path = write_config(tmp_path / "scan.py", published="'99.8 %'")
+    path = write_config(tmp_path / "scan_corpus.py", published="'99.8 %'")
     assert call("train", "--config", path, *options).code == 0
     assert bool(trained[0][0].published) == kept
 

@@ -26,7 +26,7 @@ from seq2seq_jax.data.corpora.files import find_files, find_folder
 from seq2seq_jax.data.corpora.prepare import DATASET, VERSION, Split, Survey, open_splits, survey, write
 from seq2seq_jax.data.corpora.raw import RawCorpus, name_splits, named_path
 from seq2seq_jax.data.corpora.registered import find_registered
-from seq2seq_jax.data.corpora.scan import find_scan
+from seq2seq_jax.data.corpora.scan_corpus import find_scan_corpus
 from seq2seq_jax.data.progress import Progress, progress_bar
 from seq2seq_jax.errors import UserError, did_you_mean
 
@@ -117,7 +117,7 @@ def _find(config: DataConfig, root: Path, progress: Progress) -> RawCorpus:
     if colon and kind == "files":
         return find_folder(rest, config)
     if config.corpus.partition("/")[0] == "scan":
-        return find_scan(config.corpus.removeprefix("scan").removeprefix("/"))
+        return find_scan_corpus(config.corpus.removeprefix("scan").removeprefix("/"))
     return find_registered(config, root, progress)
 
 

@@ -34,7 +34,7 @@ from tensorflow_datasets.core.download import downloader
 from seq2seq_jax.cache import existing_folder
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream, resolve_columns
-from seq2seq_jax.data.corpora.scan import CONFIGS
+from seq2seq_jax.data.corpora.scan_corpus import CONFIGS
 from seq2seq_jax.data.corpora.tfrecords import read_tfrecords
 from seq2seq_jax.data.corpora.without_tensorflow import file_functions
 from seq2seq_jax.data.progress import Progress
