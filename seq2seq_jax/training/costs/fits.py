@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from seq2seq_jax.config import Config
 from seq2seq_jax.cpu import PEAK_FACTOR, keep_freed_memory
 from seq2seq_jax.data.batching import BatchShape
-from seq2seq_jax.data.progress import Progress, progress_bar
+from seq2seq_jax.data.progress import ProgressCallback, progress_bar
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.training.costs.available import available_bytes
 from seq2seq_jax.training.costs.counts import Footprint, footprint, size
@@ -119,7 +119,7 @@ class _Trial:
         mesh: Mesh,
         abstract: TrainState,
         needs: dict[BatchShape, Footprint],
-        progress: Progress,
+        progress: ProgressCallback,
     ) -> None:
         self._config, self._material, self._mesh = config, material, mesh
         self._needs, self._progress = needs, progress
