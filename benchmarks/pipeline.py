@@ -24,7 +24,7 @@ from seq2seq_jax.config import Config
 from seq2seq_jax.cpu import keep_freed_memory, run_in_calling_thread
 from seq2seq_jax.data.pipeline import Batch, training_batches
 from seq2seq_jax.sharding import by_rows, make_mesh, replicated
-from seq2seq_jax.training.setup import Material, compile_steps, plan_batches, prepare
+from seq2seq_jax.training.setup import Material, arrange_batches, compile_steps, prepare
 from seq2seq_jax.training.step import TrainState, TrainStep, abstract_state, empty_window, initial_state
 from seq2seq_jax.translator import vocab_sizes
 
@@ -68,10 +68,10 @@ def _input_alone(material: Material, mesh: Mesh, num_batches: int) -> dict[str, 
     """Batches one after another onto the devices, with nothing else to do."""
     sharding = by_rows(mesh)
     start = time.perf_counter()
-    for batch in training_batches(material.train, material.plan, 0, num_batches):
+    for batch in training_batches(material.train, material.batching, 0, num_batches):
         jax.block_until_ready(jax.device_put(tuple(batch), sharding))
     seconds = time.perf_counter() - start
-    indices = [material.plan.batch(step)[1] for step in range(num_batches)]
+    indices = [material.batching.batch(step)[1] for step in range(num_batches)]
     return {
         "batches": num_batches,
         "ms/batch": 1000 * seconds / num_batches,
@@ -86,7 +86,7 @@ def _training(config: Config, material: Material, mesh: Mesh, warmup: int, num_s
     compiled = compile_steps(config, material, mesh, abstract_state(config, sizes, mesh), print)
     keep_freed_memory()  # as training does
     updates = {(step.shape.source, step.shape.target): step.update for step in compiled}
-    batches = training_batches(material.train, material.plan, 0, warmup + num_steps)
+    batches = training_batches(material.train, material.batching, 0, warmup + num_steps)
     state, *_ = _loop(islice(batches, warmup), updates, initial_state(config, sizes, mesh), mesh, warmup)
     with measure.compilations() as compilations:
         start = time.perf_counter()
@@ -129,13 +129,13 @@ def _loop(
 def _padding(config: Config, material: Material, mesh: Mesh, num_shapes: int) -> dict[str, Any]:
     data = replace(config.data, num_shapes=num_shapes)
     start = time.perf_counter()
-    plan = plan_batches(replace(config, data=data), material.train, mesh.size)
+    batching = arrange_batches(replace(config, data=data), material.train, mesh.size)
     return {
         "shapes allowed": num_shapes,
-        "shapes": len(plan.shapes),
-        "batches an epoch": plan.num_batches,
-        "padded share": plan.padded_share,
-        "seconds to plan": time.perf_counter() - start,
+        "shapes": len(batching.shapes),
+        "batches an epoch": batching.num_batches,
+        "padded share": batching.padded_share,
+        "seconds to arrange": time.perf_counter() - start,
     }
 
 

@@ -130,7 +130,7 @@ def _compilation(config: Config) -> list[dict[str, Any]]:
             "shape": f"{shape.batch}x{shape.source}x{shape.target}",
             "s": compile_step(step, abstract, shape, mesh).seconds,
         }
-        for shape in material.plan.shapes
+        for shape in material.batching.shapes
     ]
     return [*rows, {"shape": "all", "s": sum(row["s"] for row in rows)}]
 

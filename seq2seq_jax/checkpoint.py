@@ -1,7 +1,7 @@
 """Checkpoints: Orbax behind save, restore and restore_params.
 
 A checkpoint is a directory `checkpoints/STEP/` with the arrays of the training
-state and a JSON of what the loop knows besides (`progress`) and of the run that
+state and a JSON, `progress`, of what the loop knows besides and of the run that
 it belongs to (`Origin`). It appears whole or not at all, and goes so; checksums
 tell a damaged one, and the file `newest` one that was taken away. Two latest are
 kept, and the best.
@@ -36,8 +36,6 @@ KEEP_LATEST = 2
 _NEWEST = "newest"  # holds the step of the newest checkpoint that is whole
 _TEMPORARY = (".orbax-checkpoint-tmp", ".deleted")  # within names of what is not there yet, or no more
 
-Progress = dict[str, Any]
-
 
 class Checkpoints:
     """The checkpoints of one run, to be written. `close` waits until the last one is on disk.
@@ -58,13 +56,13 @@ class Checkpoints:
         self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._best: int | None = None  # by the newest checkpoint
 
-    def save(self, step: int, state: dict[str, Any], progress: Progress) -> None:
+    def save(self, step: int, state: dict[str, Any], loop_state: dict[str, Any]) -> None:
         """Starts to save; copies are taken at once, so the arrays may be donated afterwards.
 
         Args:
           step: names the directory; a checkpoint of the same step is replaced.
           state: arrays.
-          progress: plain values. `progress["best_step"]`, if any, is kept too.
+          loop_state: plain values. The checkpoint of `loop_state["best_step"]`, if any, is kept too.
 
         Raises:
           UserError: the disk is full, now or when the last checkpoint was written.
@@ -74,20 +72,20 @@ class Checkpoints:
             if step in _steps(self._directory):
                 (self._directory / _NEWEST).unlink(missing_ok=True)
                 self._delete(step)
-            content = {"progress": progress, "checksums": _checksums(state), "origin": self._origin.as_json()}
+            content = {"progress": loop_state, "checksums": _checksums(state), "origin": self._origin.as_json()}
             content["digest"] = _digest(content)
             arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(content))
             self._saver.save(self._directory / str(step), args=arguments)
-            self._best = progress.get("best_step")
+            self._best = loop_state.get("best_step")
 
-    def restore(self, abstract_state: dict[str, Any]) -> tuple[dict[str, Any], Progress, list[str]] | None:
-        """Returns state and progress of the newest whole checkpoint, or None if there is none.
+    def restore(self, abstract_state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[str]] | None:
+        """Returns the arrays and the loop state of the newest whole checkpoint, or None if there is none.
 
         Args:
           abstract_state: shapes, dtypes and shardings.
 
         Returns:
-          The state, the progress, and a message for every damaged checkpoint that was passed over
+          The arrays, the loop state, and a message for every damaged checkpoint that was passed over
           (they are deleted).
 
         Raises:
@@ -97,7 +95,7 @@ class Checkpoints:
         complaints = _missing(self._directory, _newest(self._directory), steps)
         for step in steps:
             try:
-                state, progress = self._read(step, abstract_state)
+                state, loop_state = self._read(step, abstract_state)
             except UserError:
                 raise
             except Exception as error:  # whatever a library makes of a damaged file
@@ -106,8 +104,8 @@ class Checkpoints:
             self._note_newest(step)
             for damaged in steps[: steps.index(step)]:
                 self._delete(damaged)
-            self._best = progress.get("best_step")
-            return state, progress, complaints
+            self._best = loop_state.get("best_step")
+            return state, loop_state, complaints
         if complaints:
             raise UserError("\n".join([*complaints, "No other is left: remove the run directory to begin anew."]))
         return None
@@ -133,7 +131,7 @@ class Checkpoints:
             with suppress(Exception):  # the first is told
                 self.close()
 
-    def _read(self, step: int, abstract_state: dict[str, Any]) -> tuple[dict[str, Any], Progress]:
+    def _read(self, step: int, abstract_state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         path = self._directory / str(step)
         content = _content(path, self._workdir, self._origin)
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:

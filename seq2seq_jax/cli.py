@@ -208,7 +208,7 @@ def _plan(given: Sequence[Given], repository: Path | None) -> int:
     console.check_output()
     settings, _ = _experiment("plan", PlanArguments, given, repository)
     _configure_jax()
-    from seq2seq_jax.training.planning import plan
+    from seq2seq_jax.training.costs.planning import plan
 
     plan(settings, lambda line: print(line, flush=True))
     return 0

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from seq2seq_jax.cache import write_whole
 from seq2seq_jax.config import Config, DecodeConfig
 from seq2seq_jax.data.encoded import EncodedSplit, Rows, encode_lines
-from seq2seq_jax.data.progress import Progress, progress_bar, silent
+from seq2seq_jax.data.progress import ProgressCallback, progress_bar, silent
 from seq2seq_jax.data.vocabulary import Vocabulary
 from seq2seq_jax.metrics import advice_on_tokenizer, score_hypotheses, score_moses_lowercase
 from seq2seq_jax.translator import Hypothesis, Translator, output_limits
@@ -67,7 +67,7 @@ def output_scores(
 
 
 def evaluate_lines(
-    translator: Translator, sources: Sequence[str], targets: Sequence[str], progress: Progress = silent
+    translator: Translator, sources: Sequence[str], targets: Sequence[str], progress: ProgressCallback = silent
 ) -> tuple[dict[str, Any], list[str]]:
     """Decodes `sources`, scores the result against `targets`.
 

@@ -20,7 +20,7 @@ from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.data.batching import round_up, similar_groups
 from seq2seq_jax.data.encoded import EncodedSplit, Rows, encode_lines
 from seq2seq_jax.data.pipeline import evaluation_batches
-from seq2seq_jax.data.progress import Progress, silent
+from seq2seq_jax.data.progress import ProgressCallback, silent
 from seq2seq_jax.data.vocabulary import Vocabularies, load_vocabularies
 from seq2seq_jax.decoding.beam import beam_search
 from seq2seq_jax.decoding.greedy import greedy_search
@@ -107,7 +107,7 @@ class Translator:
         self._token_scores = jit(token_scores, in_shardings=(whole, rows, rows))
 
     def translate(
-        self, lines: Iterable[str], *, alignments: bool = False, progress: Progress = silent
+        self, lines: Iterable[str], *, alignments: bool = False, progress: ProgressCallback = silent
     ) -> list[Hypothesis]:
         """Returns the best hypothesis for each line, in order; an empty line gives an empty one.
 
@@ -127,7 +127,7 @@ class Translator:
         return hypotheses
 
     def translate_ids(
-        self, sources: Rows, *, alignments: bool = False, progress: Progress = silent
+        self, sources: Rows, *, alignments: bool = False, progress: ProgressCallback = silent
     ) -> list[Hypothesis]:
         """Returns the best hypothesis for each row of source ids, in order, as `translate` does for lines."""
         empty = Hypothesis("", 0.0, () if alignments else None)

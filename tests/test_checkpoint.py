@@ -93,9 +93,9 @@ def workdir(saved, tmp_path) -> Path:
 
 
 def test_what_was_saved_comes_back_bit_for_bit(workdir):
-    state, progress, complaints = restore(workdir)
+    state, loop_state, complaints = restore(workdir)
     assert same(state, state_at(2))
-    assert (progress, complaints) == ({"rows": 20, "best_step": None}, [])
+    assert (loop_state, complaints) == ({"rows": 20, "best_step": None}, [])
 
 
 def test_an_empty_run_has_nothing_to_restore(tmp_path):
@@ -111,8 +111,8 @@ def test_a_checkpoint_of_the_same_step_is_replaced(workdir):
     checkpoints = Checkpoints(workdir, ORIGIN)
     checkpoints.save(2, state_at(7), {"rows": 7})
     checkpoints.close()
-    state, progress, _ = restore(workdir)
-    assert same(state, state_at(7)) and progress == {"rows": 7}
+    state, loop_state, _ = restore(workdir)
+    assert same(state, state_at(7)) and loop_state == {"rows": 7}
 
 
 def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
@@ -137,8 +137,8 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
 def test_a_damaged_checkpoint_is_told_and_passed_over_for_an_older_one(workdir, damage):
     damage(array_files(workdir, 2)[0])
-    state, progress, complaints = restore(workdir)
-    assert same(state, state_at(1)) and progress["rows"] == 10
+    state, loop_state, complaints = restore(workdir)
+    assert same(state, state_at(1)) and loop_state["rows"] == 10
     assert len(complaints) == 1 and f"{workdir / 'checkpoints' / '2'} is damaged (" in complaints[0]
     assert steps_kept(workdir) == [1]
 
@@ -152,7 +152,7 @@ def test_a_damaged_progress_file_is_a_damaged_checkpoint(workdir, damage):
 
 
 def test_a_checksum_finds_what_the_files_themselves_do_not_show(workdir):
-    """The arrays of another checkpoint, whole and readable, under the progress of this one."""
+    """The arrays of another checkpoint, whole and readable, under the loop state of this one."""
     inside = workdir / "checkpoints"
     shutil.rmtree(inside / "2" / "state")
     shutil.copytree(inside / "1" / "state", inside / "2" / "state")

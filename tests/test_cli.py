@@ -199,7 +199,7 @@ def test_options_change_the_fields_of_the_config_file_and_no_others(call, traine
     ],
 )
 def test_a_published_result_is_not_held_against_another_task(call, trained, tmp_path, options, kept):
-    path = write_config(tmp_path / "scan.py", published="'99.8 %'")
+    path = write_config(tmp_path / "scan_corpus.py", published="'99.8 %'")
     assert call("train", "--config", path, *options).code == 0
     assert bool(trained[0][0].published) == kept
 
@@ -242,7 +242,7 @@ def test_the_help_of_train_shows_the_defaults_of_the_config_file(call, trained, 
 
 def test_plan_takes_the_options_of_train_and_prints_what_it_is_told(call, stub, trained, tmp_path):
     planned = []
-    stub("training.planning", plan=lambda config, say: planned.append(config) or say("Speed  fast"))
+    stub("training.costs.planning", plan=lambda config, say: planned.append(config) or say("Speed  fast"))
     path = write_config(tmp_path / "small.py", train="TrainConfig(seed=7)")
     options = ["--config", path, "--model.hidden-size", "8", "--workdir", "here"]
     assert call("plan", *options) == (0, "Speed  fast\n", "")

@@ -248,9 +248,9 @@ def test_an_epoch_of_real_text_teaches_and_compiles_nothing_once_every_part_has_
     )
     original, at_step = loop.training_batches, []
 
-    def watched(train, plan, *arguments):
-        assert plan.num_batches < 160  # an epoch and more
-        for batch in original(train, plan, *arguments):
+    def watched(train, batching, *arguments):
+        assert batching.num_batches < 160  # an epoch and more
+        for batch in original(train, batching, *arguments):
             at_step.append(len(compilations_so_far))
             yield batch
 

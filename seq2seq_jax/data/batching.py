@@ -1,9 +1,9 @@
-"""Lengths to a few batch shapes, and to a plan of whole batches.
+"""Lengths to a few batch shapes, and to whole batches in an order.
 
 Every batch has one of a few shapes, so that every step of a run is compiled
 before the first. The shapes are chosen from the histogram of lengths to waste
-the fewest positions, and the plan is a function of (lengths, seed, epoch): a
-position in it is one number, the step.
+the fewest positions, and the batches are a function of (lengths, seed, epoch): a
+position among them is one number, the step.
 """
 
 from collections.abc import Iterator, Sequence
@@ -226,7 +226,7 @@ class _Epoch(NamedTuple):
     examples: np.ndarray
 
 
-class BatchPlan:
+class Batching:
     """Which examples make up the batch of every step.
 
     Every example that is not too long is in exactly one batch of an epoch, and

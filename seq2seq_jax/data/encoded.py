@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from seq2seq_jax.cache import is_whole, whole_directory, writing_to
-from seq2seq_jax.data.progress import Progress, progress_bar
+from seq2seq_jax.data.progress import ProgressCallback, progress_bar
 from seq2seq_jax.data.vocabulary import LinePairs, Vocabularies, Vocabulary
 from seq2seq_jax.symbols import EOS, PAD, UNK
 
@@ -140,7 +140,7 @@ def _open_side(folder: Path, side: str, num_pairs: int) -> Rows:
     return Rows(flat, lengths)
 
 
-def _write(split: LinePairs, vocabularies: Vocabularies, folder: Path, progress: Progress) -> None:
+def _write(split: LinePairs, vocabularies: Vocabularies, folder: Path, progress: ProgressCallback) -> None:
     sides = {"source": vocabularies.source, "target": vocabularies.target}
     lengths: dict[str, list[np.ndarray]] = {side: [np.zeros(0, _DTYPE)] for side in sides}
     with open(folder / "source.ids", "wb") as source, open(folder / "target.ids", "wb") as target:

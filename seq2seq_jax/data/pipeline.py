@@ -1,4 +1,4 @@
-"""Encoded text and a plan to padded batches, by Grain; a position is one number, the step."""
+"""Encoded text to padded batches, by Grain; a position is one number, the step."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import grain
 import numpy as np
 from jaxtyping import Int
 
-from seq2seq_jax.data.batching import BatchPlan, BatchShape, choose_shapes, round_up, similar_groups
+from seq2seq_jax.data.batching import Batching, BatchShape, choose_shapes, round_up, similar_groups
 from seq2seq_jax.data.encoded import EncodedSplit
 from seq2seq_jax.padded import Padded
 
@@ -29,24 +29,24 @@ def padded_batch(encoded: EncodedSplit, shape: BatchShape, indices: Int[np.ndarr
 
 
 class _Batches:
-    """The batches of a plan as a Grain source: element i is the batch of step i."""
+    """The batches of a run as a Grain source: element i is the batch of step i."""
 
-    def __init__(self, encoded: EncodedSplit, plan: BatchPlan, num_steps: int) -> None:
-        self._encoded, self._plan, self._num_steps = encoded, plan, num_steps
+    def __init__(self, encoded: EncodedSplit, batching: Batching, num_steps: int) -> None:
+        self._encoded, self._batching, self._num_steps = encoded, batching, num_steps
 
     def __len__(self) -> int:
         return self._num_steps
 
     def __getitem__(self, index: int) -> Batch:
-        return padded_batch(self._encoded, *self._plan.batch(int(index)))
+        return padded_batch(self._encoded, *self._batching.batch(int(index)))
 
 
-def training_batches(encoded: EncodedSplit, plan: BatchPlan, start_step: int, num_steps: int) -> Iterator[Batch]:
+def training_batches(encoded: EncodedSplit, batching: Batching, start_step: int, num_steps: int) -> Iterator[Batch]:
     """Returns the batches of the steps from `start_step` up to, not including, `num_steps`.
 
     A batch depends on its step alone. One thread makes batches ahead of their use.
     """
-    dataset = grain.MapDataset.source(_Batches(encoded, plan, num_steps))
+    dataset = grain.MapDataset.source(_Batches(encoded, batching, num_steps))
     iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
     iterator.set_state({"next_index": start_step})
     return iterator

@@ -5,20 +5,20 @@ import sys
 import time
 from collections.abc import Callable, Generator
 
-Progress = Callable[[str, int, int | None], None]
+ProgressCallback = Callable[[str, int, int | None], None]
 """Called now and then with what is done, how many of it, and of how many (None: not known yet)."""
 
 
 def silent(what: str, done: int, total: int | None) -> None:
-    """A `Progress` that nobody watches."""
+    """A `ProgressCallback` that nobody watches."""
 
 
 _PATIENCE = 2.0  # seconds before a bar is worth its line
 
 
 @contextlib.contextmanager
-def progress_bar() -> Generator[Progress]:
-    """Gives a `Progress` that draws on standard error, if that is a terminal and it takes over two seconds."""
+def progress_bar() -> Generator[ProgressCallback]:
+    """Gives a `ProgressCallback` that draws on standard error, if that is a terminal and it takes over two seconds."""
     if not sys.stderr.isatty():
         yield silent
         return
@@ -34,23 +34,23 @@ class _Bar:
 
     def __init__(self) -> None:
         self._begin = time.monotonic()
-        self._progress = None
+        self._line = None
         self._what = ""
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
         if time.monotonic() - self._begin < _PATIENCE:
             return
-        if self._progress is None:
-            self._progress, self._task = self._open()
+        if self._line is None:
+            self._line, self._task = self._open()
         if what != self._what:
             self._what = what
-            self._progress.reset(self._task, description=what, total=total)
-        self._progress.update(self._task, completed=done, total=total)
+            self._line.reset(self._task, description=what, total=total)
+        self._line.update(self._task, completed=done, total=total)
 
     def close(self) -> None:
         """Removes the line."""
-        if self._progress is not None:
-            self._progress.stop()
+        if self._line is not None:
+            self._line.stop()
 
     def _open(self):  # untyped: rich takes a tenth of a second to import, and most runs need no bar
         from rich import console, progress

@@ -23,7 +23,7 @@ from seq2seq_jax.evaluation import evaluate_split, output_scores, teacher_forced
 from seq2seq_jax.metrics import check_packages
 from seq2seq_jax.sharding import make_mesh, replicated
 from seq2seq_jax.training import report
-from seq2seq_jax.training.memory import check_fits, check_state_fits
+from seq2seq_jax.training.costs.fits import check_fits, check_state_fits
 from seq2seq_jax.training.optimizer import make_schedule
 from seq2seq_jax.training.setup import Material, begin, compile_steps, prepare
 from seq2seq_jax.training.step import TrainState, TrainStep, abstract_state, empty_window, initial_state
@@ -45,7 +45,7 @@ class TrainResult(NamedTuple):
 
 
 @dataclass
-class Progress:
+class LoopState:
     """What the loop knows beside the arrays; saved with every checkpoint. Older checkpoints lack the newer fields."""
 
     rows: int = 0
@@ -115,11 +115,11 @@ def _train(config: Config, workdir: Path) -> TrainResult:
     with Writer(workdir, config.train.num_steps) as writer:
         with Checkpoints(workdir, belongs) as checkpoints:
             restored = _restore(checkpoints, abstract, writer)
-            state, progress = restored or (initial_state(config, sizes, mesh), Progress())
-            _keep_rows(writer, progress, int(state.step))
+            state, loop_state = restored or (initial_state(config, sizes, mesh), LoopState())
+            _keep_rows(writer, loop_state, int(state.step))
             updates = {(step.shape.source, step.shape.target): step.update for step in compiled}
             with signals.noted() as notes:
-                run = _Run(config, material, mesh, writer, checkpoints, progress, notes)
+                run = _Run(config, material, mesh, writer, checkpoints, loop_state, notes)
                 state, status = run.steps(state, updates)
                 checkpoints.close()
                 status = ASKED_BY[notes[0]] if notes else status
@@ -129,7 +129,7 @@ def _train(config: Config, workdir: Path) -> TrainResult:
             writer.line(report.asked_to_stop(step))
             return TrainResult(status, step, {})
         best, best_step = restore_params(workdir, abstract.params, belongs)
-        writer.line(f"{report.ending(status, step, progress.seconds)} Best validation at step {best_step:,}.")
+        writer.line(f"{report.ending(status, step, loop_state.seconds)} Best validation at step {best_step:,}.")
         run.check_best()
         scores = _test(workdir, material, run.translator(best, config.decode.beam_size, best_step), writer)
         for line in report.farewell(config, workdir):
@@ -138,24 +138,24 @@ def _train(config: Config, workdir: Path) -> TrainResult:
     return TrainResult(status, step, scores)
 
 
-def _restore(checkpoints: Checkpoints, abstract: TrainState, writer: Writer) -> tuple[TrainState, Progress] | None:
-    """The newest whole checkpoint's state and progress, if there is one; damaged ones are told."""
+def _restore(checkpoints: Checkpoints, abstract: TrainState, writer: Writer) -> tuple[TrainState, LoopState] | None:
+    """The newest whole checkpoint's arrays and loop state, if there is one; damaged ones are told."""
     found = checkpoints.restore(abstract._asdict())
     if found is None:
         return None
-    state, progress, complaints = found
+    state, loop_state, complaints = found
     for complaint in complaints:
         writer.line(complaint)
     writer.line(f"Resuming at step {int(state['step']):,}.")
-    return TrainState(**state), Progress(**progress)
+    return TrainState(**state), LoopState(**loop_state)
 
 
-def _keep_rows(writer: Writer, progress: Progress, step: int) -> None:
+def _keep_rows(writer: Writer, loop_state: LoopState, step: int) -> None:
     """Drops the rows that will be written again; says where others are lost."""
-    kept = writer.keep_rows(step, progress.evaluated_step)
-    if kept < progress.rows:
-        writer.line(f"metrics.jsonl: {progress.rows - kept} of the {progress.rows} rows up to step {step:,} are lost.")
-    progress.rows = kept
+    known, kept = loop_state.rows, writer.keep_rows(step, loop_state.evaluated_step)
+    if kept < known:
+        writer.line(f"metrics.jsonl: {known - kept} of the {known} rows up to step {step:,} are lost.")
+    loop_state.rows = kept
 
 
 class _Run:
@@ -168,11 +168,11 @@ class _Run:
         mesh: Mesh,
         writer: Writer,
         checkpoints: Checkpoints,
-        progress: Progress,
+        loop_state: LoopState,
         notes: list[int],
     ):
         self._config, self._material, self._mesh = config, material, mesh
-        self._writer, self._checkpoints, self._progress = writer, checkpoints, progress
+        self._writer, self._checkpoints, self._loop_state = writer, checkpoints, loop_state
         self._notes = notes
         self._schedule = jax.jit(make_schedule(config.optimizer, config.train.num_steps))
         self._greedy: Translator | None = None
@@ -182,18 +182,18 @@ class _Run:
     def steps(self, state: TrainState, updates: Mapping[tuple[int, int], TrainStep]) -> tuple[TrainState, Status]:
         """Runs all steps that are left: evaluate, save, stop or step, log, in this order."""
         train, step = self._config.train, int(state.step)
-        batches = training_batches(self._material.train, self._material.plan, step, train.num_steps)
+        batches = training_batches(self._material.train, self._material.batching, step, train.num_steps)
         saved, window_start = step, time.perf_counter()
         while True:
             finished = step == train.num_steps
             due = step % train.evaluate_every == 0 or finished
-            if due and not self._notes and self._progress.evaluated_step < step:
+            if due and not self._notes and self._loop_state.evaluated_step < step:
                 pause = time.perf_counter()
                 state = self._evaluate(state, step)
-                saved = -1 if self._progress.evaluated_step == step else saved
+                saved = -1 if self._loop_state.evaluated_step == step else saved
                 window_start += time.perf_counter() - pause
             asked = bool(self._notes)
-            ending = finished or asked or self._progress.stopped
+            ending = finished or asked or self._loop_state.stopped
             if saved != step and (due or ending or step % train.checkpoint_every == 0):
                 self._save(state, step)
                 saved = step
@@ -261,23 +261,23 @@ class _Run:
         except signals.Stopped:
             return state
         self._row({"step": step} | {f"validation_{name}": value for name, value in scores.items()})
-        for line in report.validation(step, scores, samples, self._progress.seconds):
+        for line in report.validation(step, scores, samples, self._loop_state.seconds):
             self._writer.line(line)
-        progress, metric, loss = self._progress, self._config.train.best_metric, scores["loss"]
-        progress.evaluated_step = step
-        progress.diverged = self._is_absurd(loss)
-        if progress.diverged:
+        loop_state, metric, loss = self._loop_state, self._config.train.best_metric, scores["loss"]
+        loop_state.evaluated_step = step
+        loop_state.diverged = self._is_absurd(loss)
+        if loop_state.diverged:
             self._writer.line(f"Step {step:,}: {self._absurd(loss)}")
         value = -loss if metric == "loss" else scores[metric]
-        if progress.is_better(value, loss):
-            progress.best_step, progress.best_value, progress.best_loss = step, value, loss
-            progress.stale = progress.plateau = 0
+        if loop_state.is_better(value, loss):
+            loop_state.best_step, loop_state.best_value, loop_state.best_loss = step, value, loss
+            loop_state.stale = loop_state.plateau = 0
             return state
-        progress.stale += 1
-        progress.plateau += 1
-        if self._config.train.early_stopping and progress.stale >= self._config.train.early_stopping:
-            self._writer.line(f"Validation {metric} has not improved for {progress.stale} evaluations: stopping.")
-            progress.stopped = True
+        loop_state.stale += 1
+        loop_state.plateau += 1
+        if self._config.train.early_stopping and loop_state.stale >= self._config.train.early_stopping:
+            self._writer.line(f"Validation {metric} has not improved for {loop_state.stale} evaluations: stopping.")
+            loop_state.stopped = True
         return self._cut_rate(state)
 
     def _check_params(self, params: Params, step: int) -> None:
@@ -300,13 +300,13 @@ class _Run:
 
     def check_best(self) -> None:
         """UserError where training has diverged before it was ever good: nothing is worth a test."""
-        loss = self._progress.best_loss
+        loss = self._loop_state.best_loss
         if loss is not None and self._is_absurd(loss):
             raise UserError(self._absurd(loss))
 
     def check_last(self, best_step: int) -> None:
         """UserError where training has diverged since its best step."""
-        if self._progress.diverged:
+        if self._loop_state.diverged:
             raise UserError(
                 f"Training has diverged after step {best_step:,}, whose parameters the scores above are of."
                 f" {self._what_to_try()}"
@@ -314,9 +314,9 @@ class _Run:
 
     def _cut_rate(self, state: TrainState) -> TrainState:
         optimizer = self._config.optimizer
-        if optimizer.schedule != "plateau" or self._progress.plateau < optimizer.plateau_patience:
+        if optimizer.schedule != "plateau" or self._loop_state.plateau < optimizer.plateau_patience:
             return state
-        self._progress.plateau = 0
+        self._loop_state.plateau = 0
         factor = state.rate_factor * optimizer.plateau_factor
         self._writer.line(f"Learning rate cut to {optimizer.learning_rate * float(factor):.3g}.")
         return state._replace(rate_factor=factor)
@@ -340,13 +340,13 @@ class _Run:
 
     def _row(self, values: dict[str, Any]) -> None:
         now = time.perf_counter()
-        self._progress.seconds += now - self._clock
+        self._loop_state.seconds += now - self._clock
         self._clock = now
-        self._writer.row(values | {"seconds": round(self._progress.seconds, 3)})
-        self._progress.rows += 1
+        self._writer.row(values | {"seconds": round(self._loop_state.seconds, 3)})
+        self._loop_state.rows += 1
 
     def _save(self, state: TrainState, step: int) -> None:
-        self._checkpoints.save(step, state._asdict(), asdict(self._progress))
+        self._checkpoints.save(step, state._asdict(), asdict(self._loop_state))
 
 
 def _test(workdir: Path, material: Material, translator: Translator, writer: Writer) -> dict[str, dict[str, Any]]:

@@ -11,9 +11,8 @@ from jax.sharding import Mesh
 from seq2seq_jax.config import Config, DecodeConfig
 from seq2seq_jax.console import harmless
 from seq2seq_jax.evaluation import remarks
-from seq2seq_jax.training.costs import Costs, Memory, ShapeCosts, Size, figures, megabytes
 from seq2seq_jax.training.setup import Material
-from seq2seq_jax.wording import counted
+from seq2seq_jax.wording import counted, duration
 
 SAMPLE_CHARACTERS = 140
 HEADLINES = (
@@ -33,7 +32,7 @@ REMARK_SENTENCES = 1_000  # validation references that are read for what is to b
 
 def describe(config: Config, material: Material, params: Any, mesh: Mesh) -> Iterator[str]:
     """Corpus, vocabulary, batches, model, devices; and what the validation split makes one expect of its scores."""
-    corpus, plan = material.corpus, material.plan
+    corpus, batching = material.corpus, material.batching
     *others, (name, split) = corpus.splits.items()
     sizes = [*(f"{name} {len(split):,}" for name, split in others), f"{name} {counted(len(split), 'pair')}"]
     yield f"Corpus      {corpus.name}, {corpus.source} to {corpus.target}: {', '.join(sizes)}"
@@ -41,11 +40,11 @@ def describe(config: Config, material: Material, params: Any, mesh: Mesh) -> Ite
     source, target = material.vocabularies.source, material.vocabularies.target
     joint = f"{source.size:,} joint" if source is target else f"{source.size:,} source, {target.size:,} target"
     yield f"Vocabulary  {config.data.vocabulary}, {joint} entries"
-    shapes = " ".join(f"{shape.batch}x{shape.source}x{shape.target}" for shape in plan.shapes)
-    share = f"{plan.padded_share:.1%} padding"
-    yield f"Batches     {plan.num_batches:,} an epoch in {counted(len(plan.shapes), 'shape')} ({shapes}), {share}"
-    if plan.num_too_long:
-        pairs, limit = counted(plan.num_too_long, "training pair"), config.data.max_length
+    shapes = " ".join(f"{shape.batch}x{shape.source}x{shape.target}" for shape in batching.shapes)
+    count = counted(len(batching.shapes), "shape")
+    yield f"Batches     {batching.num_batches:,} an epoch in {count} ({shapes}), {batching.padded_share:.1%} padding"
+    if batching.num_too_long:
+        pairs, limit = counted(batching.num_too_long, "training pair"), config.data.max_length
         yield f"            {pairs} longer than data.max_length {limit} left out"
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     model = config.model
@@ -57,55 +56,12 @@ def describe(config: Config, material: Material, params: Any, mesh: Mesh) -> Ite
     yield from (f"{'' if index else 'Scores':<12}{remark}" for index, remark in enumerate(said))
 
 
-def parameters(parts: Mapping[str, Size], state: Size) -> Iterator[str]:
-    """Parameters by part of the model, and with all that the optimizer keeps beside them: a table."""
-    yield f"{'Parameters':<20}{'number':>12}{'MB':>9}"
-    for name, part in (*parts.items(), ("training state", state)):
-        yield f"    {name:<16} {part.count:>11,} {megabytes(part.bytes):>8}"
-
-
-def costs(costs: Costs) -> Iterator[str]:
-    """Batch shapes with what a step costs, a table, and what that makes for the run."""
-    yield (
-        f"{'Batch shape':<16}{'batches':>8}{'share':>8}{'padding':>9}{'GFLOP':>8}{'product MB':>12}{'memory MB':>11}"
-        f"{'ms a step':>11}{'compile s':>11}"
-    )
-    for row in costs.shapes:
-        name = f"{row.shape.batch}x{row.shape.source}x{row.shape.target}"
-        yield _cost_row(name, row, row.num_batches / costs.num_batches, row.memory, row.compile_seconds)
-    memory = max((row.memory for row in costs.shapes if row.memory), key=lambda need: need.total, default=None)
-    yield _cost_row("epoch", costs, 1.0, memory, sum(row.compile_seconds for row in costs.shapes))
-    yield "    GFLOP and MB: operations of a step's matrix products, and their operands and results, on each device"
-    if memory:
-        room = "" if costs.available is None else f" of {megabytes(costs.available)} MB available"
-        yield f"Memory      {megabytes(memory.total)} MB{room} on each device, at the peak of the largest step"
-    rates = costs.target_tokens_per_second, costs.products.flops / costs.step_seconds / 1e9
-    yield (
-        f"Speed       {rates[0]:,.0f} target tokens/s, all devices, padding not counted;"
-        f" {figures(rates[1])} GFLOP/s in products on each"
-    )
-    seconds = _duration(costs.num_steps * costs.step_seconds)
-    epochs = costs.num_steps / costs.num_batches
-    steps = counted(costs.num_steps, "step")
-    yield f"Time        {seconds} for {steps} ({epochs:,.1f} epochs), evaluation not counted"
-
-
-def _cost_row(name: str, row: ShapeCosts | Costs, share: float, memory: Memory | None, compile_seconds: float) -> str:
-    """One row of the table of `costs`."""
-    return (
-        f"    {name:<12}{row.num_batches:>8,}{share:>8.1%}{row.padded_share:>9.1%}"
-        f"{figures(row.products.flops / 1e9):>8}{megabytes(row.products.bytes):>12}"
-        f"{megabytes(memory.total) if memory else '?':>11}"
-        f"{figures(1e3 * row.step_seconds):>11}{compile_seconds:>11.1f}"
-    )
-
-
 def validation(
     step: int, scores: dict[str, float], samples: list[tuple[str, str, str]], seconds: float
 ) -> Iterator[str]:
     """One line of scores, and the samples."""
     numbers = "  ".join(f"{name} {scores[name]:.4g}" for name in _shown(scores))
-    yield f"Step {step:,} after {_duration(seconds)}: validation {numbers}"
+    yield f"Step {step:,} after {duration(seconds)}: validation {numbers}"
     for source, reference, hypothesis in samples:
         yield f"    source     {_shortened(source)}"
         yield f"    reference  {_shortened(reference)}"
@@ -121,9 +77,7 @@ def asked_to_stop(step: int) -> str:
 
 def ending(status: str, step: int, seconds: float) -> str:
     """How training ended."""
-    return (
-        f"{'Trained' if status == 'done' else 'Stopped early after'} {counted(step, 'step')} in {_duration(seconds)}."
-    )
+    return f"{'Trained' if status == 'done' else 'Stopped early after'} {counted(step, 'step')} in {duration(seconds)}."
 
 
 def test(name: str, scores: dict[str, Any], decode: DecodeConfig) -> Iterator[str]:
@@ -160,10 +114,3 @@ def _number(value: float) -> str:
 def _shortened(text: str) -> str:
     text = harmless(text)
     return text if len(text) <= SAMPLE_CHARACTERS else f"{text[: SAMPLE_CHARACTERS - 1]}…"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60:,} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

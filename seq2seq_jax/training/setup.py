@@ -1,4 +1,4 @@
-"""What a run needs before its first step: text as ids in a plan of batches, and every step compiled."""
+"""What a run needs before its first step: text as ids in batches, and every step compiled."""
 
 import os
 import time
@@ -17,7 +17,7 @@ from jax.stages import Wrapped as JitWrapped
 from seq2seq_jax import run_directory
 from seq2seq_jax.cache import cache_dir
 from seq2seq_jax.config import Config
-from seq2seq_jax.data.batching import BatchPlan, BatchShape
+from seq2seq_jax.data.batching import Batching, BatchShape
 from seq2seq_jax.data.corpora import Corpus, load_corpus
 from seq2seq_jax.data.encoded import EncodedSplit, encode_split
 from seq2seq_jax.data.progress import progress_bar
@@ -34,23 +34,23 @@ class Material(NamedTuple):
     vocabularies: Vocabularies
     train: EncodedSplit
     validation: EncodedSplit
-    plan: BatchPlan
+    batching: Batching
 
 
 def prepare(config: Config, num_devices: int, workdir: Path | None = None) -> Material:
-    """Corpus, vocabularies (those of the run in `workdir`, once it has begun), ids and batching plan."""
+    """Corpus, vocabularies (those of the run in `workdir`, once it has begun), ids and batches."""
     corpus = load_corpus(config.data)
     vocabularies = _vocabularies(config, corpus, workdir)
     train, validation = (
         encode_split(corpus.split(name), vocabularies, cache_dir(), f"{corpus.fingerprint}/{name}")
         for name in ("train", "validation")
     )
-    return Material(corpus, vocabularies, train, validation, plan_batches(config, train, num_devices))
+    return Material(corpus, vocabularies, train, validation, arrange_batches(config, train, num_devices))
 
 
-def plan_batches(config: Config, train: EncodedSplit, num_devices: int) -> BatchPlan:
+def arrange_batches(config: Config, train: EncodedSplit, num_devices: int) -> Batching:
     """Which pairs make up which batch."""
-    return BatchPlan(
+    return Batching(
         train.source_lengths,
         train.target_lengths,
         max_length=config.data.max_length,
@@ -109,9 +109,9 @@ def compile_steps(
     abstract: TrainState,
     say: Callable[[str], None],
 ) -> list[CompiledStep]:
-    """The train step compiled for every shape of the plan, side by side: nothing compiles after step 1."""
+    """The train step compiled for every batch shape, side by side: nothing compiles after step 1."""
     start = time.perf_counter()
-    step, shapes = jit_train_step(config, vocab_sizes(material.vocabularies), mesh), material.plan.shapes
+    step, shapes = jit_train_step(config, vocab_sizes(material.vocabularies), mesh), material.batching.shapes
     compiled: list[CompiledStep] = []
     # No more at once than cores: they would only take each other's time.
     pool = ThreadPoolExecutor(os.cpu_count())

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from seq2seq_jax.cache import write_whole
 
@@ -34,7 +34,7 @@ class Writer:
         self._workdir = workdir
         self._path = workdir / "metrics.jsonl"
         self._num_steps = num_steps
-        self._progress: Progress | None = None
+        self._bar: rich.progress.Progress | None = None
         self._events: Any = None
         self._purge_step: int | None = None
         self._rewrite(_whole_lines(self._path))
@@ -90,25 +90,25 @@ class Writer:
           loss: nats per target token.
           target_tokens_per_second: real target tokens, all devices.
         """
-        if self._progress is None:
+        if self._bar is None:
             if not sys.stderr.isatty():
                 return
-            self._progress = self._start_bar(step)
+            self._bar = self._start_bar(step)
         rate = f"{target_tokens_per_second:,.0f}"
-        self._progress.update(self._progress.task_ids[0], completed=step, loss=f"{loss:.3f}", rate=rate)
+        self._bar.update(self._bar.task_ids[0], completed=step, loss=f"{loss:.3f}", rate=rate)
 
     def line(self, text: str = "") -> None:
         """Prints `text` on standard output, above the bar where there is one."""
-        if self._progress is not None and sys.stdout.isatty():
-            self._progress.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        if self._bar is not None and sys.stdout.isatty():
+            self._bar.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
         else:
             print(text, flush=True)
 
     def end_progress(self) -> None:
         """Leaves the bar as it stands: the terminal is free for another."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     def close(self) -> None:
         """Ends the bar and closes the files. Closing twice is harmless."""
@@ -118,20 +118,20 @@ class Writer:
             self._events = None
         self._file.close()
 
-    def _start_bar(self, step: int) -> Progress:
-        progress = Progress(
-            TextColumn("step {task.completed:,}/{task.total:,}"),
-            BarColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[rate]} target tokens/s  ETA"),
-            TimeRemainingColumn(),
+    def _start_bar(self, step: int) -> rich.progress.Progress:
+        bar = rich.progress.Progress(
+            rich.progress.TextColumn("step {task.completed:,}/{task.total:,}"),
+            rich.progress.BarColumn(),
+            rich.progress.TextColumn("loss {task.fields[loss]}  {task.fields[rate]} target tokens/s  ETA"),
+            rich.progress.TimeRemainingColumn(),
             console=Console(stderr=True),
             # Rich would send captured standard output to the bar's own stream: right only if both are the terminal.
             redirect_stdout=sys.stdout.isatty(),
             refresh_per_second=2,
         )
-        progress.add_task("train", total=self._num_steps, completed=step, loss="-", rate="-")
-        progress.start()
-        return progress
+        bar.add_task("train", total=self._num_steps, completed=step, loss="-", rate="-")
+        bar.start()
+        return bar
 
     def _write_events(self, row: Mapping[str, Any]) -> None:
         if self._events is None:

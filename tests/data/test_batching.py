@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from seq2seq_jax.config import DataConfig
-from seq2seq_jax.data.batching import BatchPlan, BatchShape, choose_shapes
+from seq2seq_jax.data.batching import Batching, BatchShape, choose_shapes
 from seq2seq_jax.data.encoded import encode_lines
 from seq2seq_jax.data.vocabulary import build_vocabularies
 from seq2seq_jax.errors import UserError
@@ -23,11 +23,11 @@ def lengths(count=2_000, seed=0, longest=60):
     return tuple(np.clip(side, 1, longest).astype(np.int32) for side in (source, target))
 
 
-def plan(source, target, **changes):
+def arranged(source, target, **changes):
     settings: dict[str, Any] = {"max_length": 60, "num_shapes": 6, "seed": 0}
     if "batch_tokens" not in changes:
         settings["batch_size"] = 32
-    return BatchPlan(source, target, **{**settings, **changes})
+    return Batching(source, target, **{**settings, **changes})
 
 
 def epoch(batches, number):
@@ -61,7 +61,7 @@ WAYS = pytest.mark.parametrize(
 @pytest.mark.parametrize("count", [1, 7, 1_000])
 def test_every_example_is_in_one_batch_of_an_epoch_and_fits_it(settings, count):
     source, target = lengths(count)
-    batches = plan(source, target, **settings)
+    batches = arranged(source, target, **settings)
     for number in range(3):
         seen = Counter()
         for shape, examples in epoch(batches, number):
@@ -74,7 +74,7 @@ def test_every_example_is_in_one_batch_of_an_epoch_and_fits_it(settings, count):
 
 @WAYS
 def test_shapes_of_an_epoch_are_the_same_every_epoch(settings):
-    batches = plan(*lengths(), **settings)
+    batches = arranged(*lengths(), **settings)
     first, second = (Counter(shape for shape, _ in epoch(batches, number)) for number in (0, 5))
     assert first == second
 
@@ -82,26 +82,26 @@ def test_shapes_of_an_epoch_are_the_same_every_epoch(settings):
 @WAYS
 def test_the_padded_share_is_that_of_the_batches(settings):
     source, target = lengths()
-    batches = plan(source, target, **settings)
+    batches = arranged(source, target, **settings)
     positions = sum(shape.batch * (shape.source + shape.target) for shape, _ in epoch(batches, 2))
     assert batches.padded_share == pytest.approx(1 - (source.sum() + target.sum()) / positions)
 
 
 @WAYS
 def test_few_batches_have_empty_rows(settings):
-    batches = plan(*lengths(), **settings)
+    batches = arranged(*lengths(), **settings)
     partial = [shape for shape, examples in epoch(batches, 1) if len(examples) < shape.batch]
     assert len(partial) <= (2 if "batch_tokens" in settings else 1)
 
 
 def test_an_epoch_has_as_few_batches_as_its_examples_need():
     for count in (1, 31, 32, 33, 1_999):
-        assert plan(*lengths(count)).num_batches == -(-count // 32)
+        assert arranged(*lengths(count)).num_batches == -(-count // 32)
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
     source, target = lengths()
-    one, same, other = plan(source, target), plan(source, target), plan(source, target, seed=1)
+    one, same, other = arranged(source, target), arranged(source, target), arranged(source, target, seed=1)
     steps = range(3 * one.num_batches)
     orders = [[batches.batch(step)[1].tolist() for step in steps] for batches in (one, same, other)]
     assert orders[0] == orders[1]
@@ -110,22 +110,22 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 
 def test_a_batch_does_not_depend_on_what_was_read_before():
-    batches = plan(*lengths())
+    batches = arranged(*lengths())
     steps = [0, 500, 3, 499, 100_000, 1, 500]
     jumped = [batches.batch(step)[1].tolist() for step in steps]
-    assert jumped == [plan(*lengths()).batch(step)[1].tolist() for step in steps]
+    assert jumped == [arranged(*lengths()).batch(step)[1].tolist() for step in steps]
     assert jumped == [pickle.loads(pickle.dumps(batches)).batch(step)[1].tolist() for step in steps]
 
 
 def test_the_order_never_changes():
     # A stored number on purpose: what is resumed with another version of NumPy or of this file has to go on alike.
-    batches = plan(*lengths(100), batch_size=10)
+    batches = arranged(*lengths(100), batch_size=10)
     assert batches.batch(25)[1].tolist() == [48, 66, 47, 39, 74, 87, 79, 62, 46, 6]
 
 
 def test_batches_mix_examples_and_shapes_over_epochs():
     source, target = lengths()
-    batches = plan(source, target)
+    batches = arranged(source, target)
     mates = [set(next(examples for _, examples in epoch(batches, number) if 0 in examples)) for number in range(4)]
     assert len(set.union(*mates)) > 100
     shapes = [shape for shape, _ in epoch(batches, 0)]
@@ -134,7 +134,7 @@ def test_batches_mix_examples_and_shapes_over_epochs():
 
 def test_long_examples_are_counted_and_left_out():
     source, target = lengths()
-    batches = plan(source, target, max_length=20)
+    batches = arranged(source, target, max_length=20)
     kept = np.flatnonzero((source <= 20) & (target <= 20))
     assert batches.num_too_long == len(source) - len(kept) > 0
     assert batches.num_examples == len(kept)
@@ -143,19 +143,19 @@ def test_long_examples_are_counted_and_left_out():
 
 def test_nothing_but_long_examples_is_refused():
     with pytest.raises(UserError, match=r"data\.max_length 5 .* shortest needs 8"):
-        plan(np.array([9, 8]), np.array([3, 8]), max_length=5)
+        arranged(np.array([9, 8]), np.array([3, 8]), max_length=5)
 
 
 def test_rows_that_devices_cannot_share_are_refused():
     with pytest.raises(UserError, match=r"batch_size 30 .* multiple of 8 .* use 24 or 32"):
-        plan(*lengths(), batch_size=30, batch_multiple=8)
+        arranged(*lengths(), batch_size=30, batch_multiple=8)
     with pytest.raises(UserError, match=r"use 8\."):
-        plan(*lengths(), batch_size=3, batch_multiple=8)
+        arranged(*lengths(), batch_size=3, batch_multiple=8)
 
 
 @pytest.mark.parametrize("multiple", [1, 3])
 def test_rows_follow_from_the_tokens(multiple):
-    batches = plan(*lengths(), batch_tokens=900, batch_multiple=multiple)
+    batches = arranged(*lengths(), batch_tokens=900, batch_multiple=multiple)
     for shape in batches.shapes:
         assert shape.batch % multiple == 0
         assert shape.batch * shape.target <= 900 < (shape.batch + 8 * multiple) * shape.target
@@ -174,12 +174,12 @@ def test_as_many_shapes_as_lengths_pad_nothing():
     source, target = np.array([3, 5, 5, 9, 3]), np.array([4, 2, 2, 9, 4])
     shapes = choose_shapes(source, target, num_shapes=8, batch_size=1)
     assert shapes == (BatchShape(1, 3, 4), BatchShape(1, 5, 2), BatchShape(1, 9, 9))
-    assert plan(source, target, num_shapes=8, batch_size=1).padded_share == 0
+    assert arranged(source, target, num_shapes=8, batch_size=1).padded_share == 0
 
 
 @pytest.mark.parametrize("settings", [{"num_shapes": 16}, {"batch_size": 900}, {"batch_tokens": 2_000}], ids=str)
 def test_every_shape_but_the_largest_has_a_batch(settings):
-    batches = plan(*lengths(200), **settings)
+    batches = arranged(*lengths(200), **settings)
     occurring = {shape for shape, _ in epoch(batches, 0)}
     assert set(batches.shapes[:-1]) <= occurring
 
@@ -197,7 +197,7 @@ def test_shapes_are_the_best_there_are(seed):
 
 def test_more_shapes_pad_less():
     source, target = lengths()
-    shares = [plan(source, target, num_shapes=count).padded_share for count in (1, 2, 4, 8, 16)]
+    shares = [arranged(source, target, num_shapes=count).padded_share for count in (1, 2, 4, 8, 16)]
     assert shares == sorted(shares, reverse=True)
     assert shares[-1] < shares[0] / 4
 
@@ -218,6 +218,6 @@ def test_multi30k_wastes_little(corpora):
     sizes = encoded.source_lengths, encoded.target_lengths
     # 12.2 % is the least that eight rectangles can waste: the spread of one length given the other.
     for num_shapes, most in ((8, 0.13), (14, 0.09)):
-        batches = plan(*sizes, max_length=100, num_shapes=num_shapes, batch_size=64)
+        batches = arranged(*sizes, max_length=100, num_shapes=num_shapes, batch_size=64)
         assert batches.num_too_long == 0
         assert batches.padded_share < most

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from seq2seq_jax.config import DataConfig
-from seq2seq_jax.data.batching import BatchPlan
+from seq2seq_jax.data.batching import Batching
 from seq2seq_jax.data.encoded import encode_lines
 from seq2seq_jax.data.pipeline import evaluation_batches, training_batches
 from seq2seq_jax.data.vocabulary import build_vocabularies
@@ -20,10 +20,8 @@ def encoded():
 
 
 @pytest.fixture(scope="module")
-def plan(encoded):
-    return BatchPlan(
-        encoded.source_lengths, encoded.target_lengths, max_length=100, num_shapes=4, batch_size=16, seed=3
-    )
+def batching(encoded):
+    return Batching(encoded.source_lengths, encoded.target_lengths, max_length=100, num_shapes=4, batch_size=16, seed=3)
 
 
 def sequences(ids):
@@ -37,29 +35,29 @@ def pair_list(encoded, indices):
     return [encoded.source(i).tolist() for i in indices], [encoded.target(i).tolist() for i in indices]
 
 
-def test_batches_are_those_of_the_plan(encoded, plan):
-    batches = list(training_batches(encoded, plan, 0, 2 * plan.num_batches))
-    assert len(batches) == 2 * plan.num_batches
+def test_every_step_has_the_pairs_and_the_shape_that_the_batching_gives_it(encoded, batching):
+    batches = list(training_batches(encoded, batching, 0, 2 * batching.num_batches))
+    assert len(batches) == 2 * batching.num_batches
     for step, batch in enumerate(batches):
-        shape, examples = plan.batch(step)
+        shape, examples = batching.batch(step)
         assert batch.source.shape == (shape.batch, shape.source) and batch.target.shape == (shape.batch, shape.target)
         assert batch.source.dtype == batch.target.dtype == np.int32
         assert (sequences(batch.source), sequences(batch.target)) == pair_list(encoded, examples)
         assert all(row[-1] == EOS for row in sequences(batch.source) + sequences(batch.target))
 
 
-def test_a_start_in_the_middle_continues_the_same_batches(encoded, plan):
-    whole = list(training_batches(encoded, plan, 0, 40))
-    for start in (0, 1, plan.num_batches, 39, 40):
-        rest = list(training_batches(encoded, plan, start, 40))
+def test_a_start_in_the_middle_continues_the_same_batches(encoded, batching):
+    whole = list(training_batches(encoded, batching, 0, 40))
+    for start in (0, 1, batching.num_batches, 39, 40):
+        rest = list(training_batches(encoded, batching, start, 40))
         assert len(rest) == 40 - start
         for one, other in zip(rest, whole[start:], strict=True):
             assert np.array_equal(one.source, other.source) and np.array_equal(one.target, other.target)
 
 
-def test_a_reader_that_stops_early_leaves_no_thread(encoded, plan):
+def test_a_reader_that_stops_early_leaves_no_thread(encoded, batching):
     before = threading.active_count()
-    batches = training_batches(encoded, plan, 0, 1_000)
+    batches = training_batches(encoded, batching, 0, 1_000)
     next(batches)
     del batches
     assert threading.active_count() <= before + 1

@@ -35,7 +35,8 @@ def doorway(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Doorway:
 def no_training(compiled: None) -> Iterator[None]:
     """`train` and `plan` end where they would compile: text, vocabularies and batches are there by then."""
     from seq2seq_jax import cli
-    from seq2seq_jax.training import loop, planning
+    from seq2seq_jax.training import loop
+    from seq2seq_jax.training.costs import planning
     from seq2seq_jax.training.setup import Material
 
     def stop(*arguments: Any, **_: Any) -> None:

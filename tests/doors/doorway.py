@@ -40,7 +40,7 @@ def cases(number: int) -> settings:
 
 
 class Reached(BaseException):
-    """Training would begin here: all that is read and planned before has been. No `except Exception` holds it up."""
+    """Training would begin here: all that is read and prepared before has been. No `except Exception` holds it up."""
 
     def __init__(self, found: Any = None) -> None:
         super().__init__()

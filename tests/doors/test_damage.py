@@ -85,7 +85,7 @@ def digests(compiled: None) -> Iterator[None]:
         ]
         writer.row({"step": 0})  # so that what is still to be written is on disk
         rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-        raise Reached((_crc(state), asdict(run._progress), texts, encoded, rows))
+        raise Reached((_crc(state), asdict(run._loop_state), texts, encoded, rows))
 
     with (
         mock.patch.object(cli, "_configure_jax"),

@@ -20,7 +20,7 @@ from benchmarks.task import MODELS, Task
 from seq2seq_jax.config import Config, DecodeConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from seq2seq_jax.data.vocabulary import TokenVocabulary, Vocabularies
 from seq2seq_jax.sharding import DATA, ROWS, WHOLE, by_rows, make_mesh, share_rows
-from seq2seq_jax.training.costs import memory, products, size
+from seq2seq_jax.training.costs.counts import footprint, products, size
 from seq2seq_jax.training.step import abstract_state, initial_state, jit_train_step
 from seq2seq_jax.translator import Translator
 from tests.hlo import collectives, flops_of_products
@@ -40,7 +40,7 @@ def look(traced):
         "temporary": program.memory_analysis().temp_size_in_bytes,
         "collectives": collectives(hlo),
         "products": flops_of_products(hlo),
-        "planned": [products(traced.jaxpr).flops, memory(program).temporary],
+        "planned": [products(traced.jaxpr).flops, footprint(program).temporary],
     }
 
 def train_step(name, mesh):

@@ -446,7 +446,7 @@ def test_where_the_best_metric_ties_the_lower_loss_is_better_for_checkpoint_plat
     ],
 )
 def test_better_is_a_larger_value_and_at_a_tie_a_lower_loss(best, new, better):
-    assert loop.Progress(best_value=best[0], best_loss=best[1]).is_better(*new) == better
+    assert loop.LoopState(best_value=best[0], best_loss=best[1]).is_better(*new) == better
 
 
 # training that has come to nothing

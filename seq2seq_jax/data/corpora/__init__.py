@@ -26,8 +26,8 @@ from seq2seq_jax.data.corpora.files import find_files, find_folder
 from seq2seq_jax.data.corpora.prepare import DATASET, VERSION, Split, Survey, open_splits, survey, write
 from seq2seq_jax.data.corpora.raw import RawCorpus, name_splits, named_path
 from seq2seq_jax.data.corpora.registered import find_registered
-from seq2seq_jax.data.corpora.scan import find_scan
-from seq2seq_jax.data.progress import Progress, progress_bar
+from seq2seq_jax.data.corpora.scan_corpus import find_scan_corpus
+from seq2seq_jax.data.progress import ProgressCallback, progress_bar
 from seq2seq_jax.errors import UserError, did_you_mean
 
 __all__ = ["Corpus", "Split", "load_corpus"]
@@ -69,7 +69,7 @@ class Corpus:
         return self.splits[name]
 
 
-def load_corpus(config: DataConfig, *, progress: Progress | None = None) -> Corpus:
+def load_corpus(config: DataConfig, *, progress: ProgressCallback | None = None) -> Corpus:
     """Returns the corpus that `config` names, prepared if need be.
 
     Pairs with an empty side are left out of train; the other splits keep every
@@ -110,14 +110,14 @@ def load_corpus(config: DataConfig, *, progress: Progress | None = None) -> Corp
     )
 
 
-def _find(config: DataConfig, root: Path, progress: Progress) -> RawCorpus:
+def _find(config: DataConfig, root: Path, progress: ProgressCallback) -> RawCorpus:
     if config.train_files:
         return find_files(config)
     kind, colon, rest = config.corpus.partition(":")
     if colon and kind == "files":
         return find_folder(rest, config)
     if config.corpus.partition("/")[0] == "scan":
-        return find_scan(config.corpus.removeprefix("scan").removeprefix("/"))
+        return find_scan_corpus(config.corpus.removeprefix("scan").removeprefix("/"))
     return find_registered(config, root, progress)
 
 

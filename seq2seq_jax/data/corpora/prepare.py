@@ -25,7 +25,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from seq2seq_jax.cache import existing_folder, whole_directory
 from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream
-from seq2seq_jax.data.progress import Progress
+from seq2seq_jax.data.progress import ProgressCallback
 from seq2seq_jax.errors import UserError
 
 DATASET = "pairs"
@@ -35,7 +35,7 @@ _SIDES = ("source", "target")  # features of an example
 _Example = tf_example_pb2.Example  # ty: ignore[missing-attribute] - protobuf makes its classes on import
 _VALIDATION_SHARE = 20  # one pair in so many
 _LARGEST_VALIDATION = 2_000  # pairs: evaluated every few minutes, and its scores are steady by then
-_REPORT_EVERY = 2_000  # pairs between two calls of `Progress`
+_REPORT_EVERY = 2_000  # pairs between two calls of `ProgressCallback`
 # One record a group, as TFDS writes, for random access; a sentence is too short for compression to gain anything.
 _RECORD_OPTIONS = "group_size:1,uncompressed"
 _LONGEST_NAME = 255  # bytes, on the file systems there are
@@ -90,7 +90,7 @@ class Survey:
     held_out: frozenset[int] = frozenset()
 
 
-def survey(raw: RawCorpus, progress: Progress) -> Survey:
+def survey(raw: RawCorpus, progress: ProgressCallback) -> Survey:
     """Reads every split of `raw` once.
 
     Raises:
@@ -115,7 +115,7 @@ def survey(raw: RawCorpus, progress: Progress) -> Survey:
     return Survey(fingerprint, counts, num_bytes, tuple(notes), held_out)
 
 
-def write(raw: RawCorpus, found: Survey, folder: Path, progress: Progress) -> None:
+def write(raw: RawCorpus, found: Survey, folder: Path, progress: ProgressCallback) -> None:
     """Writes the splits of `raw` as a TFDS dataset to `folder`, which appears whole.
 
     Raises:
@@ -158,7 +158,7 @@ class _Tally(NamedTuple):
             yield f"{name}: {self.empty:,} of {self.count:,} pairs {have} kept"
 
 
-def _survey_split(name: str, stream: Stream, ranks: array | None, progress: Progress) -> _Tally:
+def _survey_split(name: str, stream: Stream, ranks: array | None, progress: ProgressCallback) -> _Tally:
     """Reads a split once and appends to `ranks` a random number for each pair kept, the same for equal pairs.
 
     Raises:
@@ -217,7 +217,7 @@ def _cut(counts: dict[str, int], number: int) -> dict[str, int]:
     return {"train": counts["train"] - number, "validation": number} | others
 
 
-def _write_dataset(raw: RawCorpus, found: Survey, folder: Path, progress: Progress) -> None:
+def _write_dataset(raw: RawCorpus, found: Survey, folder: Path, progress: ProgressCallback) -> None:
     writers = {name: _SplitWriter(name, folder) for name in found.counts}
     for name, stream in raw.splits.items():
         held_out = found.held_out if name == "train" else frozenset()
@@ -290,7 +290,7 @@ def _write_metadata(infos: list[tfds.core.SplitInfo], fingerprint: str, folder: 
     info.write_to_directory(folder)
 
 
-def _counted(pairs: Iterator[Pair], what: str, progress: Progress, total: int | None) -> Iterator[Pair]:
+def _counted(pairs: Iterator[Pair], what: str, progress: ProgressCallback, total: int | None) -> Iterator[Pair]:
     """Passes pairs on and tells `progress` now and then."""
     count = 0
     for count, pair in enumerate(pairs, 1):

@@ -34,10 +34,10 @@ from tensorflow_datasets.core.download import downloader
 from seq2seq_jax.cache import existing_folder
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream, resolve_columns
-from seq2seq_jax.data.corpora.scan import CONFIGS
+from seq2seq_jax.data.corpora.scan_corpus import CONFIGS
 from seq2seq_jax.data.corpora.tfrecords import read_tfrecords
 from seq2seq_jax.data.corpora.without_tensorflow import file_functions
-from seq2seq_jax.data.progress import Progress
+from seq2seq_jax.data.progress import ProgressCallback
 from seq2seq_jax.errors import UserError, did_you_mean
 
 # Datasets of the old style register themselves only when their package is imported.
@@ -51,7 +51,7 @@ _CONNECT_SECONDS = 6.0
 _DOWNLOAD_RETRIES = 3  # TFDS's own ten wait for more than three minutes in all
 
 
-def find_registered(config: DataConfig, root: Path, progress: Progress) -> RawCorpus:
+def find_registered(config: DataConfig, root: Path, progress: ProgressCallback) -> RawCorpus:
     """Returns the TFDS dataset data.corpus, prepared under `root` unless it is on disk already.
 
     It is looked for in `root` and in TFDS's own folder (TFDS_DATA_DIR or

@@ -15,7 +15,7 @@ from seq2seq_jax.checksums import write_checksums
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.corpora import load_corpus, prepare
 from seq2seq_jax.data.corpora.raw import name_splits
-from seq2seq_jax.data.corpora.scan import find_scan, scan_split
+from seq2seq_jax.data.corpora.scan_corpus import find_scan_corpus, scan_corpus_split
 from seq2seq_jax.data.progress import silent
 from seq2seq_jax.errors import UserError
 
@@ -121,8 +121,8 @@ def test_what_is_held_out_depends_on_the_text_and_not_on_its_order(config):
 
 
 def test_a_repeated_primitive_stays_in_train():
-    held_out = prepare.survey(name_splits(find_scan("addprim_jump"), "train"), silent).held_out
-    pairs = scan_split("addprim_jump", "train")
+    held_out = prepare.survey(name_splits(find_scan_corpus("addprim_jump"), "train"), silent).held_out
+    pairs = scan_corpus_split("addprim_jump", "train")
     assert pairs.count(("jump", "I_JUMP")) == 1_467
     assert len(held_out) == 14_670 // 20 and "jump" not in {pairs[index][0] for index in held_out}
 
@@ -346,7 +346,7 @@ def test_progress_counts_every_pair(config):
     assert calls == [("reading train", 40, None), ("preparing train", 40, 40)]
 
 
-def test_scan_is_prepared_without_any_file(tmp_path, capfd):
+def test_the_scan_corpus_is_prepared_without_any_file(tmp_path, capfd):
     corpus = load_corpus(DataConfig(corpus="scan/simple", data_dir=str(tmp_path)))
     assert (corpus.source, corpus.target) == ("commands", "actions")
     assert {name: len(split) for name, split in corpus.splits.items()} == {

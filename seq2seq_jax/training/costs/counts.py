@@ -1,8 +1,8 @@
-"""What a training step costs: its matrix products, from its jaxpr, and its memory, from its compiled program.
+"""What a training step costs: its arrays, its matrix products, and the bytes that its program holds.
 
-XLA's own cost analysis would be the natural source of the first, but it counts
-the body of a loop once, whatever the number of rounds, and a recurrent model is
-all loops.
+Products are counted in the jaxpr. XLA's own cost analysis would be their
+natural source, but it counts the body of a loop once, whatever the number of
+rounds, and a recurrent model is all loops.
 """
 
 import math
@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.stages import Compiled
-
-from seq2seq_jax.data.batching import BatchShape
 
 PARTS = {
     "source_embedding": "embeddings",
@@ -42,7 +40,7 @@ class Products(NamedTuple):
     """Of their operands and results, every time: the traffic to memory if nothing stayed in a cache."""
 
 
-class Memory(NamedTuple):
+class Footprint(NamedTuple):
     """Bytes that an execution of a program holds on one device."""
 
     fixed: int
@@ -53,72 +51,6 @@ class Memory(NamedTuple):
     def total(self) -> int:
         """All bytes held at the peak."""
         return self.fixed + self.temporary
-
-
-class ShapeCosts(NamedTuple):
-    """A batch shape's part in an epoch, and what a step on it costs."""
-
-    shape: BatchShape
-    num_batches: int
-    source_tokens: int
-    """Real ones, in all its batches of the epoch."""
-    target_tokens: int
-    products: Products
-    """Of a step, on each device."""
-    memory: Memory | None
-    compile_seconds: float
-    step_seconds: float
-
-    @property
-    def positions(self) -> int:
-        """Source and target positions of all its batches in the epoch."""
-        return self.num_batches * self.shape.positions
-
-    @property
-    def padded_share(self) -> float:
-        """Padding among them."""
-        return 1 - (self.source_tokens + self.target_tokens) / self.positions if self.positions else 0.0
-
-
-class Costs(NamedTuple):
-    """What a run costs."""
-
-    parts: dict[str, Size]
-    """Parameters by part of the model."""
-    state: Size
-    """Parameters and everything else that is kept from step to step."""
-    shapes: tuple[ShapeCosts, ...]
-    available: int | None
-    """Bytes that a step may use on each device, where that is known."""
-    num_steps: int
-
-    @property
-    def num_batches(self) -> int:
-        """Batches of an epoch."""
-        return sum(shape.num_batches for shape in self.shapes)
-
-    @property
-    def padded_share(self) -> float:
-        """Padding positions of the epoch over all, source and target."""
-        padding = sum(shape.padded_share * shape.positions for shape in self.shapes)
-        return padding / sum(shape.positions for shape in self.shapes)
-
-    @property
-    def products(self) -> Products:
-        """Of a step on each device, mean over the epoch."""
-        sums = (sum(shape.num_batches * shape.products[n] for shape in self.shapes) for n in range(2))
-        return Products(*(round(total / self.num_batches) for total in sums))
-
-    @property
-    def step_seconds(self) -> float:
-        """Mean over the epoch."""
-        return sum(shape.num_batches * shape.step_seconds for shape in self.shapes) / self.num_batches
-
-    @property
-    def target_tokens_per_second(self) -> float:
-        """Real target tokens, all devices."""
-        tokens = sum(shape.target_tokens for shape in self.shapes)
-        return tokens / (self.num_batches * self.step_seconds)
 
 
 def size(tree: Any) -> Size:
@@ -174,20 +106,10 @@ def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
                 yield item
 
 
-def memory(program: Compiled) -> Memory | None:
-    """Returns what a compiled program needs on each device, or None where the compiler does not say."""
+def footprint(program: Compiled) -> Footprint | None:
+    """Returns what a compiled program holds on each device, or None where the compiler does not say."""
     found = program.memory_analysis()
     if found is None:
         return None
     fixed = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-    return Memory(fixed, found.temp_size_in_bytes)
-
-
-def figures(number: float) -> str:
-    """Returns a number with three significant figures, or with all of its whole part."""
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-
-
-def megabytes(count: int) -> str:
-    """Returns bytes as MB, millions of them."""
-    return figures(count / 1e6)
+    return Footprint(fixed, found.temp_size_in_bytes)

@@ -29,7 +29,7 @@ _LONGEST_TRAINED = 22  # actions, section 4.2 of the paper
 _PRIMITIVE_SHARE = 0.1  # of train, section 4.3
 
 
-def find_scan(config: str) -> RawCorpus:
+def find_scan_corpus(config: str) -> RawCorpus:
     """Returns the SCAN corpus of `config`, one of `CONFIGS`.
 
     Raises:
@@ -43,12 +43,12 @@ def find_scan(config: str) -> RawCorpus:
     return RawCorpus(
         source="commands",
         target="actions",
-        splits={name: lambda name=name: iter(scan_split(config, name)) for name in ("train", "test")},
+        splits={name: lambda name=name: iter(scan_corpus_split(config, name)) for name in ("train", "test")},
         signature=f"scan/{config} 1",
     )
 
 
-def scan_split(config: str, split: str) -> list[Pair]:
+def scan_corpus_split(config: str, split: str) -> list[Pair]:
     """Returns the (command, actions) pairs of split train or test, in the order of the grammar."""
     pairs = list(_sentences())
     if config == "simple":

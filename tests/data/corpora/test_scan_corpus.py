@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from seq2seq_jax.data.corpora.scan import CONFIGS, find_scan, scan_split
+from seq2seq_jax.data.corpora.scan_corpus import CONFIGS, find_scan_corpus, scan_corpus_split
 from seq2seq_jax.errors import UserError
 
 PUBLISHED_COUNTS = {
@@ -17,7 +17,7 @@ PUBLISHED_COUNTS = {
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_counts_are_the_published_ones(config):
-    assert (len(scan_split(config, "train")), len(scan_split(config, "test"))) == PUBLISHED_COUNTS[config]
+    assert (len(scan_corpus_split(config, "train")), len(scan_corpus_split(config, "test"))) == PUBLISHED_COUNTS[config]
 
 
 @pytest.mark.parametrize("config", ["length", "addprim_jump"])
@@ -27,11 +27,11 @@ def test_rule_splits_equal_the_published_files(corpora, config, split):
     for column in ("command", "action"):
         with gzip.open(corpora / f"scan-{config}" / f"{split}.{column}.gz", "rt") as file:
             columns.append(file.read().splitlines())
-    assert Counter(scan_split(config, split)) == Counter(zip(*columns, strict=True))
+    assert Counter(scan_corpus_split(config, split)) == Counter(zip(*columns, strict=True))
 
 
 def test_turn_left_is_seen_alone_only():
-    train, test = (Counter(scan_split("addprim_turn_left", split)) for split in ("train", "test"))
+    train, test = (Counter(scan_corpus_split("addprim_turn_left", split)) for split in ("train", "test"))
     assert {pair for pair in train if "turn left" in pair[0]} == {("turn left", "I_TURN_LEFT")}
     assert train["turn left", "I_TURN_LEFT"] == 2_189
     assert all("turn left" in command for command, _ in test)
@@ -39,23 +39,23 @@ def test_turn_left_is_seen_alone_only():
 
 
 def test_simple_cuts_the_whole_grammar_in_two():
-    train, test = (scan_split("simple", split) for split in ("train", "test"))
+    train, test = (scan_corpus_split("simple", split) for split in ("train", "test"))
     assert len(set(train)) + len(set(test)) == 20_910
     assert set(train) | set(test) == _grammar()
 
 
 def test_meaning_agrees_with_an_interpreter_of_the_paper():
-    pairs = scan_split("simple", "test")
+    pairs = scan_corpus_split("simple", "test")
     assert [actions for _, actions in pairs] == [" ".join(_interpret(command)) for command, _ in pairs]
 
 
 def test_an_unknown_configuration_names_the_nearest():
     with pytest.raises(UserError, match="scan/lenght.*Did you mean scan/length"):
-        find_scan("lenght")
+        find_scan_corpus("lenght")
 
 
 def _grammar():
-    return set(scan_split("simple", "train")) | set(scan_split("simple", "test"))
+    return set(scan_corpus_split("simple", "train")) | set(scan_corpus_split("simple", "test"))
 
 
 def _interpret(command: str) -> list[str]:

@@ -1,23 +1,23 @@
 """Whether a run fits: what its steps need, what there is, and which batch would fit if this one does not."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
-import jax
 from jax.sharding import Mesh
 
 from seq2seq_jax.config import Config
 from seq2seq_jax.cpu import PEAK_FACTOR, keep_freed_memory
 from seq2seq_jax.data.batching import BatchShape
-from seq2seq_jax.data.progress import Progress, progress_bar
+from seq2seq_jax.data.progress import ProgressCallback, progress_bar
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.training.costs import Memory, megabytes, memory, size
-from seq2seq_jax.training.setup import CompiledStep, Material, compile_step, plan_batches
+from seq2seq_jax.training.costs.available import available_bytes
+from seq2seq_jax.training.costs.counts import Footprint, footprint, size
+from seq2seq_jax.training.setup import CompiledStep, Material, arrange_batches, compile_step
 from seq2seq_jax.training.step import TrainState, jit_train_step
 from seq2seq_jax.translator import vocab_sizes
+from seq2seq_jax.wording import megabytes
 
 _MAX_TRIES = 8  # batch sizes looked at, each of which may take a compilation
 
@@ -37,8 +37,8 @@ def check_fits(
       UserError: what is needed, what there is, and the largest batch that fits.
     """
     available = available_bytes(mesh.devices.flat)
-    needs = {step.shape: need for step in compiled if (need := memory(step.update))}
-    if available is None or len(needs) < len(material.plan.shapes):
+    needs = {step.shape: need for step in compiled if (need := footprint(step.update))}
+    if available is None or len(needs) < len(material.batching.shapes):
         return
     worst = max(needs, key=lambda shape: needs[shape].total)
     if needs[worst].total <= available:
@@ -118,26 +118,26 @@ class _Trial:
         material: Material,
         mesh: Mesh,
         abstract: TrainState,
-        needs: dict[BatchShape, Memory],
-        progress: Progress,
+        needs: dict[BatchShape, Footprint],
+        progress: ProgressCallback,
     ) -> None:
         self._config, self._material, self._mesh = config, material, mesh
         self._needs, self._progress = needs, progress
         step = jit_train_step(config, vocab_sizes(material.vocabularies), mesh)
-        self._compile = functools.cache(lambda shape: memory(compile_step(step, abstract, shape, mesh).update))
+        self._compile = functools.cache(lambda shape: footprint(compile_step(step, abstract, shape, mesh).update))
         self.field = "batch_size" if config.data.batch_size is not None else "batch_tokens"
         self._given: int = getattr(config.data, self.field)
         self._unit = mesh.size * config.train.accumulate_steps
         if self.field == "batch_tokens":
-            self._unit *= material.plan.shapes[-1].target
+            self._unit *= material.batching.shapes[-1].target
         self.units = -(-self._given // self._unit)
 
     def need(self, units: int) -> int:
-        """Bytes that a step on the dearest shape of a plan of such batches needs, from its compilation."""
+        """Bytes that a step on the dearest shape of such batches needs, from its compilation."""
         data = replace(self._config.data, **{self.field: units * self._unit})
-        plan = plan_batches(replace(self._config, data=data), self._material.train, self._mesh.size)
+        batching = arrange_batches(replace(self._config, data=data), self._material.train, self._mesh.size)
         self._progress("compiling smaller batches", self._compile.cache_info().misses, None)
-        found = self._compile(max(plan.shapes, key=self._temporary))
+        found = self._compile(max(batching.shapes, key=self._temporary))
         assert found is not None
         return found.total
 
@@ -157,52 +157,3 @@ class _Trial:
         return shape.batch * min(
             need.temporary / known.batch for known, need in self._needs.items() if known.holds(shape)
         )
-
-
-def available_bytes(devices: Iterable[jax.Device]) -> int | None:
-    """Returns the bytes that a program may use on each of `devices`, or None where nobody says.
-
-    Devices with memory of their own have a limit. CPU devices share what the
-    machine has left, and the control group of the process.
-    """
-    devices = list(devices)
-    if devices[0].platform == "cpu":
-        room = [*_machine_room(Path("/")), *_group_room(Path("/"))]
-        return max(min(room), 0) // len(devices) if room else None
-    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
-    return min(limits) or None
-
-
-def _machine_room(root: Path) -> Iterator[int]:
-    """Yields the bytes that Linux could give to a program without swapping."""
-    for line in _lines(root / "proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            yield int(line.split()[1]) * 1024
-
-
-_GROUP_FILES = {  # cgroup v2 and v1: limit, usage, and the line of memory.stat with what is cached and can go
-    "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-}
-
-
-def _group_room(root: Path) -> Iterator[int]:
-    """Yields the bytes left within the limits of the process's control group and of those above it."""
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        for controller in {*controllers.split(",")} & {*_GROUP_FILES}:
-            folder, limit, usage, cached = _GROUP_FILES[controller]
-            parts = Path(path).parts[1:]
-            for depth in range(len(parts) + 1):
-                group = root / folder / Path(*parts[:depth])
-                numbers = [int(text) for name in (limit, usage) for text in _lines(group / name) if text.isdigit()]
-                stat = dict(text.split() for text in _lines(group / "memory.stat"))
-                if len(numbers) == 2:
-                    yield numbers[0] - numbers[1] + int(stat.get(cached, 0))
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []

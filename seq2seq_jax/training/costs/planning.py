@@ -14,8 +14,10 @@ from seq2seq_jax.data.pipeline import Batch, padded_batch
 from seq2seq_jax.metrics import check_packages
 from seq2seq_jax.sharding import make_mesh
 from seq2seq_jax.training import report
-from seq2seq_jax.training.costs import Costs, ShapeCosts, memory, parameters_by_part, products, size
-from seq2seq_jax.training.memory import available_bytes, check_fits, check_state_fits
+from seq2seq_jax.training.costs.available import available_bytes
+from seq2seq_jax.training.costs.counts import footprint, parameters_by_part, products, size
+from seq2seq_jax.training.costs.fits import check_fits, check_state_fits
+from seq2seq_jax.training.costs.summary import Costs, ShapeCosts, cost_lines, parameter_lines
 from seq2seq_jax.training.setup import CompiledStep, Material, compile_steps, prepare
 from seq2seq_jax.training.step import TrainState, abstract_state, initial_state
 from seq2seq_jax.translator import vocab_sizes
@@ -39,7 +41,7 @@ def plan(config: Config, say: Callable[[str], None]) -> Costs:
     sizes = vocab_sizes(material.vocabularies)
     abstract = abstract_state(config, sizes, mesh)
     parts, state_size = parameters_by_part(abstract.params), size(abstract)
-    for line in (*report.describe(config, material, abstract.params, mesh), *report.parameters(parts, state_size)):
+    for line in (*report.describe(config, material, abstract.params, mesh), *parameter_lines(parts, state_size)):
         say(line)
     check_state_fits(mesh, abstract)
     compiled = compile_steps(config, material, mesh, abstract, say)
@@ -55,13 +57,13 @@ def plan(config: Config, say: Callable[[str], None]) -> Costs:
                 share.source_tokens,
                 share.target_tokens,
                 products(step.jaxpr),
-                memory(step.update),
+                footprint(step.update),
                 step.seconds,
                 seconds,
             )
         )
     costs = Costs(parts, state_size, tuple(shapes), available, config.train.num_steps)
-    for line in report.costs(costs):
+    for line in cost_lines(costs):
         say(line)
     return costs
 
@@ -82,10 +84,10 @@ class _Share(NamedTuple):
 
 def _epoch(material: Material) -> list[_Share]:
     """Each shape's share of the first epoch. In others a few examples go to batches of another shape."""
-    train, plan = material.train, material.plan
-    batches = [plan.batch(step) for step in range(plan.num_batches)]
+    train, batching = material.train, material.batching
+    batches = [batching.batch(step) for step in range(batching.num_batches)]
     shares = []
-    for shape in plan.shapes:
+    for shape in batching.shapes:
         own = [examples for other, examples in batches if other == shape]
         examples = np.concatenate([np.zeros(0, np.int64), *own])
         source, target = (

@@ -12,14 +12,15 @@ from jax.stages import Lowered
 
 from seq2seq_jax import cli
 from seq2seq_jax.config import ModelConfig, to_json
+from seq2seq_jax.cpu import PEAK_FACTOR
 from seq2seq_jax.data.batching import BatchShape
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.sharding import by_rows, make_mesh
-from seq2seq_jax.training import memory, planning
-from seq2seq_jax.training.costs import parameters_by_part, products
+from seq2seq_jax.training.costs.available import _group_room, _machine_room, available_bytes
+from seq2seq_jax.training.costs.counts import footprint, parameters_by_part, products
+from seq2seq_jax.training.costs.fits import check_fits, largest_that_fits
+from seq2seq_jax.training.costs.planning import plan
 from seq2seq_jax.training.loop import train
-from seq2seq_jax.training.memory import largest_that_fits
-from seq2seq_jax.training.planning import plan
 from seq2seq_jax.training.setup import compile_step, prepare
 from seq2seq_jax.training.step import abstract_state, jit_train_step
 from seq2seq_jax.translator import vocab_sizes
@@ -36,14 +37,14 @@ def quickly(compiled):
     """Leaves out of every compilation what only makes code faster, and probes for a moment only."""
     original = Lowered.compile
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "_PROBE_SECONDS", 0.01)
+        patch.setattr("seq2seq_jax.training.costs.planning._PROBE_SECONDS", 0.01)
         patch.setattr(Lowered, "compile", lambda lowered: original(lowered, compiler_options=QUICK_COMPILE))
         yield
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    corpus = tmp_path_factory.mktemp("planning") / "corpus"
+    corpus = tmp_path_factory.mktemp("costs") / "corpus"
     return tiny_config(corpus, model=PLAIN, data={"num_shapes": 2}, optimizer={"name": "sgd"}, train={"num_steps": 99})
 
 
@@ -69,8 +70,8 @@ def room(monkeypatch):
     """Says how many bytes there are on each device."""
 
     def room(count):
-        for module in (memory, planning):
-            monkeypatch.setattr(module, "available_bytes", lambda devices: count)
+        for module in ("fits", "planning"):
+            monkeypatch.setattr(f"seq2seq_jax.training.costs.{module}.available_bytes", lambda devices: count)
 
     return room
 
@@ -89,7 +90,7 @@ def test_the_parts_add_up_to_the_parameters_of_the_model(config, mesh):
 
 
 def test_shares_and_padding_are_those_of_the_epoch(planned, material):
-    costs, found = planned[0], material.plan
+    costs, found = planned[0], material.batching
     assert [row.shape for row in costs.shapes] == list(found.shapes) and len(costs.shapes) == 2
     assert costs.num_batches == found.num_batches
     assert costs.padded_share == pytest.approx(found.padded_share)
@@ -202,7 +203,7 @@ def needed(config, material, mesh, quickly):
 
     @functools.cache
     def needed(rows: int) -> int:
-        found = memory.memory(compile_step(step, abstract, replace(material.plan.shapes[-1], batch=rows), mesh).update)
+        found = footprint(compile_step(step, abstract, replace(material.batching.shapes[-1], batch=rows), mesh).update)
         assert found is not None
         return found.total
 
@@ -221,9 +222,11 @@ def test_the_batch_size_that_a_refusal_names_fits_and_the_next_does_not(config, 
     with pytest.raises(UserError) as refusal:
         plan(config, lambda line: None)
     message = str(refusal.value)
-    shape = material.plan.shapes[-1]
+    shape = material.batching.shapes[-1]
     assert f"of {shape.batch} sentences, {shape.source} source and {shape.target} target positions needs" in message
-    assert f"{planned[0].shapes[-1].memory.total / 1e6:.3g} MB, and {available / 1e6:.3g} MB are available" in message
+    assert (
+        f"{planned[0].shapes[-1].footprint.total / 1e6:.3g} MB, and {available / 1e6:.3g} MB are available" in message
+    )
     assert "train.accumulate_steps (now 1)" in message
     fits, not_fits = numbers(r"data.batch_size (\d+) fits \(.*\), (\d+) does not", message)
     assert needed(fits) <= available < needed(not_fits)
@@ -237,7 +240,7 @@ def test_a_batch_of_tokens_is_refused_in_tokens(config, material, needed, room):
     with pytest.raises(UserError, match=r"data.batch_tokens \d+ fits") as refusal:
         plan(tokens, lambda line: None)
     (fits,) = numbers(r"data.batch_tokens (\d+) fits", str(refusal.value))
-    rows = fits // material.plan.shapes[-1].target
+    rows = fits // material.batching.shapes[-1].target
     assert needed(rows) <= available < needed(rows + 1)
 
 
@@ -250,7 +253,7 @@ def test_training_is_refused_before_it_compiles_and_leaves_nothing_behind(config
 
 
 def test_where_the_state_fits_but_no_batch_no_batch_size_is_advised(config, room, planned):
-    room(planned[0].shapes[-1].memory.fixed + 100)
+    room(planned[0].shapes[-1].footprint.fixed + 100)
     with pytest.raises(UserError, match="No data.batch_size fits: choose a smaller model or data.max_length. Or:"):
         plan(config, lambda line: None)
 
@@ -289,8 +292,8 @@ def test_a_cpu_has_what_the_machine_and_its_control_groups_leave(tmp_path, monke
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert list(memory._machine_room(tmp_path)) == [500 * 1024]
-    assert list(memory._group_room(tmp_path)) == [200_000]
+    assert list(_machine_room(tmp_path)) == [500 * 1024]
+    assert list(_group_room(tmp_path)) == [200_000]
     for name, text in {
         "proc/self/cgroup": "5:cpu,memory:/job\n0::/\n",
         "sys/fs/cgroup/memory/job/memory.limit_in_bytes": "70000\n",
@@ -298,15 +301,15 @@ def test_a_cpu_has_what_the_machine_and_its_control_groups_leave(tmp_path, monke
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert list(memory._group_room(tmp_path)) == [40_000]
-    assert list(memory._machine_room(tmp_path / "elsewhere")) == list(memory._group_room(tmp_path / "elsewhere")) == []
+    assert list(_group_room(tmp_path)) == [40_000]
+    assert list(_machine_room(tmp_path / "elsewhere")) == list(_group_room(tmp_path / "elsewhere")) == []
 
 
 def test_devices_on_one_machine_share_its_memory():
     devices = jax.devices()[:1]
-    whole = memory.available_bytes(devices)
+    whole = available_bytes(devices)
     assert whole is not None
-    assert memory.available_bytes(devices * 4) == pytest.approx(whole / 4, rel=0.2)  # others use the machine meanwhile
+    assert available_bytes(devices * 4) == pytest.approx(whole / 4, rel=0.2)  # others use the machine meanwhile
 
 
 # the command
@@ -325,15 +328,15 @@ def test_the_command_prints_a_plan_and_leaves_no_run_directory(config, planned, 
     assert err == "" and "for 50 steps" in out and len(out.splitlines()) > 15
 
 
-@pytest.mark.parametrize("times, kept", [(memory.PEAK_FACTOR - 1, False), (memory.PEAK_FACTOR, True)])
+@pytest.mark.parametrize("times, kept", [(PEAK_FACTOR - 1, False), (PEAK_FACTOR, True)])
 def test_freed_memory_is_kept_only_where_its_gaps_fit_too(
     times, kept, config, material, mesh, planned, room, monkeypatch
 ):
     sizes = vocab_sizes(material.vocabularies)
     step, abstract = jit_train_step(config, sizes, mesh), abstract_state(config, sizes, mesh)
-    compiled = [compile_step(step, abstract, shape, mesh) for shape in material.plan.shapes]
+    compiled = [compile_step(step, abstract, shape, mesh) for shape in material.batching.shapes]
     calls = []
-    monkeypatch.setattr(memory, "keep_freed_memory", lambda: calls.append("kept"))
-    room(times * max(shape.memory.total for shape in planned[0].shapes))
-    memory.check_fits(config, material, mesh, abstract, compiled)
+    monkeypatch.setattr("seq2seq_jax.training.costs.fits.keep_freed_memory", lambda: calls.append("kept"))
+    room(times * max(shape.footprint.total for shape in planned[0].shapes))
+    check_fits(config, material, mesh, abstract, compiled)
     assert bool(calls) == kept
