@@ -32,9 +32,7 @@ class Dot(nnx.Module):
         """How well each source position fits."""
         return jnp.einsum("bh,bsh->bs", query, keys)
 
-    def __call__(
-        self, query: Float[Array, "B H"], memory: Memory
-    ) -> tuple[Float[Array, "B E"], Float[Array, "B S"]]:
+    def __call__(self, query: Float[Array, "B H"], memory: Memory) -> tuple[Float[Array, "B E"], Float[Array, "B S"]]:
         """Attends from one decoder state to all source positions.
 
         Returns:

@@ -28,7 +28,12 @@ class Cell(nnx.Module):
     """Blocks of H that the weights give for a step."""
 
     def __init__(
-        self, input_sizes: Sequence[int], size: int, initializers: Initializers, rngs: nnx.Rngs, forget_bias: float = 0.0
+        self,
+        input_sizes: Sequence[int],
+        size: int,
+        initializers: Initializers,
+        rngs: nnx.Rngs,
+        forget_bias: float = 0.0,
     ) -> None:
         self.size = size
         kernel = initializers.matrix(rngs.params(), (sum(input_sizes), self.num_gates * size))
@@ -73,7 +78,12 @@ class GRU(Cell):
     num_gates = 3
 
     def __init__(
-        self, input_sizes: Sequence[int], size: int, initializers: Initializers, rngs: nnx.Rngs, forget_bias: float = 0.0
+        self,
+        input_sizes: Sequence[int],
+        size: int,
+        initializers: Initializers,
+        rngs: nnx.Rngs,
+        forget_bias: float = 0.0,
     ) -> None:
         super().__init__(input_sizes, size, initializers, rngs, forget_bias)
         self.recurrent = self.recurrent_map(2, initializers, rngs)
@@ -103,7 +113,9 @@ class LSTM(Cell):
         return jnp.zeros((4, self.size)).at[1].set(forget_bias).reshape(-1)
 
     def start(self, batch: int, dtype: jnp.dtype) -> State:
-        return jnp.zeros((batch, self.size), jnp.promote_types(dtype, jnp.float32)), jnp.zeros((batch, self.size), dtype)
+        return jnp.zeros((batch, self.size), jnp.promote_types(dtype, jnp.float32)), jnp.zeros(
+            (batch, self.size), dtype
+        )
 
     def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
         cell, hidden = state

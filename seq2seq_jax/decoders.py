@@ -76,9 +76,7 @@ class Luong(nnx.Module):
         vector = keep_mask(last, self.dropout_rate, (num_steps, batch, self.vector_size))
         return Keep(self.stack.keep(between, num_steps), vector)
 
-    def step(
-        self, memory: Memory, state: State, x: Float[Array, "B D"], keep: Keep
-    ) -> tuple[State, Features]:
+    def step(self, memory: Memory, state: State, x: Float[Array, "B D"], keep: Keep) -> tuple[State, Features]:
         """One step; x is the embedding of the token before."""
         inputs = (x, state.vector) if self.input_feeding else (x,)
         states, top = self.stack(state.cells, *inputs, keep=keep.between)

@@ -314,7 +314,9 @@ def resume(step: Callable[[Any, Any], Any], others: Any, x: Any, prepared: Any) 
     return jax.tree.unflatten(jax.tree.structure(result), [values[n] for n in graph.outputs])
 
 
-def _cut(step: Callable[[Any, Any], Any], others: Any, x: Any) -> tuple[Graph, list[Equation], list[Equation], list[int]]:
+def _cut(
+    step: Callable[[Any, Any], Any], others: Any, x: Any
+) -> tuple[Graph, list[Equation], list[Equation], list[int]]:
     """The equations that depend on x alone, the rest, and the values that the rest needs of them."""
     graph, _ = trace(step, others, x)
     num_others = len(jax.tree.leaves(others))
