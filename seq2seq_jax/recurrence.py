@@ -268,7 +268,7 @@ class _Run:
     def _is_product(self, equation: Equation) -> bool:
         return (
             multiplies_rows(self.graph, equation)
-            and equation.inputs[0] in self.stacked
+            and equation.inputs[0] not in self.fixed
             and equation.inputs[1] in self.fixed
             and equation.params["preferred_element_type"] in (None, self.graph.types[equation.inputs[0]].dtype)
         )
