@@ -323,7 +323,14 @@ def _cut(
     of_x, of_others = set(graph.inputs[num_others:]), set(graph.inputs[:num_others])
     first, rest = [], []
     for equation in needed_for(graph.equations, graph.outputs):
-        alone = not of_x.isdisjoint(equation.inputs) and of_others.isdisjoint(equation.inputs)
-        (first if alone else rest).append(equation)
-        (of_x if alone else of_others if not of_others.isdisjoint(equation.inputs) else set()).update(equation.outputs)
-    return graph, first, rest, [n for n in dict.fromkeys((*read_by(rest), *graph.outputs)) if n in of_x]
+        if not of_others.isdisjoint(equation.inputs):
+            of_others.update(equation.outputs)
+            rest.append(equation)
+        elif not of_x.isdisjoint(equation.inputs):
+            of_x.update(equation.outputs)
+            first.append(equation)
+        else:  # of constants alone, for whoever needs it
+            first.append(equation)
+            rest.append(equation)
+    crossing = [n for n in dict.fromkeys((*read_by(rest), *graph.outputs)) if n in of_x]
+    return graph, needed_for(first, crossing), needed_for(rest, graph.outputs), crossing
