@@ -41,7 +41,16 @@ class Dot(nnx.Module):
         Returns:
           The context, and the attention weights: rows sum to 1 and are exactly 0
           where the mask is False. A row with no True gets all zeros.
+
+        Raises:
+          ValueError: there is no memory, or its keys are not for such queries.
         """
+        name = type(self).__name__
+        if memory is None:
+            raise ValueError(f"{name} attention has no memory; give the decoder's step what its memory() returns.")
+        if memory.keys.shape[-1] != query.shape[-1]:
+            shapes = f"queries are {list(query.shape)} and keys {list(memory.keys.shape)}"
+            raise ValueError(f"{name} attention: {shapes}; their last axes must be equal.")
         weights = masked_softmax(self.scores(query, memory.keys), memory.mask)
         return jnp.einsum("bs,bse->be", weights, memory.values), weights
 
