@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, DropVar, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
@@ -81,7 +82,7 @@ def _inline(graph: Graph, jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequen
     numbers = dict(zip(jaxpr.invars, inputs, strict=True))
     for variable, constant in zip(jaxpr.constvars, constants, strict=True):
         numbers[variable] = graph.new(variable.aval)
-        graph.constants[numbers[variable]] = constant
+        graph.constants[numbers[variable]] = jnp.asarray(constant)  # NumPy arrays are kept as they were closed over
 
     def number(atom: Any) -> int:
         if not isinstance(atom, Literal):
