@@ -147,9 +147,9 @@ def multiplications(model: ModelConfig, shape: BatchShape, target_vocab_size: in
 
 
 def biased_results(model: ModelConfig, shape: BatchShape, target_vocab_size: int) -> int:
-    """Numbers to which a bias is added outside the loop: their gradients are summed by a product with ones."""
-    gates = 4 * model.hidden_size
-    return shape.batch * (shape.source * model.num_layers * gates + shape.target * (gates + target_vocab_size))
+    """Numbers to which a bias is added: their gradients are summed by a product with ones."""
+    gates = model.num_layers * 4 * model.hidden_size
+    return shape.batch * (shape.source * gates + shape.target * (gates + target_vocab_size))
 
 
 SHAPE = BatchShape(4, 5, 7)

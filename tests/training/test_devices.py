@@ -20,7 +20,7 @@ from benchmarks.task import MODELS, Task
 from seq2seq_jax.config import Config, DecodeConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from seq2seq_jax.data.vocabulary import TokenVocabulary, Vocabularies
 from seq2seq_jax.padded import Padded
-from seq2seq_jax.sharding import DATA, ROWS, WHOLE, by_rows, make_mesh, share_rows
+from seq2seq_jax.sharding import DATA, ROWS, WHOLE, make_mesh, share_rows
 from seq2seq_jax.training.costs.counts import footprint, products, size
 from seq2seq_jax.training.setup import abstract_sequences
 from seq2seq_jax.training.step import abstract_state, initial_state, jit_train_step
