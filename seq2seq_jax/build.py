@@ -41,7 +41,7 @@ def build_model(config: ModelConfig, vocab_sizes: tuple[int, int], key: Key[Arra
     encoder = Layers([[cell([n], size // directions) for _ in range(directions)] for n in below], config.dropout_rate)
     bridge = getattr(bridges, config.bridge, None)
     if config.bridge == "dense":
-        num_parts = len(jax.eval_shape(lambda: cell([1], size).start(1, jnp.float32)))
+        num_parts = len(encoder.layers[0][0].start(1, jnp.float32))
         bridge = bridges.Dense(depth, num_parts, size, initializers, rngs)
 
     vector_size = output_table.shape[1]
