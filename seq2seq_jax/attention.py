@@ -24,6 +24,9 @@ class Memory(NamedTuple):
 class Dot(nnx.Module):
     """`q . m`, Luong et al. 2015, equation 8."""
 
+    def __init__(self, query_size: int, memory_size: int, initializers: Initializers, rngs: nnx.Rngs) -> None:
+        """Every score is made from these; this one has no weights."""
+
     def keys(self, values: Float[Array, "B S E"]) -> Float[Array, "B S A"]:
         """The encoder's outputs as `scores` wants them: computed once for a sentence."""
         return values

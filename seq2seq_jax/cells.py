@@ -1,6 +1,7 @@
 """Recurrent cells: one step as the papers write it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,7 @@ class Cell(nnx.Module):
         """Zeros; `forget_bias` is for cells with a forget gate."""
         return jnp.zeros(self.num_gates * self.size)
 
-    def start(self, batch: int, dtype: jnp.dtype) -> State:
+    def start(self, batch: int, dtype: Any) -> State:
         """The state before the first step: zeros."""
         return (jnp.zeros((batch, self.size), dtype),)
 
@@ -112,10 +113,9 @@ class LSTM(Cell):
     def first_bias(self, forget_bias: float) -> Float[Array, " G"]:
         return jnp.zeros((4, self.size)).at[1].set(forget_bias).reshape(-1)
 
-    def start(self, batch: int, dtype: jnp.dtype) -> State:
-        return jnp.zeros((batch, self.size), jnp.promote_types(dtype, jnp.float32)), jnp.zeros(
-            (batch, self.size), dtype
-        )
+    def start(self, batch: int, dtype: Any) -> State:
+        shape = batch, self.size
+        return jnp.zeros(shape, jnp.promote_types(dtype, jnp.float32)), jnp.zeros(shape, dtype)
 
     def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
         cell, hidden = state
