@@ -64,14 +64,14 @@ def old_shapes(config: ModelConfig, vocab_sizes: tuple[int, int]) -> Tree:
     return shapes | {"encoder": {"layers": encoder}, "decoder": decoder | {"layers": layers}}
 
 
-def old_parameters(config: ModelConfig, vocab_sizes: tuple[int, int], seed: int = 0, dtype: Any = np.float64) -> Tree:
-    """Parameters of which no two numbers are alike."""
+def old_parameters(config: ModelConfig, vocab_sizes: tuple[int, int], seed: int = 0, scale: float = 0.7) -> Tree:
+    """Random parameters of which no two numbers are alike."""
     random = np.random.default_rng(seed)
 
     def draw(shapes: Any) -> Any:
         if isinstance(shapes, dict):
             return {name: draw(inner) for name, inner in shapes.items()}
-        return random.uniform(-0.7, 0.7, shapes).astype(dtype)
+        return random.uniform(-scale, scale, shapes)
 
     return draw(old_shapes(config, vocab_sizes))
 
