@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from seq2seq_jax.training.loop import train
     from seq2seq_jax.translator import Hypothesis, Translator, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Config",

@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # one here.
 FLOORS = (
     ("errors", "symbols", "cpu", "checksums", "signals", "wording", "padded", "products", "equations", "dropout"),
-    ("config", "cache", "console", "troubles", "linear", "distribution", "loops"),
+    ("config", "cache", "console", "troubles", "linear", "distribution", "loops", "old_parameters"),
     (
         "recurrence",
         "arguments",
