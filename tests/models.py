@@ -80,24 +80,25 @@ def sigmoid(x):
 def rnn(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
     """Elman 1990."""
     (hidden,) = state
-    return (np.tanh(inputs @ weights["input"] + hidden @ weights["recurrent"] + weights["bias"]),)
+    return (np.tanh(inputs @ weights["input"] + hidden @ weights["recurrent"] + weights["input_bias"]),)
 
 
 def gru(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
-    """Cho et al. 2014, equations 5 to 8, each with a bias; the blocks of the weights are reset, update, candidate."""
+    """Cho et al. 2014, equations 5 to 8, each with a bias; the blocks of the gates' weights are reset, update."""
     (hidden,) = state
-    of_reset, of_update, of_candidate = np.split(inputs @ weights["input"] + weights["bias"], 3)
-    to_reset, to_update = np.split(weights["recurrent"], 2, axis=1)
-    reset = sigmoid(of_reset + hidden @ to_reset)
-    update = sigmoid(of_update + hidden @ to_update)
-    candidate = np.tanh(of_candidate + (reset * hidden) @ weights["candidate"])
+    (w_r, w_z), (u_r, u_z) = (np.split(weights[name], 2, axis=1) for name in ("input", "recurrent"))
+    b_r, b_z = np.split(weights["input_bias"], 2)
+    w, u = np.split(weights["candidate"], [len(inputs)])
+    reset = sigmoid(inputs @ w_r + hidden @ u_r + b_r)
+    update = sigmoid(inputs @ w_z + hidden @ u_z + b_z)
+    candidate = np.tanh(inputs @ w + (reset * hidden) @ u + weights["candidate_bias"])
     return (update * hidden + (1 - update) * candidate,)
 
 
 def lstm(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
     """Gers et al. 2000; the blocks of the weights are input, forget, candidate, output."""
     cell, hidden = state
-    i, f, g, o = np.split(inputs @ weights["input"] + hidden @ weights["recurrent"] + weights["bias"], 4)
+    i, f, g, o = np.split(inputs @ weights["input"] + hidden @ weights["recurrent"] + weights["input_bias"], 4)
     cell = sigmoid(f) * cell + sigmoid(i) * np.tanh(g)
     return cell, sigmoid(o) * np.tanh(cell)
 
@@ -113,8 +114,8 @@ def joined(linear: dict) -> np.ndarray:
 
 def weights_of(cell: dict) -> dict:
     """A cell's parameters as the functions above name them."""
-    kernels = {name: joined(linear) for name, linear in cell.items()}
-    return kernels | {"bias": cell["input"]["bias"]}
+    biases = {f"{name}_bias": linear["bias"] for name, linear in cell.items() if "bias" in linear}
+    return {name: joined(linear) for name, linear in cell.items()} | biases
 
 
 class Oracle:

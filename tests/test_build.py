@@ -86,14 +86,17 @@ def test_uniform_parameters_fill_their_bounds(cell):
     assert values.std() == pytest.approx(0.02 / np.sqrt(3), rel=0.05)
     assert all(np.abs(matrix).max() > 0.01 for matrix in matrices)
     assert len({matrix.tobytes() for matrix in matrices}) == len(matrices)
-    assert len(biases) == 2 * 2 + 2 + 1 and not any(bias.any() for bias in biases)
+    assert len(biases) == (2 * 2 + 2) * (2 if cell == "gru" else 1) + 1 and not any(bias.any() for bias in biases)
 
 
 @pytest.mark.parametrize("cell, num_blocks", [("rnn", 1), ("gru", 3), ("lstm", 4)])
 def test_orthogonal_means_each_gate_of_each_direction(cell, num_blocks):
     config, params = initial_params(cell=cell, **ORTHOGONAL)
-    kernels = [joined(cell[name]) for cell in cells_of(params) for name in ("recurrent", "candidate") if name in cell]
-    blocks = [block for kernel in kernels for block in np.split(kernel, kernel.shape[1] // len(kernel), axis=1)]
+    blocks = []
+    for parts in cells_of(params):
+        of_gates = joined(parts["recurrent"])
+        blocks += np.split(of_gates, of_gates.shape[1] // len(of_gates), axis=1)
+        blocks += [joined(parts["candidate"])[-len(of_gates) :]] if "candidate" in parts else []
     assert len(blocks) == num_blocks * (2 * 2 + 2)
     for block in blocks:
         np.testing.assert_allclose(block @ block.T, np.eye(len(block)), atol=1e-5)
@@ -106,8 +109,8 @@ def test_orthogonal_means_each_gate_of_each_direction(cell, num_blocks):
 @pytest.mark.parametrize("cell", CELLS)
 def test_forget_bias_is_that_of_the_forget_gate_alone(cell):
     _, params = initial_params(cell=cell, **ORTHOGONAL)
-    biases = [cell["input"]["bias"] for cell in cells_of(params)]
-    assert len(biases) == 2 * 2 + 2
+    biases = [linear["bias"] for parts in cells_of(params) for linear in parts.values() if "bias" in linear]
+    assert len(biases) == (2 * 2 + 2) * (2 if cell == "gru" else 1)
     for bias in biases:
         gates = bias.reshape(4, -1) if cell == "lstm" else bias
         np.testing.assert_array_equal(gates, np.full_like(gates, 1.5) * ([[0], [1], [0], [0]] if cell == "lstm" else 0))
