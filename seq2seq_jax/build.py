@@ -15,6 +15,7 @@ from seq2seq_jax.outputs import Softmax
 from seq2seq_jax.seq2seq import Seq2Seq
 
 CELLS = {"rnn": cells.RNN, "gru": cells.GRU, "lstm": cells.LSTM}
+BRIDGES = {"copy": bridges.copy, "zero": bridges.zero}  # and "dense", which has weights
 ATTENTIONS = {"dot": attention.Dot, "general": attention.General, "additive": attention.Additive}
 
 
@@ -39,10 +40,11 @@ def build_model(config: ModelConfig, vocab_sizes: tuple[int, int], key: Key[Arra
     directions = 2 if config.bidirectional else 1
     below = [config.embed_size, *[size] * (depth - 1)]
     encoder = Layers([[cell([n], size // directions) for _ in range(directions)] for n in below], config.dropout_rate)
-    bridge = getattr(bridges, config.bridge, None)
     if config.bridge == "dense":
         num_parts = len(encoder.layers[0][0].start(1, jnp.float32))
-        bridge = bridges.Dense(depth, num_parts, size, initializers, rngs)
+        bridge: bridges.Bridge = bridges.Dense(depth, num_parts, size, initializers, rngs)
+    else:
+        bridge = BRIDGES[config.bridge]
 
     vector_size = output_table.shape[1]
     fed = [vector_size] if config.input_feeding else []
