@@ -5,34 +5,46 @@ what a step hands on in its place. Its strongly connected components are the onl
 loops there have to be. They are found as sets of carries that need each other.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import reduce
-from operator import or_
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
-from seq2seq_jax.equations import Equation, Graph, largest_inside, multiplies_rows, needed_for, read_by, results_of
+from seq2seq_jax.equations import (
+    Equation,
+    Graph,
+    divide,
+    largest_inside,
+    multiplies_rows,
+    needed_for,
+    read_by,
+    results_of,
+)
+
+Pairs = Mapping[int, tuple[int, int]]
+"""By its place, of every carry that changes, the value that a step is given and the one that it hands on."""
 
 
 class Stage(NamedTuple):
-    """Equations that run together.
+    """Equations that run together: in a loop, or for all steps at once.
 
     Attributes:
       equations: in an order in which they can be run.
-      carries: places, among all carries, of those that the loop hands on.
       loop: whether it is a loop. One without carries is there so that large
-        arrays are not stacked over time, or for what has an effect.
-      shifted: the place of a carry on no cycle. It is at every step what was
-        handed on one step earlier; nothing is computed.
+        arrays are not stacked over time.
+      carries: places, among all carries, of those that the loop hands on. Without
+        a loop, of one that is at every step what was handed on one step earlier:
+        nothing is computed.
+      outputs: values that other stages or the caller want of it.
     """
 
     equations: list[Equation]
-    carries: tuple[int, ...] = ()
     loop: bool = False
-    shifted: int | None = None
+    carries: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
 
 
 class Schedule(NamedTuple):
@@ -41,131 +53,117 @@ class Schedule(NamedTuple):
     Attributes:
       once: equations that depend neither on the carry nor on xs.
       stages: everything else, in order.
+      constant: places of carries that a step hands on as they are.
       usual: elements of the largest value that a step takes, hands on, or gets
         from a product with what is the same at every step. Nothing larger, such
         as additive attention's sum for every source position, is stacked over time.
-      constant: carries that a step hands on as they are.
     """
 
     once: list[Equation]
     stages: list[Stage]
-    usual: int
     constant: list[int]
+    usual: int
 
 
-def distribute(graph: Graph, carries: Sequence[int], *, one_loop: bool) -> Schedule:
+def distribute(graph: Graph, num_carries: int, *, one_loop: bool) -> Schedule:
     """Cuts a step apart.
 
     Args:
       graph: the step. The first of its inputs and outputs are the carries.
-      carries: their numbers, as the step is given them.
+      num_carries: how many.
       one_loop: whether all cycles, with what lies between them, stay together.
     """
-    new_carries = graph.outputs[: len(carries)]
-    constant = [place for place, pair in enumerate(zip(carries, new_carries, strict=True)) if pair[0] == pair[1]]
-    equations = needed_for(graph.equations, graph.outputs)
-    moving = set(graph.inputs) - {carries[place] for place in constant}
-    once, inside = [], []
-    for equation in equations:
-        if equation.effect or not moving.isdisjoint(equation.inputs):
-            inside.append(equation)
-            moving.update(equation.outputs)
-        else:
-            once.append(equation)
+    pairs = dict(enumerate(zip(graph.inputs[:num_carries], graph.outputs[:num_carries], strict=True)))
+    constant = [place for place, (carry, new) in pairs.items() if carry == new]
+    pairs = {place: pair for place, pair in pairs.items() if place not in constant}
+    sources = {carry for carry, _ in pairs.values()}.union(graph.inputs[num_carries:])
+    once, inside = divide(needed_for(graph.equations, graph.outputs), sources, effects=True)
+    moving = sources | results_of(inside)
     usual = _usual_size(graph, inside, moving)
-    stages = _stages(graph, inside, carries, new_carries, set(constant), one_loop)
-    stages = [
-        part for stage in stages for part in ([stage] if stage.loop else _without_large(graph, stage, usual, moving))
-    ]
-    stages = [_with_products_joined(graph, stage, stages, moving, once) for stage in stages]
-    stages = _with_copies(graph, stages, once, moving)
-    return Schedule(
-        needed_for(once, {n for stage in stages for n in read_by(stage.equations)} | set(graph.outputs)),
-        stages,
-        usual,
-        constant,
-    )
+    copies = _copies(graph, [*once, *inside], moving)
+    if any(equation.effect for equation in inside):  # what a step prints stays in its order
+        stages = [Stage(inside, True, tuple(pairs))]
+    else:
+        stages = [
+            part for stage in _stages(inside, pairs, one_loop) for part in _without_large(graph, stage, usual, moving)
+        ]
+        uses = Counter(graph.outputs) + Counter(n for equation in inside for n in equation.inputs)
+        stages = [_with_products_joined(graph, stage, uses, moving, once) for stage in stages]
+    stages = [stage._replace(equations=_with_copies(stage.equations, copies)) for stage in stages]
+    return Schedule(once, _with_outputs(stages, pairs, graph.outputs[num_carries:]), constant, usual)
 
 
-def _stages(
-    graph: Graph,
-    equations: list[Equation],
-    carries: Sequence[int],
-    new_carries: list[int],
-    constant: set[int],
-    one_loop: bool,
-) -> list[Stage]:
-    """Loops and shifts, each after those it depends on, and between them what runs for all steps at once."""
-    bits = {carry: 1 << place for place, carry in enumerate(carries) if place not in constant}
-    needs = []  # of every equation the carries, as bits, that it depends on within a step
-    for equation in equations:
-        needs.append(_union(bits.get(n, 0) for n in equation.inputs))
-        bits.update(dict.fromkeys(equation.outputs, needs[-1]))
-    places = [place for place in range(len(carries)) if place not in constant]
-    cycles = _components({place: bits.get(new_carries[place], 0) for place in places}, one_loop)
+# ---- cycles
 
-    feeds: dict[int, int] = {}  # of every value the carries, as bits, that a step hands on and that depend on it
-    for place in places:
-        feeds[new_carries[place]] = feeds.get(new_carries[place], 0) | 1 << place
+
+def _stages(equations: list[Equation], pairs: Pairs, one_loop: bool) -> list[Stage]:
+    """Loops and shifts, each after those it depends on, and after each what can run for all steps at once then."""
+    needs: dict[int, set[int]] = {carry: {place} for place, (carry, _) in pairs.items()}
+    for equation in equations:  # places of the carries that a value depends on, within a step
+        needs |= dict.fromkeys(equation.outputs, _union(needs, equation.inputs))
+    feeds: dict[int, set[int]] = defaultdict(set)
+    for place, (_, new) in pairs.items():  # places of the carries that a step makes of a value
+        feeds[new].add(place)
     for equation in reversed(equations):
-        fed = _union(feeds.get(n, 0) for n in equation.outputs)
-        feeds |= {n: feeds.get(n, 0) | fed for n in equation.inputs}
+        fed = _union(feeds, equation.outputs)
+        feeds |= {n: feeds.get(n, set()) | fed for n in equation.inputs}
 
-    between: list[list[Equation]] = [[] for _ in range(len(cycles) + 1)]
-    for equation, need in zip(equations, needs, strict=True):
-        fed = _union(feeds.get(n, 0) for n in equation.outputs)
-        met = [number for number, cycle in enumerate(cycles) if any(need >> place & 1 for place in _members(cycle))]
-        home = [n for n in met if cycles[n].loop and any(fed >> place & 1 for place in cycles[n].carries)]
-        (cycles[home[0]].equations if home else between[max(met, default=-1) + 1]).append(equation)
-    stages = [Stage(between[0])]
-    for cycle, after in zip(cycles, between[1:], strict=True):
-        stages += [cycle, Stage(after)]
-    return [stage for stage in stages if stage.equations or stage.loop or stage.shifted is not None]
+    components = _components({place: needs.get(new, set()) for place, (_, new) in pairs.items()}, one_loop)
+    rank = {place: number for number, component in enumerate(components) for place in component.carries}
+    after: dict[int, list[Equation]] = defaultdict(list)
+    for equation in equations:
+        last = max((rank[place] for place in _union(needs, equation.inputs)), default=-1)
+        on_cycle = any(rank[place] == last for place in _union(feeds, equation.outputs))
+        (components[last].equations if on_cycle else after[last]).append(equation)
+    stages = [Stage(after[-1])]
+    for number, component in enumerate(components):
+        stages += [component, Stage(after[number])]
+    return [stage for stage in stages if stage.equations or stage.carries]
 
 
-def _components(reach: dict[int, int], one_loop: bool) -> list[Stage]:
-    """The cycles of a graph of carries, and the carries on none, each after those it depends on.
-
-    Args:
-      reach: of every carry the carries, as bits, that the step makes the next one of.
-      one_loop: whether all cycles, and what lies between them, count as one.
-    """
-    reach = _closed(reach)
+def _components(edges: dict[int, set[int]], one_loop: bool) -> list[Stage]:
+    """The cycles of a graph of carries as loops, the carries on none as shifts, each after those it depends on."""
+    reach = _closed(edges)
     if one_loop:
-        cyclic = _union(1 << place for place in reach if reach[place] >> place & 1)
-        feeding = _union(reach[place] for place in _members(cyclic))
-        together = _union(1 << place for place in reach if reach[place] & cyclic and (cyclic | feeding) >> place & 1)
-        reach = _closed({place: found | (together if together >> place & 1 else 0) for place, found in reach.items()})
-    stages: list[Stage] = []
-    done = 0
-    for place in sorted(reach, key=lambda place: (reach[place] | 1 << place).bit_count()):
-        if done >> place & 1:
-            continue
-        loop = bool(reach[place] >> place & 1)
-        mutual = (other for other in _members(reach[place]) if reach[other] >> place & 1)
-        stages.append(Stage([], tuple(mutual), True) if loop else Stage([], shifted=place))
-        done |= _union(1 << other for other in _members(stages[-1]))
-    return stages
+        cyclic = {place for place in reach if place in reach[place]}
+        reach = _closed({place: found | cyclic if place in cyclic else found for place, found in reach.items()})
+    components: dict[tuple[int, ...], Stage] = {}
+    for place in sorted(reach, key=lambda place: len(reach[place] | {place})):
+        members = tuple(sorted({place} | {other for other in reach[place] if place in reach[other]}))
+        components[members] = Stage([], place in reach[place], members)
+    return list(components.values())
 
 
-def _closed(reach: dict[int, int]) -> dict[int, int]:
+def _closed(edges: dict[int, set[int]]) -> dict[int, set[int]]:
     """What can be reached in any number of steps, from what is in one (Warshall 1962)."""
-    reach = dict(reach)
+    reach = {place: set(found) for place, found in edges.items()}
     for middle in reach:
-        for place in reach:
-            if reach[place] >> middle & 1:
-                reach[place] |= reach[middle]
+        for found in reach.values():
+            if middle in found:
+                found |= reach[middle]
     return reach
 
 
-def _members(of: Stage | int) -> list[int]:
-    if isinstance(of, Stage):
-        return list(of.carries) if of.loop else [of.shifted] if of.shifted is not None else []
-    return [place for place in range(of.bit_length()) if of >> place & 1]
+def _union(sets: Mapping[int, set[int]], keys: Iterable[int]) -> set[int]:
+    return set().union(*(sets.get(key, ()) for key in keys))
 
 
-def _union(sets: Iterable[int]) -> int:
-    return reduce(or_, sets, 0)
+def _with_outputs(stages: list[Stage], pairs: Pairs, wanted: Iterable[int]) -> list[Stage]:
+    """Says of every stage what is wanted of it. A carry that is wanted outside its loop is a shift of what that puts out."""
+    needed, found = set(wanted), []
+    for stage in reversed(stages):
+        carries, new_carries = ({pairs[place][side] for place in stage.carries} for side in (0, 1))
+        made = results_of(stage.equations)
+        for place in stage.carries:
+            carry, new = pairs[place]
+            if not stage.loop or (carry in needed and new in made):
+                found.append(Stage([], carries=(place,)))
+                needed = needed - {carry} | {new}
+        equations = needed_for(stage.equations, needed | new_carries)
+        if stage.loop or equations:
+            found.append(stage._replace(equations=equations, outputs=tuple(sorted((made | carries) & needed))))
+            needed.update(read_by(equations), new_carries - made)
+    return found[::-1]
 
 
 # ---- large arrays
@@ -178,76 +176,66 @@ def _usual_size(graph: Graph, equations: list[Equation], moving: set[int]) -> in
 
 
 def _without_large(graph: Graph, stage: Stage, usual: int, moving: set[int]) -> list[Stage]:
-    """Takes what forms large arrays, or has an effect, out of what runs for all steps at once: into a loop."""
+    """Takes what forms or reads large arrays out of what runs for all steps at once: into a loop."""
 
     def large(equation: Equation) -> bool:
-        values = {*equation.inputs, *equation.outputs} & moving
-        return equation.effect or max(largest_inside(equation), *map(graph.size, values)) > usual
+        values = moving.intersection((*equation.inputs, *equation.outputs))
+        return max(largest_inside(equation), *map(graph.size, values)) > usual
 
-    touched = [equation for equation in stage.equations if large(equation)]
+    touched = [] if stage.carries else [equation for equation in stage.equations if large(equation)]
     if not touched:
         return [stage]
-    later, reached = [], set(results_of(touched))
-    for equation in stage.equations:
-        if equation in touched or not reached.isdisjoint(equation.inputs):
-            later.append(equation)
-            reached.update(equation.outputs)
-    looped = needed_for(later, {n for equation in touched for n in (*equation.inputs, *equation.outputs)})
-    parts = (
-        Stage([equation for equation in stage.equations if equation not in later], shifted=stage.shifted),
-        Stage(looped, loop=True),
-        Stage([equation for equation in later if equation not in looped]),
-    )
-    return [part for part in parts if part.equations or part.shifted is not None]
+    reached = results_of(touched)
+    reached |= results_of(divide(stage.equations, reached)[1])
+    first, later = _parted(stage.equations, reached)
+    inside = needed_for(later, (*read_by(touched), *results_of(touched)))
+    last, inside = _parted(later, results_of(inside))
+    return [part for part in (Stage(first), Stage(inside, loop=True), Stage(last)) if part.equations]
+
+
+def _parted(equations: list[Equation], values: set[int]) -> tuple[list[Equation], list[Equation]]:
+    """The equations that make none of the values, and those that do."""
+    makes = [not values.isdisjoint(equation.outputs) for equation in equations]
+    return tuple([e for e, made in zip(equations, makes, strict=True) if made == wanted] for wanted in (False, True))
 
 
 # ---- small products
 
 
 def _with_products_joined(
-    graph: Graph, stage: Stage, stages: list[Stage], moving: set[int], once: list[Equation]
+    graph: Graph, stage: Stage, uses: Mapping[int, int], moving: set[int], once: list[Equation]
 ) -> Stage:
     """Makes one product of those in a loop that are only added: [x; h] @ [W; U] for x @ W + h @ U."""
-    if not stage.carries:
+    if not (stage.loop and stage.carries):
         return stage
-    uses = Counter(n for other in stages for equation in other.equations for n in equation.inputs) + Counter(
-        graph.outputs
-    )
-    maker = {equation.outputs[0]: equation for equation in stage.equations if equation.outputs}
+    maker = {e.outputs[0]: e for e in stage.equations if len(e.outputs) == 1 and uses[e.outputs[0]] == 1}
 
-    def terms(n: int, root: bool = False) -> list[int]:
-        """What a sum adds up."""
-        equation = maker.get(n)
-        if equation is None or equation.primitive != "add" or len(equation.inputs) < 2 or (uses[n] > 1 and not root):
-            return [n]
-        return [term for part in equation.inputs for term in terms(part)]
+    def terms(total: Equation) -> list[int]:
+        """What a sum adds up, each after the sum that it is a term of."""
+        found = []
+        for n in total.inputs:
+            found += [n, *terms(maker[n])] if n in maker and _is_sum(maker[n]) else [n]
+        return found
 
-    replaced: dict[int, list[Equation]] = {}
-    removed: set[int] = set()
+    equations, gone = [], set()
     for equation in reversed(stage.equations):
-        if equation.primitive != "add" or equation.outputs[0] in removed:
+        if not gone.isdisjoint(equation.outputs):
             continue
-        addends = terms(equation.outputs[0], root=True)
-        products = [n for n in addends if uses[n] == 1 and n in maker and _multiplies_rows(graph, maker[n], moving)]
+        added = terms(equation) if _is_sum(equation) else []
+        products = [n for n in added if n in maker and _multiplies_rows(graph, maker[n], moving)]
         products = [n for n in products if maker[n].params == maker[products[0]].params]
-        if len(products) > 1:
-            rest = [n for n in addends if n not in products]
-            replaced[equation.outputs[0]] = _joined(graph, [maker[n] for n in products], rest, equation, once)
-            removed |= set(products) | _inner_sums(equation, maker, uses)
-    equations = []
-    for equation in stage.equations:
-        if equation.outputs and equation.outputs[0] in removed:
+        if len(products) < 2:
+            equations.append(equation)
             continue
-        equations += replaced.get(equation.outputs[0], [equation]) if equation.outputs else [equation]
-    return stage._replace(equations=equations)
+        sums = {n for n in added if n in maker and _is_sum(maker[n])}
+        rest = [n for n in added if n not in sums and n not in products]
+        gone |= sums.union(products)
+        equations += reversed(_joined(graph, [maker[n] for n in products], rest, equation, once))
+    return stage._replace(equations=equations[::-1])
 
 
-def _inner_sums(equation: Equation, maker: dict[int, Equation], uses: Counter) -> set[int]:
-    found = set()
-    for n in equation.inputs:
-        if n in maker and maker[n].primitive == "add" and uses[n] == 1:
-            found |= {n} | _inner_sums(maker[n], maker, uses)
-    return found
+def _is_sum(equation: Equation) -> bool:
+    return equation.primitive == "add" and len(equation.inputs) == 2
 
 
 def _multiplies_rows(graph: Graph, equation: Equation, moving: set[int]) -> bool:
@@ -259,46 +247,41 @@ def _joined(
     graph: Graph, products: list[Equation], rest: list[int], total: Equation, once: list[Equation]
 ) -> list[Equation]:
     """The product of all, and its sum with the rest, in place of the equation `total`."""
+    rows, kernels = zip(*(product.inputs for product in products), strict=True)
+    first, (kernel,) = graph.call(lambda *kernels: jnp.concatenate(kernels, -2), *kernels)
+    once += first
 
-    def concatenation(parts: list[int], axis: int) -> Equation:
-        types = [graph.types[n] for n in parts]
-        result = jax.eval_shape(lambda *parts: jnp.concatenate(parts, axis), *types)
-        apply = lambda *parts: [jnp.concatenate(parts, axis)]  # noqa: E731
-        return Equation("concatenate", {}, tuple(parts), (graph.new(result),), apply)
+    def product_and_sum(kernel: Array, *values: Array) -> Array:
+        rows, rest = jnp.concatenate(values[: len(products)], -1), values[len(products) :]
+        return sum(rest, jax.lax.dot_general(rows, kernel, **products[0].params))
 
-    rows = concatenation([product.inputs[0] for product in products], -1)
-    kernels = concatenation([product.inputs[1] for product in products], -2)
-    once.append(kernels)
-    params, result = products[0].params, graph.types[products[0].outputs[0]]
-    outputs = [graph.new(result) for _ in rest] + [total.outputs[0]]
-    multiply = lambda rows, kernels: [jax.lax.dot_general(rows, kernels, **params)]  # noqa: E731
-    equations = [rows, Equation("dot_general", params, (rows.outputs[0], kernels.outputs[0]), (outputs[0],), multiply)]
-    for n, term in enumerate(rest):
-        equations.append(Equation("add", {}, (outputs[n], term), (outputs[n + 1],), lambda a, b: [a + b]))
-    return equations
+    *others, last = graph.call(product_and_sum, kernel, *rows, *rest)[0]
+    return [*others, last._replace(outputs=total.outputs)]
 
 
 # ---- what is cheaper to form anew than to keep
 
 
-def _with_copies(graph: Graph, stages: list[Stage], once: list[Equation], moving: set[int]) -> list[Stage]:
-    """Gives every stage its own copy of broadcasts, and of what is made of literals: they would be stacked over time."""
-    everything = [equation for stage in stages for equation in stage.equations]
-    copied = {e.outputs[0]: e for e in everything if e.primitive == "broadcast_in_dim"}
-    literal = set(graph.literals)
-    for equation in once:
-        if literal.issuperset(equation.inputs):
-            literal.update(equation.outputs)
-            copied |= dict.fromkeys(equation.outputs, equation)
+def _copies(graph: Graph, equations: list[Equation], moving: set[int]) -> dict[int, Equation]:
+    """Broadcasts by their results, of literals or of what changes: stages copy them, for they'd be stacked over time."""
+    return {
+        equation.outputs[0]: equation
+        for equation in equations
+        if equation.primitive in ("broadcast_in_dim", "iota") and set(equation.inputs) <= moving.union(graph.literals)
+    }
 
-    def completed(equations: list[Equation]) -> list[Equation]:
-        missing = list({id(copied[n]): copied[n] for n in read_by(equations) if n in copied}.values())
-        return completed([*missing, *equations]) if missing else equations
 
-    stages = [stage._replace(equations=completed(stage.equations)) for stage in stages]
-    needed, found = set(graph.outputs), []
-    for stage in reversed(stages):
-        kept = needed_for(stage.equations, needed)
-        needed.update(read_by(kept))
-        found.append(stage._replace(equations=kept))
-    return [s for s in reversed(found) if s.equations or s.loop or s.shifted is not None]
+def _with_copies(equations: list[Equation], copies: Mapping[int, Equation]) -> list[Equation]:
+    found, made = [], set()
+
+    def put(equation: Equation) -> None:
+        if made.isdisjoint(equation.outputs):
+            for n in equation.inputs:
+                if n in copies:
+                    put(copies[n])
+            found.append(equation)
+            made.update(equation.outputs)
+
+    for equation in equations:
+        put(equation)
+    return found

@@ -7,7 +7,9 @@ linear in such an operand, and the operand's gradient is one product over all
 steps and rows after the loop.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,18 +18,48 @@ from jax.custom_derivatives import SymbolicZero
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from seq2seq_jax.equations import Equation, Graph, multiplies_rows, needed_for, read_by, trace
+from seq2seq_jax.equations import Equation, Graph, divide, multiplies_rows, needed_for, read_by, results_of, trace
 from seq2seq_jax.products import kernel_gradient, sum_to
 
-LINEAR = ("dot_general", "gather", "add", "sub", "mul")
-"""Primitives whose result is linear (or affine) in each operand that may be the same at every step."""
-FORMED_AGAIN = (
+PRODUCTS = ("dot_general", "gather", "dynamic_slice", "mul", "select_n")
+"""Primitives linear in an operand whose gradient depends on the other operands."""
+SUMS = ("add", "sub", "concatenate")
+"""Primitives linear in an operand whose gradient does not."""
+CHEAP = (
     *("add", "sub", "mul", "neg", "not", "and", "or", "eq", "ne", "lt", "le", "gt", "ge", "select_n", "copy"),
     *("broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "expand_dims", "transpose", "stop_gradient"),
+    *("concatenate", "slice", "split", "iota"),
 )
-"""Primitives so cheap that the backward loop computes their results again where it has what they are made of."""
+"""Primitives whose results the backward loop computes again where it has what they are made of."""
 STEPS_A_TRIP = 16
 """On a GPU, where every trip of a loop costs some kernels that do nothing but count and copy."""
+
+
+class Time(NamedTuple):
+    """How many steps there are, from the last to the first if `reverse`; and steps in a trip of a loop, if said."""
+
+    length: int
+    reverse: bool = False
+    unroll: int | None = None
+
+    def loop(self, step: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
+        """`jax.lax.scan` with as many steps in a trip as the device likes, unless it is said."""
+
+        def scan(unroll: int) -> Callable:
+            return lambda carry, xs: jax.lax.scan(step, carry, xs, self.length, self.reverse, unroll)
+
+        if self.unroll is not None or self.length == 1:
+            return scan(1 if self.unroll is None else self.unroll)(carry, xs)
+        many = scan(min(self.length, STEPS_A_TRIP))
+        return jax.lax.platform_dependent(carry, xs, cuda=many, rocm=many, default=scan(1))
+
+    def before(self, start: Array, stacked: Array) -> Array:
+        """Of every step what it was one step earlier, [T, ...]."""
+        return jnp.concatenate([stacked[1:], start[None]] if self.reverse else [start[None], stacked[:-1]])
+
+    def last(self, stacked: Array) -> Array:
+        """What it is at the last step."""
+        return stacked[0 if self.reverse else -1]
 
 
 class Body(NamedTuple):
@@ -40,7 +72,7 @@ class Body(NamedTuple):
       carries: values handed from one step to the next, as a step is given them.
       new_carries: the same as a step hands them on.
       outputs: values wanted of every step.
-      usual: elements of the largest value that may be stacked over time for a gradient after the loop.
+      usual: elements of the largest value that may be stacked over time for a gradient.
     """
 
     graph: Graph
@@ -52,316 +84,304 @@ class Body(NamedTuple):
     outputs: list[int]
     usual: int
 
-    def step(self, known: dict[int, Any]) -> tuple[list[Array], list[Array]]:
-        values = self.graph.run(self.equations, known)
-        return [values[n] for n in self.new_carries], [values[n] for n in self.outputs]
 
-
-def run_loop(
-    body: Body, fixed: list[Array], carry: list[Array], each: list[Array], length: int, unroll: int | None
-) -> tuple[list[Array], list[Array]]:
+def run_loop(body: Body, fixed: list, carry: list, each: list, time: Time) -> tuple[list, list]:
     """Returns the last carries, and the outputs of all steps, [T, ...]."""
 
     @jax.custom_vjp
-    def run(fixed: list[Array], carry: list[Array], each: list[Array]) -> tuple[list[Array], list[Array]]:
-        known = dict(zip(body.fixed, fixed, strict=True))
+    def run(fixed: list, carry: list, each: list) -> tuple[list, list]:
+        def step(carry: list, now: list) -> tuple[list, list]:
+            known = zip((*body.fixed, *body.carries, *body.each), (*fixed, *carry, *now), strict=True)
+            values = body.graph.run(body.equations, dict(known))
+            return [values[n] for n in body.new_carries], [values[n] for n in body.outputs]
 
-        def step(carry: list[Array], now: list[Array]) -> tuple[list[Array], list[Array]]:
-            return body.step(known | dict(zip((*body.carries, *body.each), (*carry, *now), strict=True)))
+        return time.loop(step, carry, each)
 
-        return steps(step, carry, each, length, unroll=unroll)
-
-    def forward(*arguments: Any) -> tuple[tuple[list[Array], list[Array]], Partial]:
+    def forward(*arguments: Any) -> tuple[tuple[list, list], Partial]:
         values, perturbed = (
             jax.tree.map(lambda leaf, name=name: getattr(leaf, name), arguments) for name in ("value", "perturbed")
         )
-        return _Differentiated(body, perturbed[0], perturbed[2], length, unroll).forward(*values)
+        numbers = zip((*body.fixed, *body.each), (*perturbed[0], *perturbed[2]), strict=True)
+        moving = {n for n, moves in numbers if moves and body.graph.is_real(n)}
+        passes = _passes(body, moving)
+        results, kept = _forward(passes, time, *values)
+        return results, Partial(partial(_backward, passes, time), *kept)
 
     run.defvjp(forward, lambda backward, cotangents: backward(*cotangents), symbolic_zeros=True)
     return run(fixed, carry, each)
 
 
-def steps(
-    step: Callable, carry: Any, xs: Any, length: int, *, reverse: bool = False, unroll: int | None = None
-) -> tuple[Any, Any]:
-    """`jax.lax.scan` with as many steps in a trip of the loop as the device likes, unless `unroll` says how many."""
-
-    def scan(num_steps: int) -> Callable:
-        return lambda carry, xs: jax.lax.scan(step, carry, xs, length, reverse, num_steps)
-
-    if unroll is not None or length == 1:
-        return scan(unroll or 1)(carry, xs)
-    many = scan(min(length, STEPS_A_TRIP))
-    return jax.lax.platform_dependent(carry, xs, cuda=many, rocm=many, default=scan(1))
+# ---- gradients after the loop
 
 
-class _Tap(NamedTuple):
-    """A use of a fixed operand whose gradient waits until after the loop."""
+class Tap(NamedTuple):
+    """A use of a fixed operand whose gradient is formed after the loop, from that of its result.
+
+    Attributes:
+      equation: the use.
+      operand: the fixed value.
+      others: its other operands, where the gradient depends on them.
+      added: number of a zero that is added to the result: it has the result's gradient.
+    """
 
     equation: Equation
     operand: int
-    lefts: tuple[int, ...]
-    """The other operand, if there is one."""
+    others: tuple[int, ...]
+    added: int
+
+    def applied(self, *values: Array) -> list[Array]:
+        """The equation's result, in which the operand has no gradient and the last value has the result's."""
+        *values, added = values
+        places = zip(self.equation.inputs, values, strict=True)
+        values = [jax.lax.stop_gradient(value) if n == self.operand else value for n, value in places]
+        return [_tapped(self.equation.apply(*values)[0], added)]
+
+    def gradient(self, graph: Graph, operand: Array, others: dict[int, Array], axes: dict, d_results: Array) -> Array:
+        """The operand's, from the other operands and the gradients of the result at all steps: one product."""
+        equation = self.equation
+
+        def step(operand: Array, others: dict[int, Array]) -> Array:
+            return equation.apply(*(operand if n == self.operand else others[n] for n in equation.inputs))[0]
+
+        if equation.primitive in SUMS:
+            types = [(n, graph.types[n]) for n in equation.inputs if n != self.operand]
+            zeros = {n: jnp.zeros(type_.shape, type_.dtype) for n, type_ in types}
+            total = sum_to(d_results.shape[1:], d_results)
+            return jax.vjp(lambda operand: step(operand, zeros), operand)[1](total)[0]
+        if multiplies_rows(graph, equation) and equation.inputs[1] == self.operand:
+            rows = others[equation.inputs[0]]
+            if operand.ndim == 2:
+                return _kernel_gradient(rows, d_results)
+            return jnp.stack([_kernel_gradient(rows[:, z], d_results[:, z]) for z in range(len(operand))])
+        every_step = lambda operand: jax.vmap(step, (None, axes))(operand, others)  # noqa: E731
+        return jax.vjp(every_step, operand)[1](d_results)[0]
 
 
-class _Differentiated:
-    """A loop with its backward loop."""
-
-    def __init__(
-        self, body: Body, fixed_moves: list[bool], each_moves: list[bool], length: int, unroll: int | None
-    ) -> None:
-        self.body, self.length, self.unroll = body, length, unroll
-        self.types = body.graph.types
-        moving = {n for n, moves in zip(body.fixed, fixed_moves, strict=True) if moves and self._is_real(n)}
-        self.taps = [tap for equation in body.equations if (tap := self._tap(equation, moving))]
-        tapped = {tap.equation.outputs[0]: tap.operand for tap in self.taps}
-        self.summed = [
-            n
-            for n in body.fixed
-            if n in moving
-            and any(n in e.inputs and tapped.get(e.outputs[0] if e.outputs else -1) != n for e in body.equations)
-        ]
-        """Fixed operands whose gradients are added up in the loop."""
-        self.each = [n for n, moves in zip(body.each, each_moves, strict=True) if moves and self._is_real(n)]
-        self.carried = [place for place, n in enumerate(body.carries) if self._is_real(n)]
-        self.wanted = [place for place, n in enumerate(body.outputs) if self._is_real(n)]
-
-    def _is_real(self, number: int) -> bool:
-        return jnp.issubdtype(self.types[number].dtype, jnp.inexact)
-
-    def _tap(self, equation: Equation, moving: set[int]) -> _Tap | None:
-        if equation.primitive not in LINEAR or len(moving.intersection(equation.inputs)) != 1:
-            return None
-        (operand,) = moving.intersection(equation.inputs)
-        lefts = tuple(n for n in equation.inputs if n != operand)
-        if (
-            equation.inputs.count(operand) != 1
-            or max(map(self.body.graph.size, (*lefts, *equation.outputs))) > self.body.usual
-        ):
-            return None
-        return _Tap(equation, operand, () if equation.primitive in ("add", "sub") else lefts)
-
-    # ---- one step and its linearisation
-
-    def _linearize(self) -> None:
-        """Traces a step with what its backward step needs of it, and that."""
-        body, structure = self.body, []
-        operands = [body.fixed, body.carries, body.each]
-
-        def forward(*values: list[Array]) -> Any:
-            known = dict(zip(sum(operands, []), sum(values, []), strict=True))
-            moving = [
-                [known[n] for n in self.summed],
-                [values[1][p] for p in self.carried],
-                [known[n] for n in self.each],
-            ]
-            taps = [jnp.zeros(t.shape, t.dtype) for t in (self.types[tap.equation.outputs[0]] for tap in self.taps)]
-            _, pullback, results = jax.vjp(lambda *moving: self._step(known, *moving), *moving, taps, has_aux=True)
-            structure[:] = [jax.tree.structure(pullback)]
-            return *results, jax.tree.leaves(pullback)
-
-        self.forward_graph, shapes = trace(forward, *([self.types[n] for n in part] for part in operands))
-        self.inputs = _split(self.forward_graph.inputs, operands)
-        self.results = _split(self.forward_graph.outputs, shapes)  # new carries, outputs, left sides, residuals
-
-        def backward(residuals: list[Array], d_carry: list[Array], d_outputs: list[Array]) -> Any:
-            return jax.tree.unflatten(structure[0], residuals)((d_carry, d_outputs))
-
-        arguments = (
-            shapes[3],
-            [self.types[body.new_carries[p]] for p in self.carried],
-            [self.types[body.outputs[p]] for p in self.wanted],
-        )
-        self.backward_graph, shapes = trace(backward, *arguments)
-        self.backward_equations = needed_for(self.backward_graph.equations, self.backward_graph.outputs)
-        self.residuals, self.d_carry, self.d_outputs = _split(self.backward_graph.inputs, arguments)
-        self.d_summed, self.d_carried, self.d_each, self.d_taps = _split(self.backward_graph.outputs, shapes)
-
-    def _step(self, known: dict[int, Array], summed: list, carried: list, each: list, taps: list) -> Any:
-        """A step as a function of what it is differentiated by; and all of its results beside."""
-        body = self.body
-        carries = [body.carries[place] for place in self.carried]
-        values = body.graph.literals | known
-        values |= dict(zip((*self.summed, *carries, *self.each), (*summed, *carried, *each), strict=True))
-        tap_of = {id(tap.equation): (tap, added) for tap, added in zip(self.taps, taps, strict=True)}
-        for equation in body.equations:
-            inputs = {n: values[n] for n in equation.inputs}
-            tap, added = tap_of.get(id(equation), (None, None))
-            if tap:
-                inputs[tap.operand] = known[tap.operand]
-            results = equation.apply(*(inputs[n] for n in equation.inputs))
-            values.update(zip(equation.outputs, [_tapped(results[0], added)] if tap else results, strict=True))
-        new_carries, outputs = ([values[n] for n in numbers] for numbers in (body.new_carries, body.outputs))
-        lefts = [[values[n] for n in tap.lefts] for tap in self.taps]
-        moved = [new_carries[place] for place in self.carried], [outputs[place] for place in self.wanted]
-        return moved, (new_carries, outputs, lefts)
-
-    # ---- what the backward loop is given
-
-    def _choose_residuals(self) -> None:
-        """Of what the backward pass needs, nothing is kept that is there anyway or is formed again cheaply."""
-        graph, body = self.forward_graph, self.body
-        fixed, carries, each = self.inputs
-        new_carries, outputs, lefts, residuals = self.results
-        self.constant = set(fixed) | set(graph.constants) | set(graph.literals)
-        self.once = []
-        for equation in graph.equations:
-            if self.constant.issuperset(equation.inputs) and not equation.effect:
-                self.once.append(equation)
-                self.constant.update(equation.outputs)
-        used = set(read_by(self.backward_equations)) | set(self.backward_graph.outputs)
-        self.used = [(n, value) for n, value in zip(self.residuals, residuals, strict=True) if n in used]
-        in_loop = [value for _, value in self.used if value not in self.constant]
-        # A carry is what was put out one step earlier.
-        self.before = {
-            carry: new for carry, new in zip(carries, new_carries, strict=True) if new in outputs and new not in each
-        }
-        available = self.constant | set(each) | set(outputs) | set(self.before)
-        maker = {value: equation for equation in graph.equations for value in equation.outputs}
-        self.saved: list[int] = []
-
-        def find(value: int) -> bool:
-            """Whether a value can be had in the backward loop."""
-            equation = maker.get(value)
-            cheap = equation is not None and equation.primitive in FORMED_AGAIN and not equation.effect
-            return value in available or (cheap and all(map(find, equation.inputs)))
-
-        order = {value: place for place, value in enumerate((*graph.inputs, *maker))}
-        left_sides = [value for pair in lefts for value in pair if value not in self.constant]
-        for value in sorted(set(in_loop), key=lambda value: order.get(value, -1)):
-            if not find(value):
-                self.saved.append(value)
-                available.add(value)
-        self.again = needed_for([e for e in graph.equations if available.isdisjoint(e.outputs)], in_loop)
-        self.read = [
-            value
-            for value in dict.fromkeys((*read_by(self.again), *in_loop))
-            if value in available and value not in self.constant
-        ]
-        for value in dict.fromkeys(left_sides):
-            if value not in available:
-                self.saved.append(value)
-                available.add(value)
-
-    # ---- the two passes
-
-    def forward(self, fixed: list[Array], carry: list[Array], each: list[Array]) -> Any:
-        """The loop's results, and the function that takes their gradients to those of its arguments."""
-        self._linearize()
-        self._choose_residuals()
-        graph, body = self.forward_graph, self.body
-        fixed_numbers, carry_numbers, each_numbers = self.inputs
-        constants = graph.run(self.once, graph.constants | dict(zip(fixed_numbers, fixed, strict=True)))
-        new_carries, outputs, lefts, _ = self.results
-        wanted = list(dict.fromkeys((*outputs, *self.saved)))
-        equations = needed_for(
-            [e for e in graph.equations if not self.constant.issuperset(e.outputs) or e.effect], (*new_carries, *wanted)
-        )
-
-        def step(carry: list[Array], now: list[Array]) -> tuple[list[Array], list[Array]]:
-            known = dict(zip((*carry_numbers, *each_numbers), (*carry, *now), strict=True))
-            values = graph.run(equations, constants | known)
-            return [values[n] for n in new_carries], [values[n] for n in wanted]
-
-        last, found = steps(step, carry, each, self.length, unroll=self.unroll)
-        stacked = dict(zip(wanted, found, strict=True)) | dict(zip(each_numbers, each, strict=True))
-        starts = dict(zip(carry_numbers, carry, strict=True))
-        stacked |= {
-            value: before(starts[value], stacked[self.before[value]])
-            for value in (*self.read, *(left for pair in lefts for left in pair))
-            if value in self.before and value not in stacked
-        }
-        kept = {value: stacked[value] for value in self.read}
-        kept_lefts = [[stacked[n] if n in stacked else constants[n] for n in pair] for pair in lefts]
-        needed = {value for _, value in self.used} | set(read_by(self.again)) | set(self.body.fixed and fixed_numbers)
-        kept_constants = {n: constants[n] for n in needed if n in constants and n not in graph.literals}
-        return (last, [stacked[n] for n in outputs]), Partial(self.backward, kept_constants, kept, kept_lefts)
-
-    def backward(
-        self, constants: dict[int, Array], kept: dict[int, Array], lefts: list, d_last: list, d_outputs: list
-    ) -> tuple[list, list, list]:
-        """Gradients of the loop's arguments; None stands for those that nobody wants."""
-        body, graph = self.body, self.backward_graph
-        wanted = [(n, d_outputs[place]) for n, place in zip(self.d_outputs, self.wanted, strict=True)]
-        given = {n: d for n, d in wanted if not isinstance(d, SymbolicZero)}
-        zeros = {n: jnp.zeros(d.shape[1:], d.dtype) for n, d in wanted if isinstance(d, SymbolicZero)}
-        stacked_outputs = list(dict.fromkeys((*self.d_each, *self.d_taps)))
-
-        def step(carry: tuple[list, list], now: tuple[dict, dict]) -> tuple[tuple[list, list], list]:
-            d_carry, sums = carry
-            values = self.forward_graph.run(self.again, constants | now[0])
-            known = {n: values[value] for n, value in self.used} | zeros | now[1]
-            found = graph.run(
-                self.backward_equations, graph.constants | known | dict(zip(self.d_carry, d_carry, strict=True))
-            )
-            sums = [total + found[n] for total, n in zip(sums, self.d_summed, strict=True)]
-            return ([found[n] for n in self.d_carried], sums), [found[n] for n in stacked_outputs]
-
-        start = (
-            [_instantiated(d_last[place]) for place in self.carried],
-            [_zeros(graph.types[n]) for n in self.d_summed],
-        )
-        (d_carry, sums), found = steps(step, start, (kept, given), self.length, reverse=True, unroll=self.unroll)
-        stacked = dict(zip(stacked_outputs, found, strict=True))
-        d_fixed = dict(zip(self.summed, sums, strict=True))
-        fixed = dict(zip(body.fixed, self.inputs[0], strict=True))
-        for tap, d_tap, left in zip(self.taps, self.d_taps, lefts, strict=True):
-            gradient = _operand_gradient(body.graph, tap, constants[fixed[tap.operand]], left, stacked[d_tap])
-            d_fixed[tap.operand] = d_fixed[tap.operand] + gradient if tap.operand in d_fixed else gradient
-        d_each = dict(zip(self.each, self.d_each, strict=True))
-        carried = dict(zip(self.carried, d_carry, strict=True))
-        return (
-            [d_fixed.get(n) for n in body.fixed],
-            [carried.get(place) for place in range(len(body.carries))],
-            [stacked[d_each[n]] if n in d_each else None for n in body.each],
-        )
-
-
-def before(start: Array, stacked: Array) -> Array:
-    """Of every step what it was one step earlier, [T, ...]."""
-    return jnp.concatenate([start[None], stacked[:-1]])
-
-
-def _operand_gradient(graph: Graph, tap: _Tap, operand: Array, left: list[Array], d_results: Array) -> Array:
-    """The one product over all steps."""
-    equation = tap.equation
-    if equation.primitive in ("add", "sub"):
-        gradient = sum_to(operand.shape, d_results)
-        return -gradient if equation.primitive == "sub" and equation.inputs[-1] == tap.operand else gradient
-    if multiplies_rows(graph, equation) and equation.inputs[1] == tap.operand:
-        flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
-        if operand.ndim == 2:
-            return kernel_gradient(flat(left[0]), flat(d_results))
-        pairs = ((left[0][:, z], d_results[:, z]) for z in range(len(operand)))
-        return jnp.stack([kernel_gradient(flat(rows), flat(d_rows)) for rows, d_rows in pairs])
-
-    def of_all_steps(operand: Array) -> Array:
-        def of_a_step(*left: Array) -> Array:
-            others = iter(left)
-            return equation.apply(*(operand if n == tap.operand else next(others) for n in equation.inputs))[0]
-
-        return jax.vmap(of_a_step)(*left)
-
-    return jax.vjp(of_all_steps, operand)[1](d_results)[0]
+def taps_of(body: Body, moving: Iterable[int]) -> list[Tap]:
+    """Uses of fixed values that get their gradients after the loop, of those that have one."""
+    moving, taps = set(moving).intersection(body.fixed), []
+    for equation in body.equations:
+        operands = [n for n in equation.inputs if n in moving]
+        others = tuple(n for n in equation.inputs if n not in moving)
+        large = max(map(body.graph.size, (*others, *equation.outputs)), default=0) > body.usual
+        if equation.primitive in (*PRODUCTS, *SUMS) and len(operands) == 1 and not large:
+            others = others if equation.primitive in PRODUCTS else ()
+            added = body.graph.new(body.graph.types[equation.outputs[0]])
+            taps.append(Tap(equation, operands[0], others, added))
+    return taps
 
 
 @jax.custom_vjp
-def _tapped(result: Array, tap: Array) -> Array:
-    """`result + tap` for a tap that is zero, without reading it."""
+def _tapped(result: Array, added: Array) -> Array:
+    """`result + added` for a zero that is not read."""
     return result
 
 
-_tapped.defvjp(lambda result, tap: (result, None), lambda _, cotangent: (cotangent, cotangent))
+_tapped.defvjp(lambda result, added: (result, None), lambda _, cotangent: (cotangent, cotangent))
 
 
-def _split(values: Sequence[Any], like: Any) -> Any:
-    """The values, in the order of the leaves of a tree, as that tree."""
-    return jax.tree.unflatten(jax.tree.structure(like), values)
+def _kernel_gradient(rows: Array, d_results: Array) -> Array:
+    return kernel_gradient(rows.reshape(-1, rows.shape[-1]), d_results.reshape(-1, d_results.shape[-1]))
+
+
+# ---- a step there and back
+
+
+class Passes(NamedTuple):
+    """A step of a loop and its backward step: equations of one graph.
+
+    Attributes:
+      at: numbers in this graph of the body's values.
+      gradients: numbers of the gradients of the body's values, and of what taps add.
+      d_carries: numbers of the gradients of the carries handed on, by place: a backward step is given them.
+      d_outputs: numbers of the gradients of the outputs, by number in the body.
+      once: what is the same at every step, run before the forward loop.
+      forward: the forward loop.
+      kept: what it puts out besides its outputs.
+      backward: the backward loop; the first equations form again what was not kept.
+      after: what gradients after the loop need, formed for all steps at once.
+      before: of carries, by number, the value that each is one step later.
+      read: values that the backward loop, and what comes after it, read of the forward pass.
+    """
+
+    body: Body
+    taps: list[Tap]
+    graph: Graph
+    at: dict[int, int]
+    gradients: dict[int, int]
+    d_carries: dict[int, int]
+    d_outputs: dict[int, int]
+    once: list[Equation]
+    forward: list[Equation]
+    kept: list[int]
+    backward: list[Equation]
+    after: list[Equation]
+    before: dict[int, int]
+    read: list[int]
+
+
+def _passes(body: Body, moving: set[int]) -> Passes:
+    """Differentiates a step by the carries, by the moving ones of the values it reads, and by what taps add."""
+    taps = taps_of(body, moving)
+    graph, at, residuals, gradients, d_carries, d_outputs = _there_and_back(body, taps, moving)
+    there, _ = divide(graph.equations, (*d_carries.values(), *d_outputs.values()))
+    there = needed_for(there, (*at.values(), *residuals))
+    ids = set(map(id, there))
+    back = [e for e in needed_for(graph.equations, gradients.values()) if id(e) not in ids]
+    changing = {at[n] for n in (*body.carries, *body.each)}
+    once, forward = divide(there, changing, effects=True)
+    changing |= results_of(forward)
+
+    # Nothing is kept that is there anyway: a carry is what was put out one step earlier.
+    each, outputs = ({at[n] for n in numbers} for numbers in (body.each, body.outputs))
+    pairs = zip(body.carries, body.new_carries, strict=True)
+    before = {at[c]: at[new] for c, new in pairs if at[new] in results_of(forward) | each}
+    found = each | outputs | set(before)
+    in_loop = [n for n in (*read_by(back), *gradients.values()) if n in changing]
+    stuck = [at[c] for c in body.carries if at[c] not in before]
+    kept, again = _keep(graph, forward, found, stuck, in_loop, body.usual)
+    lefts = [at[n] for tap in taps for n in tap.others]
+    more, after = _keep(graph, forward, found.union(kept), stuck, [n for n in lefts if n in changing], math.inf)
+    backward = [*again, *back]
+    operands = (at[tap.operand] for tap in taps)
+    read = list(dict.fromkeys((*read_by(backward), *in_loop, *read_by(after), *lefts, *operands)))
+    put_out = [before[n] for n in read if n in before and before[n] not in each]
+    kept = [n for n in dict.fromkeys((*kept, *more, *put_out)) if n not in outputs]
+    wanted = (*(at[n] for n in body.new_carries), *outputs, *kept)
+    forward = needed_for(forward, wanted)
+    return Passes(
+        body, taps, graph, at, gradients, d_carries, d_outputs, once, forward, kept, backward, after, before, read
+    )
+
+
+def _there_and_back(body: Body, taps: list[Tap], moving: set[int]) -> tuple[Graph, dict, list, dict, dict, dict]:
+    """One graph of a step and of its backward step; the numbers in it of what `Passes` says, and of what joins the two."""
+    of_equation = {id(tap.equation): tap for tap in taps}
+    equations, read = [], {*body.new_carries, *body.outputs}
+    for equation in body.equations:
+        tap = of_equation.get(id(equation))
+        read.update(n for n in equation.inputs if tap is None or n != tap.operand)
+        inputs = equation.inputs if tap is None else (*equation.inputs, tap.added)
+        equations.append(equation if tap is None else equation._replace(inputs=inputs, apply=tap.applied))
+    types, real = body.graph.types, body.graph.is_real
+    given = (*body.fixed, *body.carries, *body.each)
+    sources = [n for n in (*body.fixed, *body.each) if n in moving & read] + list(filter(real, body.carries))
+    new_carries = {place: n for place, n in enumerate(body.new_carries) if real(n)}
+    outputs = {n: n for n in body.outputs if real(n)}
+    wanted = {*body.new_carries, *body.outputs}.union(*(tap.others for tap in taps))
+
+    def both(given: dict[int, Array], d_carries: dict[int, Array], d_outputs: dict[int, Array]) -> Any:
+        known = given | {tap.added: _zeros(types[tap.added]) for tap in taps}
+
+        def step(moving: dict[int, Array]) -> Any:
+            values = body.graph.run(equations, known | moving)
+            results = ({key: values[n] for key, n in numbers.items()} for numbers in (new_carries, outputs))
+            return tuple(results), {n: values[n] for n in wanted}
+
+        moving = {n: known[n] for n in (*sources, *(tap.added for tap in taps))}
+        _, pullback, values = jax.vjp(step, moving, has_aux=True)
+        return values, jax.tree.leaves(pullback), pullback((d_carries, d_outputs))[0]
+
+    arguments = [{key: types[n] for key, n in keys.items()} for keys in (dict(zip(given, given)), new_carries, outputs)]
+    graph, result = trace(both, *arguments)
+    at, d_carries, d_outputs = jax.tree.unflatten(jax.tree.structure(arguments), graph.inputs)
+    values, residuals, gradients = jax.tree.unflatten(jax.tree.structure(result), graph.outputs)
+    return graph, at | values, residuals, gradients, d_carries, d_outputs
+
+
+def _keep(
+    graph: Graph, equations: list[Equation], found: set[int], stuck: list[int], wanted: list[int], usual: float
+) -> tuple[list[int], list[Equation]]:
+    """What has to be kept so that the wanted values are there later, and the equations that form the rest of them again.
+
+    Formed again is what is cheap to form of what is there, and what is larger than usual.
+
+    Args:
+      found: values of the loop that are there anyway.
+      stuck: carries that are not.
+    """
+    large = {id(e) for e in equations if not e.effect and max(map(graph.size, e.outputs), default=0) > usual}
+    needed = set(wanted)
+    for equation in reversed(equations):
+        if id(equation) in large and not needed.isdisjoint(equation.outputs):
+            needed.update(equation.inputs)
+    kept = [n for n in stuck if n in needed]
+    missing, again = results_of(equations).union(stuck) - found.union(kept), []
+    for equation in equations:
+        cheap = id(equation) in large or (equation.primitive in CHEAP and not equation.effect)
+        if cheap and missing.isdisjoint(equation.inputs):
+            again += [equation] if not missing.isdisjoint(equation.outputs) else []
+            missing.difference_update(equation.outputs)
+        else:
+            kept += [n for n in equation.outputs if n in missing and n in needed]
+            missing.difference_update(kept)
+    return kept, needed_for(again, wanted)
+
+
+# ---- the two loops
+
+
+def _forward(passes: Passes, time: Time, fixed: list, carry: list, each: list) -> tuple[tuple[list, list], tuple]:
+    """The loop's results, and what the backward pass needs: fixed values, the first carries, and stacked ones."""
+    body, graph, at = passes.body, passes.graph, passes.at
+    constants = graph.run(passes.once, graph.constants | {at[n]: x for n, x in zip(body.fixed, fixed, strict=True)})
+    starts = {at[n]: x for n, x in zip(body.carries, carry, strict=True)}
+    stacked = {at[n]: x for n, x in zip(body.each, each, strict=True)}
+    put_out = [n for n in dict.fromkeys((*(at[n] for n in body.outputs), *passes.kept))]
+
+    def step(carry: list, now: dict[int, Array]) -> tuple[list, dict[int, Array]]:
+        values = graph.run(passes.forward, constants | dict(zip(starts, carry, strict=True)) | now)
+        return [values[at[n]] for n in body.new_carries], {n: values[n] for n in put_out}
+
+    last, found = time.loop(step, carry, stacked)
+    stacked |= found
+    kept = {passes.before.get(n, n) if n not in stacked else n for n in passes.read}
+    return (last, [stacked[at[n]] for n in body.outputs]), (
+        {n: constants[n] for n in passes.read if n in constants and n not in graph.literals},
+        {n: starts[n] for n in passes.read if n in passes.before},
+        {n: stacked[n] for n in kept if n in stacked},
+    )
+
+
+def _backward(
+    passes: Passes, time: Time, constants: dict, starts: dict, stacked: dict, d_last: list, d_outputs: list
+) -> tuple[list, list, list]:
+    """Gradients of the loop's arguments; None stands for those that nobody wants."""
+    body, graph, gradients = passes.body, passes.graph, passes.gradients
+    stacked = stacked | {n: time.before(x, stacked[passes.before[n]]) for n, x in starts.items() if n not in stacked}
+    now = {n: stacked[n] for n in (*read_by(passes.backward), *gradients.values()) if n in stacked}
+    d_of = dict(zip(body.outputs, d_outputs, strict=True))
+    d_now = {at: d_of[n] for n, at in passes.d_outputs.items() if not isinstance(d_of[n], SymbolicZero)}
+    absent = [at for at in passes.d_outputs.values() if at not in d_now]
+    summed = [n for n in body.fixed if n in gradients]
+    put_out = {gradients[n] for n in (*body.each, *(tap.added for tap in passes.taps)) if n in gradients}
+
+    def step(carry: tuple[dict, dict], now: tuple[dict, dict]) -> tuple[tuple[dict, dict], dict]:
+        d_carries, sums = carry
+        known = constants | {n: _zeros(graph.types[n]) for n in absent} | d_carries | now[0] | now[1]
+        values = graph.run(passes.backward, known)
+        sums = {n: total + values[gradients[n]] for n, total in sums.items()}
+        d_carries = {at: values[gradients[body.carries[place]]] for place, at in passes.d_carries.items()}
+        return (d_carries, sums), {n: values[n] for n in put_out}
+
+    zeros = lambda d: _zeros(d) if isinstance(d, SymbolicZero) else d  # noqa: E731
+    start = {at: zeros(d_last[place]) for place, at in passes.d_carries.items()}
+    sums = {n: _zeros(body.graph.types[n]) for n in summed}
+    (d_carries, d_fixed), found = time._replace(reverse=not time.reverse).loop(step, (start, sums), (now, d_now))
+    stacked |= graph.run_at_once(passes.after, stacked, constants, time.length)
+    for tap in passes.taps:
+        values = {n: passes.at[n] for n in tap.others}
+        axes = {n: 0 if at in stacked else None for n, at in values.items()}
+        others = {n: stacked[at] if at in stacked else (graph.literals | constants)[at] for n, at in values.items()}
+        operand = constants[passes.at[tap.operand]]
+        gradient = tap.gradient(body.graph, operand, others, axes, found[gradients[tap.added]])
+        d_fixed[tap.operand] = d_fixed[tap.operand] + gradient if tap.operand in d_fixed else gradient
+    return (
+        [d_fixed.get(n) for n in body.fixed],
+        [d_carries.get(passes.d_carries.get(place)) for place in range(len(body.carries))],
+        [found[gradients[n]] if n in gradients else None for n in body.each],
+    )
 
 
 def _zeros(type_: Any) -> Array:
     return jnp.zeros(type_.shape, type_.dtype)
-
-
-def _instantiated(cotangent: Any) -> Array:
-    return _zeros(cotangent) if isinstance(cotangent, SymbolicZero) else cotangent

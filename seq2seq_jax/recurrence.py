@@ -15,16 +15,17 @@ belongs to, as one large product instead of many skinny ones: here
 `plan` says in words what runs where.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from seq2seq_jax.distribution import Schedule, Stage, distribute as distributed
-from seq2seq_jax.equations import Equation, Graph, multiplies_rows, needed_for, read_by, results_of, trace
-from seq2seq_jax.loops import Body, before, run_loop
+from seq2seq_jax import distribution
+from seq2seq_jax.distribution import Schedule, Stage
+from seq2seq_jax.equations import Equation, Graph, divide, multiplies_rows, needed_for, read_by, results_of, trace
+from seq2seq_jax.loops import Body, Time, run_loop
 from seq2seq_jax.products import add_to_all, matmul
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
@@ -61,15 +62,11 @@ def scan(
       ValueError: arrays of xs differ in length, or there is no length.
     """
     length = _length(xs, length)
+    traced = _trace(step, carry, xs)
     if length == 0:
         return jax.lax.scan(step, carry, xs, length)
-    if reverse:
-        xs = jax.tree.map(lambda x: jnp.flip(x, 0), xs)
-    traced = _trace(step, carry, xs)
-    last, ys = _Run(
-        traced, distributed(traced.graph, traced.carries, one_loop=not distribute), length, unroll
-    ).results()
-    return last, jax.tree.map(lambda y: jnp.flip(y, 0), ys) if reverse else ys
+    schedule = distribution.distribute(traced.graph, len(traced.starts), one_loop=not distribute)
+    return _run(traced, schedule, Time(length, reverse, unroll))
 
 
 def in_pieces(run: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, length: int) -> tuple[Any, Any]:
@@ -104,65 +101,64 @@ def in_pieces(run: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, l
 # ---- what the step is
 
 
-class _Traced(NamedTuple):
-    """A step's equations, and which of its values are what.
+class _Step(NamedTuple):
+    """A step's equations; the first of its inputs and outputs are the carries.
 
     Attributes:
-      carries, new_carries: values of the carry, as a step is given it and as it hands it on.
       starts: the carry before the first step.
-      xs, ys: values of a step's own input and output.
+      names: the carries' paths.
       arrays: the stacked inputs, [T, ...].
+      result: structures of the carry and of y.
     """
 
     graph: Graph
-    carries: list[int]
-    new_carries: list[int]
     starts: list[Array]
-    xs: list[int]
-    ys: list[int]
-    arrays: list[Array]
     names: list[str]
-    structure: tuple[Any, Any]
+    arrays: list[Array]
+    result: tuple[Any, Any]
 
 
-def _trace(step: Step, carry: Any, xs: Any) -> _Traced:
+def _trace(step: Step, carry: Any, xs: Any) -> _Step:
     carry, xs = jax.tree.map(jnp.asarray, (carry, xs))
-    first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
-    graph, result = trace(step, carry, first)
-    _check(carry, result)
-    starts, num_carries = jax.tree.leaves(carry), len(jax.tree.leaves(carry))
-    names = [jax.tree_util.keystr(path) or "carry" for path, _ in jax.tree.leaves_with_path(carry)]
-    return _Traced(
-        graph,
-        graph.inputs[:num_carries],
-        graph.outputs[:num_carries],
-        starts,
-        graph.inputs[num_carries:],
-        graph.outputs[num_carries:],
-        jax.tree.leaves(xs),
-        names,
-        tuple(map(jax.tree.structure, result)),
-    )
-
-
-def _check(carry: Any, result: Any) -> None:
-    if not isinstance(result, tuple) or len(result) != 2:
+    now = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
+    graph, result = trace(step, carry, now)
+    if not isinstance(result, tuple | list) or len(result) != 2:
         raise TypeError(f"a step returns (carry, y), not {type(result).__name__}.")
-    if jax.tree.structure(carry) != jax.tree.structure(result[0]):
+    promoted = _promoted(carry, result[0])
+    if promoted is not None:
+        return _trace(step, promoted, xs)
+    paths, starts = zip(*jax.tree.leaves_with_path(carry), strict=True) if jax.tree.leaves(carry) else ((), ())
+    names = [f"carry{jax.tree_util.keystr(path)}" for path in paths]
+    return _Step(graph, list(starts), names, jax.tree.leaves(xs), tuple(map(jax.tree.structure, result)))
+
+
+def _promoted(carry: Any, new: Any) -> Any:
+    """Checks that a carry is alike before and after a step.
+
+    Returns:
+      The carry with Python's numbers in the dtypes that the step makes of them, if they differ, as `jax.lax.scan` does.
+    """
+    if jax.tree.structure(carry) != jax.tree.structure(new):
         raise TypeError(
-            f"the carry that the step returns is built like {jax.tree.structure(result[0])},"
+            f"the carry that the step returns is built like {jax.tree.structure(new)},"
             f" the one it is given like {jax.tree.structure(carry)}; they must be alike."
         )
-    for (path, given), found in zip(jax.tree.leaves_with_path(carry), jax.tree.leaves(result[0]), strict=True):
-        if (given.shape, given.dtype) != (found.shape, found.dtype):
+    pairs = list(zip(jax.tree.leaves(carry), jax.tree.leaves(new), strict=True))
+    types = [jnp.result_type(old, found) if old.weak_type else old.dtype for old, found in pairs]
+    if any(old.dtype != dtype for (old, _), dtype in zip(pairs, types, strict=True)):
+        leaves = [old.astype(dtype) for (old, _), dtype in zip(pairs, types, strict=True)]
+        return jax.tree.unflatten(jax.tree.structure(carry), leaves)
+    for (path, old), found in zip(jax.tree.leaves_with_path(carry), jax.tree.leaves(new), strict=True):
+        if (old.shape, old.dtype) != (found.shape, found.dtype):
             raise TypeError(
-                f"carry{jax.tree_util.keystr(path)} is {given.dtype}{list(given.shape)} when the step is given it, and"
+                f"carry{jax.tree_util.keystr(path)} is {old.dtype}{list(old.shape)} when the step is given it, and"
                 f" {found.dtype}{list(found.shape)} when it returns it; they must be the same."
             )
+    return None
 
 
 def _length(xs: Any, length: int | None) -> int:
-    lengths = {} if length is None else {"length": length}
+    lengths = {} if length is None else {"length": int(length)}
     for path, x in jax.tree.leaves_with_path(xs):
         name = f"xs{jax.tree_util.keystr(path)}"
         if not jnp.ndim(x):
@@ -179,116 +175,84 @@ def _length(xs: Any, length: int | None) -> int:
 # ---- running it
 
 
-class _Run:
-    """Values of all steps, stage by stage."""
+class _Values(NamedTuple):
+    """Values of a step: those that are the same at every step, and those of all steps, [T, ...]."""
 
-    def __init__(self, traced: _Traced, schedule: Schedule, length: int, unroll: int | None) -> None:
-        self.traced, self.graph, self.length, self.unroll = traced, traced.graph, length, unroll
-        self.usual = schedule.usual
-        known = self.graph.constants | {traced.carries[place]: traced.starts[place] for place in schedule.constant}
-        self.fixed = self.graph.run(schedule.once, known)
-        self.stacked = dict(zip(traced.xs, traced.arrays, strict=True))
-        self.last = {place: traced.starts[place] for place in schedule.constant}
-        read = [set(read_by(stage.equations)) for stage in schedule.stages]
-        for number, stage in enumerate(schedule.stages):
-            wanted = set(traced.ys).union(traced.new_carries, *read[number + 1 :])
-            if stage.shifted is not None:
-                self._shift(stage.shifted)
-            if stage.loop:
-                self._loop(stage, wanted)
-            else:
-                self._at_once(stage.equations)
+    graph: Graph
+    time: Time
+    fixed: dict[int, Any]
+    stacked: dict[int, Any]
 
-    def results(self) -> tuple[Any, Any]:
-        carry, ys = self.traced.structure
-        last = [self.last[p] if p in self.last else self._all(n)[-1] for p, n in enumerate(self.traced.new_carries)]
-        return jax.tree.unflatten(carry, last), jax.tree.unflatten(ys, map(self._all, self.traced.ys))
-
-    def _all(self, n: int) -> Array:
-        """A value of all steps, [T, ...]."""
+    def all(self, n: int) -> Array:
+        """A value of all steps."""
         if n in self.stacked:
             return self.stacked[n]
-        return jnp.broadcast_to(self.fixed[n], (self.length, *self.graph.types[n].shape))
+        return jnp.broadcast_to(self.fixed[n], (self.time.length, *self.graph.types[n].shape))
 
-    def _shift(self, place: int) -> None:
-        new = self._all(self.traced.new_carries[place])
-        self.stacked[self.traced.carries[place]] = before(self.traced.starts[place], new)
 
-    def _loop(self, stage: Stage, wanted: set[int]) -> None:
-        traced = self.traced
-        carries, new_carries = ([numbers[p] for p in stage.carries] for numbers in (traced.carries, traced.new_carries))
-        made = results_of(stage.equations) | set(carries)
-        read = [n for n in dict.fromkeys((*read_by(stage.equations), *new_carries)) if n not in made]
-        body = Body(
-            self.graph,
-            stage.equations,
-            fixed=[n for n in read if n in self.fixed and n not in self.graph.literals],
-            each=[n for n in read if n in self.stacked],
-            carries=carries,
-            new_carries=new_carries,
-            outputs=sorted(made & wanted),
-            usual=self.usual,
-        )
-        values = (
-            [known[n] for n in numbers] for known, numbers in ((self.fixed, body.fixed), (self.stacked, body.each))
-        )
-        fixed, each = values
+def _run(traced: _Step, schedule: Schedule, time: Time) -> tuple[Any, Any]:
+    """The last carry and the ys, stage by stage."""
+    graph, num_carries = traced.graph, len(traced.starts)
+    carries, new_carries = graph.inputs[:num_carries], graph.outputs[:num_carries]
+    last = {place: traced.starts[place] for place in schedule.constant}
+    fixed = graph.run(schedule.once, graph.constants | {carries[place]: start for place, start in last.items()})
+    values = _Values(graph, time, fixed, dict(zip(graph.inputs[num_carries:], traced.arrays, strict=True)))
+    for stage in schedule.stages:
         starts = [traced.starts[place] for place in stage.carries]
-        last, outputs = run_loop(body, fixed, starts, each, self.length, self.unroll)
-        self.last |= dict(zip(stage.carries, last, strict=True))
-        self.stacked |= dict(zip(body.outputs, outputs, strict=True))
+        if stage.loop:
+            body = _body(graph, stage, schedule.usual, set(fixed))
+            each = [values.stacked[n] for n in body.each]
+            found, outputs = run_loop(body, [fixed[n] for n in body.fixed], starts, each, time)
+            last |= dict(zip(stage.carries, found, strict=True))
+            values.stacked.update(zip(body.outputs, outputs, strict=True))
+        elif stage.carries:
+            new = values.all(new_carries[stage.carries[0]])
+            values.stacked[carries[stage.carries[0]]] = time.before(starts[0], new)
+        else:
+            _run_at_once(stage.equations, values)
+    for place, new in enumerate(new_carries):
+        if place not in last:
+            last[place] = time.last(values.all(new))
+    carry, ys = traced.result
+    leaves = [last[place] for place in range(num_carries)]
+    return jax.tree.unflatten(carry, leaves), jax.tree.unflatten(ys, map(values.all, graph.outputs[num_carries:]))
 
-    def _at_once(self, equations: list[Equation]) -> None:
-        """Products with the same kernel at every step become one of all rows; the rest is vectorised over time."""
-        others: list[Equation] = []
-        for equation in equations:
-            special = self._product if self._is_product(equation) else self._sum if self._is_sum(equation) else None
-            if special is None:
-                others.append(equation)
-                continue
-            self._vectorise(others)
-            others = []
-            self.stacked[equation.outputs[0]] = special(equation)
-        self._vectorise(others)
 
-    def _vectorise(self, equations: list[Equation]) -> None:
-        if not equations:
-            return
-        read = [n for n in read_by(equations) if n not in self.graph.literals]
-        made = sorted(results_of(equations))
+def _body(graph: Graph, stage: Stage, usual: int, fixed: set[int]) -> Body:
+    carries, new_carries = ([numbers[place] for place in stage.carries] for numbers in (graph.inputs, graph.outputs))
+    made = results_of(stage.equations).union(carries, graph.literals)
+    read = [n for n in dict.fromkeys((*read_by(stage.equations), *new_carries)) if n not in made]
+    same, each = ([n for n in read if (n in fixed) == wanted] for wanted in (True, False))
+    return Body(graph, stage.equations, same, each, carries, new_carries, list(stage.outputs), usual)
 
-        def step(*values: Array) -> list[Array]:
-            found = self.graph.run(equations, dict(zip(read, values, strict=True)))
-            return [found[n] for n in made]
 
-        axes = [0 if n in self.stacked else None for n in read]
-        values = [self.stacked.get(n, self.fixed.get(n)) for n in read]
-        self.stacked |= dict(zip(made, jax.vmap(step, axes, axis_size=self.length)(*values), strict=True))
+def _run_at_once(equations: Sequence[Equation], values: _Values) -> None:
+    """Products with the same kernel at every step become one of all rows; the rest is vectorised over time."""
+    waiting: list[Equation] = []
 
-    def _is_product(self, equation: Equation) -> bool:
-        return (
-            multiplies_rows(self.graph, equation)
-            and equation.inputs[0] in self.stacked
-            and equation.inputs[1] in self.fixed
-            and equation.params["preferred_element_type"] in (None, self.graph.types[equation.inputs[0]].dtype)
-        )
+    def vectorise() -> None:
+        found = values.graph.run_at_once(waiting, values.stacked, values.fixed, values.time.length)
+        values.stacked.update(found)
+        waiting.clear()
 
-    def _product(self, equation: Equation) -> Array:
-        rows, kernel = self.stacked[equation.inputs[0]], self.fixed[equation.inputs[1]]
-        if kernel.ndim == 2:
-            return matmul(rows, kernel)
-        return jnp.stack([matmul(rows[:, z], kernel[z]) for z in range(len(kernel))], axis=1)
+    for equation in equations:
+        product = multiplies_rows(values.graph, equation) and equation.inputs[1] in values.fixed
+        total = equation.primitive == "add" and len(values.fixed.keys() & set(equation.inputs)) == 1
+        if not (product or total):
+            waiting.append(equation)
+            continue
+        if not results_of(waiting).isdisjoint(equation.inputs):
+            vectorise()
+        moving, fixed = sorted(equation.inputs, key=lambda n: n in values.fixed)
+        multiply_or_add = _multiply if product else add_to_all
+        values.stacked[equation.outputs[0]] = multiply_or_add(values.stacked[moving], values.fixed[fixed])
+    vectorise()
 
-    def _is_sum(self, equation: Equation) -> bool:
-        return (
-            equation.primitive == "add"
-            and len(equation.inputs) == 2
-            and sum(n in self.fixed for n in equation.inputs) == 1
-        )
 
-    def _sum(self, equation: Equation) -> Array:
-        value, rows = sorted(equation.inputs, key=lambda n: n in self.stacked)
-        return add_to_all(self.stacked[rows], self.fixed[value])
+def _multiply(rows: Array, kernel: Array) -> Array:
+    if kernel.ndim == 2:
+        return matmul(rows, kernel)
+    return jnp.stack([matmul(rows[:, z], kernel[z]) for z in range(len(kernel))], axis=1)
 
 
 # ---- what a step makes of its input alone
@@ -299,29 +263,39 @@ def prepare(step: Callable[[Any, Any], Any], others: Any, x: Any) -> list[Array]
 
     `others` may be abstract: nothing of it is computed.
     """
-    graph, first, _, crossing = _cut(step, others, x)
-    num_others = len(jax.tree.leaves(others))
-    values = graph.run(first, graph.constants | dict(zip(graph.inputs[num_others:], jax.tree.leaves(x), strict=True)))
-    return [values[n] for n in crossing]
+    cut = _cut(step, others, x)
+    values = cut.graph.run(
+        [*cut.fixed, *cut.first], cut.graph.constants | dict(zip(cut.of_x, jax.tree.leaves(x), strict=True))
+    )
+    return [values[n] for n in cut.crossing]
 
 
-def resume(step: Callable[[Any, Any], Any], others: Any, x: Any, prepared: Any) -> Any:
+def resume(step: Callable[[Any, Any], Any], others: Any, x: Any, prepared: Sequence[Any]) -> Any:
     """Returns `step(others, x)`, going on from what `prepare` gave; x itself may be abstract."""
-    graph, _, rest, crossing = _cut(step, others, x)
-    given = dict(zip(crossing, prepared, strict=True)) | dict(zip(graph.inputs, jax.tree.leaves(others)))
-    values = graph.run(rest, graph.constants | given)
-    result = jax.eval_shape(step, others, x)
-    return jax.tree.unflatten(jax.tree.structure(result), [values[n] for n in graph.outputs])
+    cut = _cut(step, others, x)
+    given = dict(zip(cut.crossing, prepared, strict=True)) | dict(zip(cut.graph.inputs, jax.tree.leaves(others)))
+    values = cut.graph.run([*cut.fixed, *cut.rest], cut.graph.constants | given)
+    return jax.tree.unflatten(cut.result, [values[n] for n in cut.graph.outputs])
 
 
-def _cut(step: Callable[[Any, Any], Any], others: Any, x: Any) -> tuple[Graph, list[Equation], list[Equation], list[int]]:
-    """The equations that depend on x alone, the rest, and the values that the rest needs of them."""
-    graph, _ = trace(step, others, x)
+class _Cut(NamedTuple):
+    """The equations of a step that depend on no argument, on x alone, and the rest; and the values that these need of x."""
+
+    graph: Graph
+    result: Any
+    of_x: list[int]
+    fixed: list[Equation]
+    first: list[Equation]
+    rest: list[Equation]
+    crossing: list[int]
+
+
+def _cut(step: Callable[[Any, Any], Any], others: Any, x: Any) -> _Cut:
+    graph, result = trace(step, others, x)
     num_others = len(jax.tree.leaves(others))
-    of_x, of_others = set(graph.inputs[num_others:]), set(graph.inputs[:num_others])
-    first, rest = [], []
-    for equation in needed_for(graph.equations, graph.outputs):
-        alone = not of_x.isdisjoint(equation.inputs) and of_others.isdisjoint(equation.inputs)
-        (first if alone else rest).append(equation)
-        (of_x if alone else of_others if not of_others.isdisjoint(equation.inputs) else set()).update(equation.outputs)
-    return graph, first, rest, [n for n in dict.fromkeys((*read_by(rest), *graph.outputs)) if n in of_x]
+    of_x = graph.inputs[num_others:]
+    alone, rest = divide(needed_for(graph.equations, graph.outputs), graph.inputs[:num_others])
+    fixed, first = divide(alone, of_x)
+    known = results_of(first).union(of_x)
+    crossing = [n for n in dict.fromkeys((*read_by(rest), *graph.outputs)) if n in known]
+    return _Cut(graph, jax.tree.structure(result), of_x, fixed, first, rest, crossing)
