@@ -6,7 +6,7 @@ loops there have to be. They are found as sets of carries that need each other.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -17,126 +17,116 @@ from seq2seq_jax.equations import (
     Equation,
     Graph,
     divide,
-    largest_inside,
     multiplies_rows,
     needed_for,
     read_by,
     results_of,
+    without,
 )
-
-Pairs = Mapping[int, tuple[int, int]]
-"""By its place, of every carry that changes, the value that a step is given and the one that it hands on."""
 
 
 class Stage(NamedTuple):
-    """Equations that run together: in a loop, or for all steps at once.
-
-    Attributes:
-      equations: in an order in which they can be run.
-      loop: whether it is a loop. One without carries is there so that large
-        arrays are not stacked over time.
-      carries: places, among all carries, of those that the loop hands on. Without
-        a loop, of one that is at every step what was handed on one step earlier:
-        nothing is computed.
-      outputs: values that other stages or the caller want of it.
-    """
+    """Equations that run together: in a loop, or for all steps at once."""
 
     equations: list[Equation]
     loop: bool = False
-    carries: tuple[int, ...] = ()
+    """A loop without carries is there so that large arrays are not stacked over time."""
+    carries: dict[int, int] = {}  # noqa: RUF012 - never changed
+    """What the loop hands on: values that a step is given, and the ones that it makes the next step's of.
+
+    Without a loop, a value that is at every step what another was one step earlier: nothing is computed.
+    """
     outputs: tuple[int, ...] = ()
+    """Values that other stages or the caller want of it."""
+
+    def reads(self) -> list[int]:
+        """Values that it needs and does not make."""
+        made = results_of(self.equations)
+        return [
+            n for n in (*read_by(self.equations), *self.carries.values()) if n not in made and n not in self.carries
+        ]
 
 
 class Schedule(NamedTuple):
-    """Where every equation of a step runs.
-
-    Attributes:
-      once: equations that depend neither on the carry nor on xs.
-      stages: everything else, in order.
-      constant: places of carries that a step hands on as they are.
-      usual: elements of the largest value that a step takes, hands on, or gets
-        from a product with what is the same at every step. Nothing larger, such
-        as additive attention's sum for every source position, is stacked over time.
-    """
+    """Where every equation of a step runs."""
 
     once: list[Equation]
+    """Those that depend neither on xs nor on a carry that changes."""
     stages: list[Stage]
-    constant: list[int]
+    """Everything else, in order."""
     usual: int
+    """Elements of the largest value that a step takes, hands on, or gets from a product with what is the same at every
+    step. Nothing larger, such as additive attention's sum for every source position, is stacked over time."""
 
 
 def distribute(graph: Graph, num_carries: int, *, one_loop: bool) -> Schedule:
-    """Cuts a step apart.
+    """Cuts a step apart, of whose inputs and outputs the first are the carries.
 
-    Args:
-      graph: the step. The first of its inputs and outputs are the carries.
-      num_carries: how many.
-      one_loop: whether all cycles, with what lies between them, stay together.
+    `one_loop`: whether all cycles, with what lies between them, stay together.
     """
-    pairs = dict(enumerate(zip(graph.inputs[:num_carries], graph.outputs[:num_carries], strict=True)))
-    constant = [place for place, (carry, new) in pairs.items() if carry == new]
-    pairs = {place: pair for place, pair in pairs.items() if place not in constant}
-    sources = {carry for carry, _ in pairs.values()}.union(graph.inputs[num_carries:])
+    pairs = zip(graph.inputs[:num_carries], graph.outputs[:num_carries], strict=True)
+    carries = {carry: new for carry, new in pairs if carry != new}
+    sources = {*carries, *graph.inputs[num_carries:]}
     once, inside = divide(needed_for(graph.equations, graph.outputs), sources, effects=True)
-    moving = sources | results_of(inside)
-    usual = _usual_size(graph, inside, moving)
-    copies = _copies(graph, [*once, *inside], moving)
+    changing = sources | results_of(inside)
+    products = (e for e in inside if e.primitive == "dot_general" and not changing.issuperset(e.inputs))
+    usual = max((graph.size(n) for n in (*graph.inputs, *graph.outputs, *results_of(products))), default=0)
     if any(equation.effect for equation in inside):  # what a step prints stays in its order
-        stages = [Stage(inside, True, tuple(pairs))]
+        stages = [Stage(inside, True, carries)]
     else:
-        stages = [
-            part for stage in _stages(inside, pairs, one_loop) for part in _without_large(graph, stage, usual, moving)
-        ]
+        stages = _stages(inside, carries, one_loop)
+        stages = [part for stage in stages for part in _without_large(graph, stage, usual, changing)]
         uses = Counter(graph.outputs) + Counter(n for equation in inside for n in equation.inputs)
-        stages = [_with_products_joined(graph, stage, uses, moving, once) for stage in stages]
+        stages = [_with_products_joined(graph, stage, uses, changing, once) for stage in stages]
+    copies = _copies(graph, [*once, *inside], changing)
     stages = [stage._replace(equations=_with_copies(stage.equations, copies)) for stage in stages]
-    return Schedule(once, _with_outputs(stages, pairs, graph.outputs[num_carries:]), constant, usual)
+    return Schedule(once, _with_outputs(stages, graph.outputs[num_carries:]), usual)
 
 
 # ---- cycles
 
 
-def _stages(equations: list[Equation], pairs: Pairs, one_loop: bool) -> list[Stage]:
+def _stages(equations: list[Equation], carries: dict[int, int], one_loop: bool) -> list[Stage]:
     """Loops and shifts, each after those it depends on, and after each what can run for all steps at once then."""
-    needs: dict[int, set[int]] = {carry: {place} for place, (carry, _) in pairs.items()}
-    for equation in equations:  # places of the carries that a value depends on, within a step
+    needs = {carry: {carry} for carry in carries}  # of every value the carries that it depends on within a step
+    for equation in equations:
         needs |= dict.fromkeys(equation.outputs, _union(needs, equation.inputs))
-    feeds: dict[int, set[int]] = defaultdict(set)
-    for place, (_, new) in pairs.items():  # places of the carries that a step makes of a value
-        feeds[new].add(place)
+    feeds: dict[int, set[int]] = {}  # of every value the carries that a step makes of it
+    for carry, new in carries.items():
+        feeds[new] = feeds.get(new, set()) | {carry}
     for equation in reversed(equations):
         fed = _union(feeds, equation.outputs)
         feeds |= {n: feeds.get(n, set()) | fed for n in equation.inputs}
 
-    components = _components({place: needs.get(new, set()) for place, (_, new) in pairs.items()}, one_loop)
-    rank = {place: number for number, component in enumerate(components) for place in component.carries}
-    after: dict[int, list[Equation]] = defaultdict(list)
+    components = _components({carry: needs.get(new, set()) for carry, new in carries.items()}, one_loop)
+    rank = {carry: number for number, (members, _) in enumerate(components) for carry in members}
+    on_cycle, after = defaultdict(list), defaultdict(list)
     for equation in equations:
-        last = max((rank[place] for place in _union(needs, equation.inputs)), default=-1)
-        on_cycle = any(rank[place] == last for place in _union(feeds, equation.outputs))
-        (components[last].equations if on_cycle else after[last]).append(equation)
+        last = max((rank[carry] for carry in _union(needs, equation.inputs)), default=-1)
+        cyclic = any(rank[carry] == last for carry in _union(feeds, equation.outputs))
+        (on_cycle if cyclic else after)[last].append(equation)
     stages = [Stage(after[-1])]
-    for number, component in enumerate(components):
-        stages += [component, Stage(after[number])]
+    for number, (members, loop) in enumerate(components):
+        stages += [Stage(on_cycle[number], loop, {carry: carries[carry] for carry in members}), Stage(after[number])]
     return [stage for stage in stages if stage.equations or stage.carries]
 
 
-def _components(edges: dict[int, set[int]], one_loop: bool) -> list[Stage]:
-    """The cycles of a graph of carries as loops, the carries on none as shifts, each after those it depends on."""
+def _components(edges: dict[int, set[int]], one_loop: bool) -> list[tuple[list[int], bool]]:
+    """Strongly connected components, each after those it depends on, and whether they are cycles."""
     reach = _closed(edges)
     if one_loop:
-        cyclic = {place for place in reach if place in reach[place]}
-        reach = _closed({place: found | cyclic if place in cyclic else found for place, found in reach.items()})
-    components: dict[tuple[int, ...], Stage] = {}
-    for place in sorted(reach, key=lambda place: len(reach[place] | {place})):
-        members = tuple(sorted({place} | {other for other in reach[place] if place in reach[other]}))
-        components[members] = Stage([], place in reach[place], members)
+        cyclic = {node for node in reach if node in reach[node]}
+        reach = _closed({node: found | cyclic if node in cyclic else found for node, found in reach.items()})
+    components = {}
+    for node in sorted(reach, key=lambda node: len(reach[node] | {node})):
+        members = sorted({node} | {other for other in reach[node] if node in reach[other]})
+        components[members[0]] = members, node in reach[node]
     return list(components.values())
 
 
 def _closed(edges: dict[int, set[int]]) -> dict[int, set[int]]:
     """What can be reached in any number of steps, from what is in one (Warshall 1962)."""
-    reach = {place: set(found) for place, found in edges.items()}
+    reach = {node: set(found) for node, found in edges.items()}
     for middle in reach:
         for found in reach.values():
             if middle in found:
@@ -144,24 +134,23 @@ def _closed(edges: dict[int, set[int]]) -> dict[int, set[int]]:
     return reach
 
 
-def _union(sets: Mapping[int, set[int]], keys: Iterable[int]) -> set[int]:
+def _union(sets: dict[int, set[int]], keys: Iterable[int]) -> set[int]:
     return set().union(*(sets.get(key, ()) for key in keys))
 
 
-def _with_outputs(stages: list[Stage], pairs: Pairs, wanted: Iterable[int]) -> list[Stage]:
-    """Says of every stage what is wanted of it. A carry that is wanted outside its loop is a shift of what that puts out."""
+def _with_outputs(stages: list[Stage], wanted: Iterable[int]) -> list[Stage]:
+    """Says of every stage what is wanted of it. A loop's carry that is wanted elsewhere is its outputs, shifted."""
     needed, found = set(wanted), []
     for stage in reversed(stages):
-        carries, new_carries = ({pairs[place][side] for place in stage.carries} for side in (0, 1))
-        made = results_of(stage.equations)
-        for place in stage.carries:
-            carry, new = pairs[place]
+        made, new_carries = results_of(stage.equations), set(stage.carries.values())
+        for carry, new in stage.carries.items():
             if not stage.loop or (carry in needed and new in made):
-                found.append(Stage([], carries=(place,)))
+                found.append(Stage([], carries={carry: new}))
                 needed = needed - {carry} | {new}
         equations = needed_for(stage.equations, needed | new_carries)
         if stage.loop or equations:
-            found.append(stage._replace(equations=equations, outputs=tuple(sorted((made | carries) & needed))))
+            outputs = sorted(needed & made.union(stage.carries))
+            found.append(stage._replace(equations=equations, outputs=tuple(outputs)))
             needed.update(read_by(equations), new_carries - made)
     return found[::-1]
 
@@ -169,42 +158,22 @@ def _with_outputs(stages: list[Stage], pairs: Pairs, wanted: Iterable[int]) -> l
 # ---- large arrays
 
 
-def _usual_size(graph: Graph, equations: list[Equation], moving: set[int]) -> int:
-    products = (e for e in equations if e.primitive == "dot_general" and not moving.issuperset(e.inputs))
-    values = (*graph.inputs, *graph.outputs, *(equation.outputs[0] for equation in products))
-    return max((graph.size(n) for n in values), default=0)
-
-
-def _without_large(graph: Graph, stage: Stage, usual: int, moving: set[int]) -> list[Stage]:
+def _without_large(graph: Graph, stage: Stage, usual: int, changing: set[int]) -> list[Stage]:
     """Takes what forms or reads large arrays out of what runs for all steps at once: into a loop."""
-
-    def large(equation: Equation) -> bool:
-        values = moving.intersection((*equation.inputs, *equation.outputs))
-        return max(largest_inside(equation), *map(graph.size, values)) > usual
-
-    touched = [] if stage.carries else [equation for equation in stage.equations if large(equation)]
+    touched = [e for e in stage.equations if graph.is_large(e, changing, usual) and not stage.carries]
     if not touched:
         return [stage]
-    reached = results_of(touched)
-    reached |= results_of(divide(stage.equations, reached)[1])
-    first, later = _parted(stage.equations, reached)
+    later = [*touched, *divide(stage.equations, results_of(touched))[1]]
+    first, later = without(stage.equations, later), without(stage.equations, without(stage.equations, later))
     inside = needed_for(later, (*read_by(touched), *results_of(touched)))
-    last, inside = _parted(later, results_of(inside))
-    return [part for part in (Stage(first), Stage(inside, loop=True), Stage(last)) if part.equations]
-
-
-def _parted(equations: list[Equation], values: set[int]) -> tuple[list[Equation], list[Equation]]:
-    """The equations that make none of the values, and those that do."""
-    makes = [not values.isdisjoint(equation.outputs) for equation in equations]
-    return tuple([e for e, made in zip(equations, makes, strict=True) if made == wanted] for wanted in (False, True))
+    parts = Stage(first), Stage(inside, loop=True), Stage(without(later, inside))
+    return [part for part in parts if part.equations]
 
 
 # ---- small products
 
 
-def _with_products_joined(
-    graph: Graph, stage: Stage, uses: Mapping[int, int], moving: set[int], once: list[Equation]
-) -> Stage:
+def _with_products_joined(graph: Graph, stage: Stage, uses: Counter, changing: set[int], once: list[Equation]) -> Stage:
     """Makes one product of those in a loop that are only added: [x; h] @ [W; U] for x @ W + h @ U."""
     if not (stage.loop and stage.carries):
         return stage
@@ -222,7 +191,7 @@ def _with_products_joined(
         if not gone.isdisjoint(equation.outputs):
             continue
         added = terms(equation) if _is_sum(equation) else []
-        products = [n for n in added if n in maker and _multiplies_rows(graph, maker[n], moving)]
+        products = [n for n in added if n in maker and _multiplies_rows(graph, maker[n], changing)]
         products = [n for n in products if maker[n].params == maker[products[0]].params]
         if len(products) < 2:
             equations.append(equation)
@@ -238,9 +207,9 @@ def _is_sum(equation: Equation) -> bool:
     return equation.primitive == "add" and len(equation.inputs) == 2
 
 
-def _multiplies_rows(graph: Graph, equation: Equation, moving: set[int]) -> bool:
+def _multiplies_rows(graph: Graph, equation: Equation, changing: set[int]) -> bool:
     """Whether a product is of rows that change with kernels that do not."""
-    return multiplies_rows(graph, equation) and equation.inputs[0] in moving and equation.inputs[1] not in moving
+    return multiplies_rows(graph, equation) and equation.inputs[0] in changing and equation.inputs[1] not in changing
 
 
 def _joined(
@@ -262,16 +231,16 @@ def _joined(
 # ---- what is cheaper to form anew than to keep
 
 
-def _copies(graph: Graph, equations: list[Equation], moving: set[int]) -> dict[int, Equation]:
+def _copies(graph: Graph, equations: list[Equation], changing: set[int]) -> dict[int, Equation]:
     """Broadcasts by their results, of literals or of what changes: stages copy them, for they'd be stacked over time."""
     return {
         equation.outputs[0]: equation
         for equation in equations
-        if equation.primitive in ("broadcast_in_dim", "iota") and set(equation.inputs) <= moving.union(graph.literals)
+        if equation.primitive in ("broadcast_in_dim", "iota") and set(equation.inputs) <= changing.union(graph.literals)
     }
 
 
-def _with_copies(equations: list[Equation], copies: Mapping[int, Equation]) -> list[Equation]:
+def _with_copies(equations: list[Equation], copies: dict[int, Equation]) -> list[Equation]:
     found, made = [], set()
 
     def put(equation: Equation) -> None:

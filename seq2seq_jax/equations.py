@@ -1,6 +1,6 @@
 """What a function computes, as equations that can be cut apart, reordered and run."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,50 +8,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, DropVar, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
-from jaxtyping import Array
+
+from seq2seq_jax.products import FEW
 
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr"}
 """Primitives that only call a function, and where they keep it."""
-FEW = 4
-"""Kernels side by side, such as those of two directions, that are multiplied one after another."""
+Values = dict[int, Any]
+"""Arrays by the numbers of the values that they are."""
 
 
 class Equation(NamedTuple):
-    """One operation on values, which are known by numbers.
-
-    Attributes:
-      primitive: name of JAX's primitive.
-      params: its parameters.
-      inputs: numbers of its operands, in their order; those written into it as literals have none.
-      outputs: numbers of its results.
-      apply: from the operands to the list of results.
-      effect: whether it does more than that, such as printing.
-    """
+    """One operation on values, which are known by numbers."""
 
     primitive: str
+    """Name of JAX's primitive."""
     params: dict[str, Any]
     inputs: tuple[int, ...]
+    """Its operands in their order; those written into it as literals have no number."""
     outputs: tuple[int, ...]
     apply: Callable[..., Sequence[Any]]
+    """From the operands to the list of results."""
     effect: bool = False
+    """Whether it does more than that, such as printing."""
 
 
 @dataclass
 class Graph:
-    """The equations of a function in an order in which they can be run.
-
-    Attributes:
-      types: shape and dtype of every value.
-      constants: arrays that the function closes over.
-      literals: numbers written into it.
-    """
+    """The equations of a function in an order in which they can be run."""
 
     equations: list[Equation]
     inputs: list[int]
     outputs: list[int]
     types: list[Any]
-    constants: dict[int, Array]
-    literals: dict[int, np.ndarray]
+    """Shape and dtype of every value."""
+    constants: Values
+    """Arrays that the function closes over."""
+    literals: Values
+    """Numbers written into it."""
 
     def new(self, type_: Any) -> int:
         """The number of a new value."""
@@ -66,7 +59,7 @@ class Graph:
         """Whether a value can have a gradient."""
         return jnp.issubdtype(self.types[value].dtype, jnp.inexact)
 
-    def run(self, equations: Iterable[Equation], known: dict[int, Any]) -> dict[int, Any]:
+    def run(self, equations: Iterable[Equation], known: Values) -> Values:
         """Adds to the known values those that the equations compute."""
         values = self.literals | known
         for equation in equations:
@@ -74,24 +67,32 @@ class Graph:
             values.update(zip(equation.outputs, results, strict=True))
         return values
 
-    def run_at_once(
-        self, equations: Sequence[Equation], stacked: dict[int, Any], fixed: dict[int, Any], length: int
-    ) -> dict[int, Any]:
-        """What the equations compute at all steps, [T, ...]: from values of all steps, and from others the same at each."""
-        made = sorted(results_of(equations))
-        read = [number for number in read_by(equations) if number not in self.literals]
+    def run_at_once(self, equations: Sequence[Equation], stacked: Values, fixed: Values, length: int) -> Values:
+        """What the equations make of values of all steps, [T, ...], and of others that are the same at every step."""
+        read = read_by(equations)
+        stacked, fixed = ({n: known[n] for n in read if n in known} for known in (stacked, fixed))
+        made = results_of(equations)
 
-        def step(*values: Any) -> list[Any]:
-            found = self.run(equations, dict(zip(read, values, strict=True)))
-            return [found[number] for number in made]
+        def step(now: Values) -> Values:
+            values = self.run(equations, fixed | now)
+            return {n: values[n] for n in made}
 
-        axes = [0 if number in stacked else None for number in read]
-        values = [stacked[number] if number in stacked else fixed[number] for number in read]
-        return dict(zip(made, jax.vmap(step, axes, axis_size=length)(*values), strict=True)) if made else {}
+        return jax.vmap(step, axis_size=length)(stacked) if made else {}
+
+    def of_all_steps(self, value: int, stacked: Values, fixed: Values, length: int) -> Any:
+        """A value of all steps, [T, ...]."""
+        if value in stacked:
+            return stacked[value]
+        return jnp.broadcast_to((self.literals | fixed)[value], (length, *self.types[value].shape))
 
     def call(self, function: Callable, *inputs: int) -> tuple[list[Equation], list[int]]:
         """The equations of a function of some values, and the numbers of its results."""
         return _inlined(self, jax.make_jaxpr(function)(*(self.types[number] for number in inputs)), inputs)
+
+    def is_large(self, equation: Equation, changing: Set[int], usual: int) -> bool:
+        """Whether an equation reads, makes, or forms on the way an array of more elements that is another at every step."""
+        sizes = (self.size(n) for n in (*equation.inputs, *equation.outputs) if n in changing)
+        return max((_largest_inside(equation.params), *sizes)) > usual
 
 
 def trace(function: Callable, *arguments: Any) -> tuple[Graph, Any]:
@@ -173,6 +174,12 @@ def divide(
     return apart, touched
 
 
+def without(equations: Iterable[Equation], others: Iterable[Equation]) -> list[Equation]:
+    """The equations but for the others."""
+    others = set(map(id, others))
+    return [equation for equation in equations if id(equation) not in others]
+
+
 def results_of(equations: Iterable[Equation]) -> set[int]:
     """All values that the equations compute."""
     return {value for equation in equations for value in equation.outputs}
@@ -184,18 +191,11 @@ def read_by(equations: Sequence[Equation]) -> list[int]:
     return list(dict.fromkeys(value for equation in equations for value in equation.inputs if value not in made))
 
 
-def largest_inside(equation: Equation) -> int:
-    """Elements of the largest array that an equation forms on the way to its results, if it is a function's call."""
-    inner = (inner for jaxpr in jaxprs_in(equation.params) for inner in jaxpr.eqns)
-    types = (variable.aval for equation in _all_equations(inner) for variable in equation.outvars)
-    return max((type_.size for type_ in types if hasattr(type_, "size")), default=0)
-
-
-def _all_equations(equations: Iterable[JaxprEqn]) -> Iterator[JaxprEqn]:
-    for equation in equations:
-        yield equation
-        for jaxpr in jaxprs_in(equation.params):
-            yield from _all_equations(jaxpr.eqns)
+def _largest_inside(params: dict[str, Any]) -> int:
+    """Elements of the largest array that the functions among a primitive's parameters form."""
+    equations = [equation for jaxpr in jaxprs_in(params) for equation in jaxpr.eqns]
+    sizes = [getattr(variable.aval, "size", 0) for equation in equations for variable in equation.outvars]
+    return max((*sizes, *(_largest_inside(equation.params) for equation in equations)), default=0)
 
 
 def jaxprs_in(params: dict[str, Any]) -> Iterator[Any]:

@@ -2,13 +2,12 @@
 
 Automatic differentiation of `jax.lax.scan` adds the gradient of a weight to an
 accumulator at every step: one skinny product and one pass over the accumulator
-each time. Here the backward loop puts out the gradient of each *result* that is
-linear in such an operand, and the operand's gradient is one product over all
-steps and rows after the loop.
+each time. Here the backward loop does only what its carries need. All else waits
+until after it, and there the sum of a product over all steps is one product.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,25 +17,27 @@ from jax.custom_derivatives import SymbolicZero
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from seq2seq_jax.equations import Equation, Graph, divide, multiplies_rows, needed_for, read_by, results_of, trace
-from seq2seq_jax.products import kernel_gradient, sum_to
+from seq2seq_jax.distribution import Stage
+from seq2seq_jax.equations import Equation, Graph, Values, divide, needed_for, read_by, results_of, trace, without
+from seq2seq_jax.products import sum_of_products, sum_to
 
-PRODUCTS = ("dot_general", "gather", "dynamic_slice", "mul", "select_n")
-"""Primitives linear in an operand whose gradient depends on the other operands."""
-SUMS = ("add", "sub", "concatenate")
-"""Primitives linear in an operand whose gradient does not."""
 CHEAP = (
-    *("add", "sub", "mul", "neg", "not", "and", "or", "eq", "ne", "lt", "le", "gt", "ge", "select_n", "copy"),
+    *("add", "sub", "mul", "neg", "not", "and", "or", "eq", "ne", "lt", "le", "gt", "ge", "select_n", "copy", "iota"),
     *("broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "expand_dims", "transpose", "stop_gradient"),
-    *("concatenate", "slice", "split", "iota"),
+    *("concatenate", "slice", "split"),
 )
-"""Primitives whose results the backward loop computes again where it has what they are made of."""
+"""Primitives whose results the backward pass computes again where it has what they are made of."""
+LINEAR = (
+    *("add_any", "neg", "copy", "reduce_sum", "convert_element_type"),
+    *("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose"),
+)
+"""Primitives whose sum over all steps is what they make of the sums of their operands."""
 STEPS_A_TRIP = 16
 """On a GPU, where every trip of a loop costs some kernels that do nothing but count and copy."""
 
 
 class Time(NamedTuple):
-    """How many steps there are, from the last to the first if `reverse`; and steps in a trip of a loop, if said."""
+    """How many steps there are, and in which order; and how many a trip of a loop does, if that is said."""
 
     length: int
     reverse: bool = False
@@ -62,242 +63,269 @@ class Time(NamedTuple):
         return stacked[0 if self.reverse else -1]
 
 
-class Body(NamedTuple):
-    """What is done at every step of a loop; values are known by their numbers in `graph`.
+def run_loop(
+    graph: Graph, stage: Stage, fixed: Values, starts: Values, stacked: Values, usual: int, time: Time
+) -> tuple[Values, Values]:
+    """Returns the last carries, and the stage's outputs of all steps, [T, ...].
 
-    Attributes:
-      equations: in an order in which they can be run.
-      fixed: values that are the same at every step.
-      each: values of which every step has its own.
-      carries: values handed from one step to the next, as a step is given them.
-      new_carries: the same as a step hands them on.
-      outputs: values wanted of every step.
-      usual: elements of the largest value that may be stacked over time for a gradient.
+    Args:
+      fixed: values that are the same at every step, among them those that it reads.
+      starts: the carries before the first step.
+      stacked: values of all steps, among them those that it reads.
+      usual: elements of the largest value that may be stacked for a gradient.
     """
 
-    graph: Graph
-    equations: list[Equation]
-    fixed: list[int]
-    each: list[int]
-    carries: list[int]
-    new_carries: list[int]
-    outputs: list[int]
-    usual: int
-
-
-def run_loop(body: Body, fixed: list, carry: list, each: list, time: Time) -> tuple[list, list]:
-    """Returns the last carries, and the outputs of all steps, [T, ...]."""
-
     @jax.custom_vjp
-    def run(fixed: list, carry: list, each: list) -> tuple[list, list]:
-        def step(carry: list, now: list) -> tuple[list, list]:
-            known = zip((*body.fixed, *body.carries, *body.each), (*fixed, *carry, *now), strict=True)
-            values = body.graph.run(body.equations, dict(known))
-            return [values[n] for n in body.new_carries], [values[n] for n in body.outputs]
+    def run(fixed: Values, starts: Values, each: Values) -> tuple[Values, Values]:
+        def step(carry: Values, now: Values) -> tuple[Values, Values]:
+            values = graph.run(stage.equations, fixed | carry | now)
+            return {n: values[new] for n, new in stage.carries.items()}, {n: values[n] for n in stage.outputs}
 
-        return time.loop(step, carry, each)
+        return time.loop(step, starts, each)
 
-    def forward(*arguments: Any) -> tuple[tuple[list, list], Partial]:
-        values, perturbed = (
-            jax.tree.map(lambda leaf, name=name: getattr(leaf, name), arguments) for name in ("value", "perturbed")
-        )
-        numbers = zip((*body.fixed, *body.each), (*perturbed[0], *perturbed[2]), strict=True)
-        moving = {n for n, moves in numbers if moves and body.graph.is_real(n)}
-        passes = _passes(body, moving)
-        results, kept = _forward(passes, time, *values)
+    def forward(*given: Values) -> tuple[tuple[Values, Values], Partial]:
+        moving = {n for part in given for n, leaf in part.items() if leaf.perturbed and graph.is_real(n)}
+        passes = passes_of(graph, stage, *map(list, given), moving=moving, usual=usual)
+        results, kept = _forward(passes, time, *jax.tree.map(lambda leaf: leaf.value, given))
         return results, Partial(partial(_backward, passes, time), *kept)
 
     run.defvjp(forward, lambda backward, cotangents: backward(*cotangents), symbolic_zeros=True)
-    return run(fixed, carry, each)
-
-
-# ---- gradients after the loop
-
-
-class Tap(NamedTuple):
-    """A use of a fixed operand whose gradient is formed after the loop, from that of its result.
-
-    Attributes:
-      equation: the use.
-      operand: the fixed value.
-      others: its other operands, where the gradient depends on them.
-      added: number of a zero that is added to the result: it has the result's gradient.
-    """
-
-    equation: Equation
-    operand: int
-    others: tuple[int, ...]
-    added: int
-
-    def applied(self, *values: Array) -> list[Array]:
-        """The equation's result, in which the operand has no gradient and the last value has the result's."""
-        *values, added = values
-        places = zip(self.equation.inputs, values, strict=True)
-        values = [jax.lax.stop_gradient(value) if n == self.operand else value for n, value in places]
-        return [_tapped(self.equation.apply(*values)[0], added)]
-
-    def gradient(self, graph: Graph, operand: Array, others: dict[int, Array], axes: dict, d_results: Array) -> Array:
-        """The operand's, from the other operands and the gradients of the result at all steps: one product."""
-        equation = self.equation
-
-        def step(operand: Array, others: dict[int, Array]) -> Array:
-            return equation.apply(*(operand if n == self.operand else others[n] for n in equation.inputs))[0]
-
-        if equation.primitive in SUMS:
-            types = [(n, graph.types[n]) for n in equation.inputs if n != self.operand]
-            zeros = {n: jnp.zeros(type_.shape, type_.dtype) for n, type_ in types}
-            total = sum_to(d_results.shape[1:], d_results)
-            return jax.vjp(lambda operand: step(operand, zeros), operand)[1](total)[0]
-        if multiplies_rows(graph, equation) and equation.inputs[1] == self.operand:
-            rows = others[equation.inputs[0]]
-            if operand.ndim == 2:
-                return _kernel_gradient(rows, d_results)
-            return jnp.stack([_kernel_gradient(rows[:, z], d_results[:, z]) for z in range(len(operand))])
-        every_step = lambda operand: jax.vmap(step, (None, axes))(operand, others)  # noqa: E731
-        return jax.vjp(every_step, operand)[1](d_results)[0]
-
-
-def taps_of(body: Body, moving: Iterable[int]) -> list[Tap]:
-    """Uses of fixed values that get their gradients after the loop, of those that have one."""
-    moving, taps = set(moving).intersection(body.fixed), []
-    for equation in body.equations:
-        operands = [n for n in equation.inputs if n in moving]
-        others = tuple(n for n in equation.inputs if n not in moving)
-        large = max(map(body.graph.size, (*others, *equation.outputs)), default=0) > body.usual
-        if equation.primitive in (*PRODUCTS, *SUMS) and len(operands) == 1 and not large:
-            others = others if equation.primitive in PRODUCTS else ()
-            added = body.graph.new(body.graph.types[equation.outputs[0]])
-            taps.append(Tap(equation, operands[0], others, added))
-    return taps
-
-
-@jax.custom_vjp
-def _tapped(result: Array, added: Array) -> Array:
-    """`result + added` for a zero that is not read."""
-    return result
-
-
-_tapped.defvjp(lambda result, added: (result, None), lambda _, cotangent: (cotangent, cotangent))
-
-
-def _kernel_gradient(rows: Array, d_results: Array) -> Array:
-    return kernel_gradient(rows.reshape(-1, rows.shape[-1]), d_results.reshape(-1, d_results.shape[-1]))
+    read = stage.reads()
+    return run(
+        {n: fixed[n] for n in read if n in fixed and n not in graph.literals},
+        {n: starts[n] for n in stage.carries},
+        {n: stacked[n] for n in read if n in stacked},
+    )
 
 
 # ---- a step there and back
 
 
-class Passes(NamedTuple):
-    """A step of a loop and its backward step: equations of one graph.
+class Pair(NamedTuple):
+    """A step and its backward step as one graph. Dicts are keyed by the numbers of values in the step's own graph."""
 
-    Attributes:
-      at: numbers in this graph of the body's values.
-      gradients: numbers of the gradients of the body's values, and of what taps add.
-      d_carries: numbers of the gradients of the carries handed on, by place: a backward step is given them.
-      d_outputs: numbers of the gradients of the outputs, by number in the body.
-      once: what is the same at every step, run before the forward loop.
-      forward: the forward loop.
-      kept: what it puts out besides its outputs.
-      backward: the backward loop; the first equations form again what was not kept.
-      after: what gradients after the loop need, formed for all steps at once.
-      before: of carries, by number, the value that each is one step later.
-      read: values that the backward loop, and what comes after it, read of the forward pass.
-    """
-
-    body: Body
-    taps: list[Tap]
+    stage: Stage
+    given: tuple[list[int], list[int], list[int]]
+    """What the step reads: the same at every step, carries, and what every step has for itself."""
     graph: Graph
     at: dict[int, int]
+    """Numbers in this graph of the step's values,"""
     gradients: dict[int, int]
+    """of the gradients of those that it reads,"""
     d_carries: dict[int, int]
+    """and of what a backward step is given: gradients of the carries handed on, by the carries handed in,"""
     d_outputs: dict[int, int]
-    once: list[Equation]
-    forward: list[Equation]
-    kept: list[int]
-    backward: list[Equation]
+    """and of the outputs."""
+    there: list[Equation]
+    back: list[Equation]
+
+
+def _there_and_back(graph: Graph, stage: Stage, given: tuple[list[int], ...], moving: set[int]) -> Pair:
+    """Differentiates a step by its carries, and by the moving ones of the values that it reads."""
+    carries = {carry: new for carry, new in stage.carries.items() if graph.is_real(carry)}
+    outputs = {n: n for n in stage.outputs if graph.is_real(n)}
+
+    def both(known: Values, d_carries: Values, d_outputs: Values) -> Any:
+        def step(moved: Values) -> tuple[tuple[Values, Values], Values]:
+            values = graph.run(stage.equations, known | moved)
+            new, out = ({key: values[n] for key, n in numbers.items()} for numbers in (carries, outputs))
+            return (new, out), {n: values[n] for n in (*stage.carries.values(), *stage.outputs)}
+
+        moved = {n: known[n] for n in known if n in moving or n in carries}
+        _, pullback, results = jax.vjp(step, moved, has_aux=True)
+        return results, jax.tree.leaves(pullback), pullback((d_carries, d_outputs))[0]
+
+    known = {n: n for part in given for n in part}
+    arguments = [{key: graph.types[n] for key, n in numbers.items()} for numbers in (known, carries, outputs)]
+    pair, found = trace(both, *arguments)
+    at, d_carries, d_outputs = jax.tree.unflatten(jax.tree.structure(arguments), pair.inputs)
+    results, residuals, gradients = jax.tree.unflatten(jax.tree.structure(found), pair.outputs)
+    there, _ = divide(pair.equations, (*d_carries.values(), *d_outputs.values()))
+    there = needed_for(there, (*results.values(), *residuals))
+    back = needed_for(without(pair.equations, there), gradients.values())
+    return Pair(stage, given, pair, at | results, gradients, d_carries, d_outputs, there, back)
+
+
+class Sums:
+    """Sums over all steps of what the equations of a step make.
+
+    Args:
+      equations: those that may run for all steps at once; what they read of others is known of all steps.
+      changing: values that are not the same at every step.
+    """
+
+    def __init__(self, graph: Graph, equations: list[Equation], changing: set[int]) -> None:
+        self.graph, self.equations, self.changing = graph, equations, changing
+        self.maker = {n: equation for equation in equations for n in equation.outputs}
+
+    def terms(self, value: int) -> list[int]:
+        """Values of which `total` needs those of all steps."""
+        equation, product = self.maker.get(value), self._product(value)
+        if product is not None:
+            return list(product.inputs)
+        if equation is not None and self._is_linear(equation):
+            return [term for n in equation.inputs for term in self.terms(n)]
+        if equation is not None and self._adds_rows(equation):
+            return [*self.terms(equation.inputs[0]), *equation.inputs[1:]]
+        return [value]
+
+    def total(self, value: int, all_steps: Callable[[int], Array]) -> Array:
+        """The sum of a value over all steps; `all_steps` gives those of its terms, [T, ...]."""
+        equation, product = self.maker.get(value), self._product(value)
+        if product is not None:
+            names = ("dimension_numbers", "precision", "preferred_element_type")
+            return sum_of_products(*map(all_steps, product.inputs), *(product.params[name] for name in names))
+        if equation is not None and self._is_linear(equation):
+            return equation.apply(*(self.total(n, all_steps) for n in equation.inputs))[0]
+        if equation is not None and self._adds_rows(equation):
+            table, indices, updates = equation.inputs
+            return _scatter_all(equation, self.total(table, all_steps), all_steps(indices), all_steps(updates))
+        stacked = all_steps(value)
+        return sum_to(stacked.shape[1:], stacked) if value in self.changing else stacked[0] * len(stacked)
+
+    def are_large(self, values: list[int], usual: int) -> bool:
+        """Whether values of one step, or what they are made of, have more elements than usual."""
+        forming = (self.graph.is_large(e, self.changing, usual) for e in needed_for(self.equations, values))
+        return any(self.graph.size(n) > usual for n in self.changing.intersection(values)) or any(forming)
+
+    def _is_linear(self, equation: Equation) -> bool:
+        return equation.primitive in LINEAR and not self.changing.isdisjoint(equation.inputs)
+
+    def _adds_rows(self, equation: Equation) -> bool:
+        """Whether it is the gradient of a look-up."""
+        return equation.primitive == "scatter-add" and len(equation.inputs) == 3
+
+    def _product(self, value: int) -> Equation | None:
+        """The product that makes a value; with its sides exchanged, where the value is the transposed product."""
+        equation = self.maker.get(value)
+        if equation is not None and equation.primitive == "transpose":
+            inner = self._product(equation.inputs[0])
+            return None if inner is None else _exchanged(self.graph, inner, equation.params["permutation"])
+        is_product = equation is not None and equation.primitive == "dot_general" and len(equation.inputs) == 2
+        return equation if is_product and self.changing.issuperset(equation.inputs) else None
+
+
+def _exchanged(graph: Graph, product: Equation, permutation: tuple[int, ...]) -> Equation | None:
+    """The product with its sides exchanged, if that is what the permutation makes of it."""
+    sides, batch = product.params["dimension_numbers"]
+    num_batch, precision = len(batch[0]), product.params["precision"]
+    left, right = (graph.types[n].ndim - num_batch - len(side) for n, side in zip(product.inputs, sides, strict=True))
+    axes = tuple(range(num_batch + left + right))
+    if tuple(permutation) != (*axes[:num_batch], *axes[num_batch + left :], *axes[num_batch : num_batch + left]):
+        return None
+    exchanged = {"dimension_numbers": (sides[::-1], batch[::-1]), "precision": precision and precision[::-1]}
+    return product._replace(inputs=product.inputs[::-1], params=product.params | exchanged)
+
+
+def _scatter_all(equation: Equation, table: Array, indices: Array, updates: Array) -> Array:
+    """Adds the rows of all steps to a table."""
+    numbers = equation.params["dimension_numbers"]
+    numbers = numbers._replace(
+        update_window_dims=tuple(axis + 1 for axis in numbers.update_window_dims),
+        scatter_indices_batching_dims=tuple(axis + 1 for axis in numbers.scatter_indices_batching_dims),
+    )
+    return jax.lax.scatter_add(table, indices, updates, numbers, mode=equation.params["mode"])
+
+
+class Backward(NamedTuple):
+    """What runs in the backward loop, and what after it."""
+
+    loop: list[Equation]
+    wanted: list[int]
+    """What the loop makes for the next step, and for the gradients inside."""
+    inside: list[int]
+    """Values of the step, by its own numbers, whose gradients the loop puts out or, where they are fixed, sums."""
+    put_out: set[int]
+    """What it puts out besides, for what comes after it."""
     after: list[Equation]
+    """What runs after it for all steps at once."""
+    late: list[int]
+    """What that makes: gradients, or what their sums over all steps are made of."""
+    sums: Sums
+
+
+def _backward_of(pair: Pair, changing: set[int], usual: int) -> Backward:
+    """In the loop is what the carries' gradients need, and what would be too large to be stacked over time."""
+    changing = changing.union(pair.d_carries.values(), pair.d_outputs.values())
+    changing |= results_of(divide(pair.back, changing)[1])
+
+    def cut(inside: list[int]) -> tuple[Backward, dict[int, list[int]]]:
+        wanted = [pair.gradients[n] for n in (*pair.d_carries, *inside)]
+        loop = needed_for(pair.back, wanted)
+        bound = divide(loop, pair.d_carries.values())[1]
+        sums = Sums(pair.graph, without(pair.back, bound), changing)
+        terms = {n: number for n, number in pair.gradients.items() if n not in (*pair.d_carries, *inside)}
+        terms = {n: sums.terms(number) if n in pair.given[0] else [number] for n, number in terms.items()}
+        late = [n for numbers in terms.values() for n in numbers]
+        after = needed_for(sums.equations, late)
+        put_out = results_of(bound).union(pair.d_carries.values()).intersection((*read_by(after), *late))
+        return Backward(loop, wanted, inside, put_out, after, late, sums), terms
+
+    back, terms = cut([])
+    return cut([n for n, numbers in terms.items() if back.sums.are_large(numbers, usual)])[0]
+
+
+class Passes(NamedTuple):
+    """A loop and its backward loop, and what comes after it."""
+
+    pair: Pair
+    back: Backward
+    once: list[Equation]
+    """What is the same at every step, run before the forward loop."""
+    forward: list[Equation]
+    """The forward loop's equations."""
+    kept: list[int]
+    """What it puts out besides its outputs."""
     before: dict[int, int]
+    """Of carries what each is one step later."""
+    again: list[Equation]
+    """What the backward loop forms again of what is kept,"""
+    again_late: list[Equation]
+    """and what is formed again after it."""
     read: list[int]
+    """What the backward pass reads of the forward one."""
 
 
-def _passes(body: Body, moving: set[int]) -> Passes:
-    """Differentiates a step by the carries, by the moving ones of the values it reads, and by what taps add."""
-    taps = taps_of(body, moving)
-    graph, at, residuals, gradients, d_carries, d_outputs = _there_and_back(body, taps, moving)
-    there, _ = divide(graph.equations, (*d_carries.values(), *d_outputs.values()))
-    there = needed_for(there, (*at.values(), *residuals))
-    ids = set(map(id, there))
-    back = [e for e in needed_for(graph.equations, gradients.values()) if id(e) not in ids]
-    changing = {at[n] for n in (*body.carries, *body.each)}
-    once, forward = divide(there, changing, effects=True)
-    changing |= results_of(forward)
+def passes_of(
+    graph: Graph, stage: Stage, fixed: list[int], carries: list[int], each: list[int], *, moving: set[int], usual: int
+) -> Passes:
+    """Says what runs in the two loops and after them.
+
+    Args:
+      fixed, each: values that the stage reads: the same at every step, and not.
+      moving: those that need a gradient.
+      usual: elements of the largest value that may be stacked over time.
+    """
+    pair = _there_and_back(graph, stage, (fixed, carries, each), moving)
+    at_carries, at_each, outputs = ({pair.at[n] for n in numbers} for numbers in (carries, each, stage.outputs))
+    once, forward = divide(pair.there, at_carries | at_each, effects=True)
+    made = results_of(forward)
+    back = _backward_of(pair, made | at_carries | at_each, usual)
 
     # Nothing is kept that is there anyway: a carry is what was put out one step earlier.
-    each, outputs = ({at[n] for n in numbers} for numbers in (body.each, body.outputs))
-    pairs = zip(body.carries, body.new_carries, strict=True)
-    before = {at[c]: at[new] for c, new in pairs if at[new] in results_of(forward) | each}
-    found = each | outputs | set(before)
-    in_loop = [n for n in (*read_by(back), *gradients.values()) if n in changing]
-    stuck = [at[c] for c in body.carries if at[c] not in before]
-    kept, again = _keep(graph, forward, found, stuck, in_loop, body.usual)
-    lefts = [at[n] for tap in taps for n in tap.others]
-    more, after = _keep(graph, forward, found.union(kept), stuck, [n for n in lefts if n in changing], math.inf)
-    backward = [*again, *back]
-    operands = (at[tap.operand] for tap in taps)
-    read = list(dict.fromkeys((*read_by(backward), *in_loop, *read_by(after), *lefts, *operands)))
-    put_out = [before[n] for n in read if n in before and before[n] not in each]
-    kept = [n for n in dict.fromkeys((*kept, *more, *put_out)) if n not in outputs]
-    wanted = (*(at[n] for n in body.new_carries), *outputs, *kept)
-    forward = needed_for(forward, wanted)
-    return Passes(
-        body, taps, graph, at, gradients, d_carries, d_outputs, once, forward, kept, backward, after, before, read
-    )
-
-
-def _there_and_back(body: Body, taps: list[Tap], moving: set[int]) -> tuple[Graph, dict, list, dict, dict, dict]:
-    """One graph of a step and of its backward step; the numbers in it of what `Passes` says, and of what joins the two."""
-    of_equation = {id(tap.equation): tap for tap in taps}
-    equations, read = [], {*body.new_carries, *body.outputs}
-    for equation in body.equations:
-        tap = of_equation.get(id(equation))
-        read.update(n for n in equation.inputs if tap is None or n != tap.operand)
-        inputs = equation.inputs if tap is None else (*equation.inputs, tap.added)
-        equations.append(equation if tap is None else equation._replace(inputs=inputs, apply=tap.applied))
-    types, real = body.graph.types, body.graph.is_real
-    given = (*body.fixed, *body.carries, *body.each)
-    sources = [n for n in (*body.fixed, *body.each) if n in moving & read] + list(filter(real, body.carries))
-    new_carries = {place: n for place, n in enumerate(body.new_carries) if real(n)}
-    outputs = {n: n for n in body.outputs if real(n)}
-    wanted = {*body.new_carries, *body.outputs}.union(*(tap.others for tap in taps))
-
-    def both(given: dict[int, Array], d_carries: dict[int, Array], d_outputs: dict[int, Array]) -> Any:
-        known = given | {tap.added: _zeros(types[tap.added]) for tap in taps}
-
-        def step(moving: dict[int, Array]) -> Any:
-            values = body.graph.run(equations, known | moving)
-            results = ({key: values[n] for key, n in numbers.items()} for numbers in (new_carries, outputs))
-            return tuple(results), {n: values[n] for n in wanted}
-
-        moving = {n: known[n] for n in (*sources, *(tap.added for tap in taps))}
-        _, pullback, values = jax.vjp(step, moving, has_aux=True)
-        return values, jax.tree.leaves(pullback), pullback((d_carries, d_outputs))[0]
-
-    arguments = [{key: types[n] for key, n in keys.items()} for keys in (dict(zip(given, given)), new_carries, outputs)]
-    graph, result = trace(both, *arguments)
-    at, d_carries, d_outputs = jax.tree.unflatten(jax.tree.structure(arguments), graph.inputs)
-    values, residuals, gradients = jax.tree.unflatten(jax.tree.structure(result), graph.outputs)
-    return graph, at | values, residuals, gradients, d_carries, d_outputs
+    before = {pair.at[n]: pair.at[new] for n, new in stage.carries.items() if pair.at[new] in made | at_each}
+    found = at_each | outputs | set(before)
+    stuck = at_carries - found
+    in_loop = [n for n in (*read_by(back.loop), *back.wanted) if n in made | stuck]
+    late = [n for n in (*read_by(back.after), *back.late) if n in made | stuck]
+    kept, again = _keep(pair.graph, forward, found, stuck, in_loop, usual)
+    more, again_late = _keep(pair.graph, forward, found.union(kept), stuck, late, math.inf)
+    read = (*read_by([*again, *back.loop]), *read_by([*again_late, *back.after]), *back.wanted, *back.late)
+    kept = dict.fromkeys((*kept, *more, *(before[n] for n in read if n in before)))
+    kept = [n for n in kept if n not in outputs | at_each]
+    forward = needed_for(forward, (*(pair.at[n] for n in (*stage.carries.values(), *stage.outputs)), *kept))
+    return Passes(pair, back, once, forward, kept, before, again, again_late, list(dict.fromkeys(read)))
 
 
 def _keep(
-    graph: Graph, equations: list[Equation], found: set[int], stuck: list[int], wanted: list[int], usual: float
+    graph: Graph, equations: list[Equation], found: set[int], stuck: set[int], wanted: list[int], usual: float
 ) -> tuple[list[int], list[Equation]]:
-    """What has to be kept so that the wanted values are there later, and the equations that form the rest of them again.
+    """What to keep of a step so that the wanted values are there later, and the equations that form them again of it.
 
     Formed again is what is cheap to form of what is there, and what is larger than usual.
 
     Args:
-      found: values of the loop that are there anyway.
+      found: values that are there anyway.
       stuck: carries that are not.
     """
     large = {id(e) for e in equations if not e.effect and max(map(graph.size, e.outputs), default=0) > usual}
@@ -305,12 +333,12 @@ def _keep(
     for equation in reversed(equations):
         if id(equation) in large and not needed.isdisjoint(equation.outputs):
             needed.update(equation.inputs)
-    kept = [n for n in stuck if n in needed]
-    missing, again = results_of(equations).union(stuck) - found.union(kept), []
+    kept = sorted(stuck & needed)
+    missing, again = (results_of(equations) | stuck) - found.union(kept), []
     for equation in equations:
         cheap = id(equation) in large or (equation.primitive in CHEAP and not equation.effect)
-        if cheap and missing.isdisjoint(equation.inputs):
-            again += [equation] if not missing.isdisjoint(equation.outputs) else []
+        if cheap and missing.isdisjoint(equation.inputs) and not missing.isdisjoint(equation.outputs):
+            again.append(equation)
             missing.difference_update(equation.outputs)
         else:
             kept += [n for n in equation.outputs if n in missing and n in needed]
@@ -318,69 +346,66 @@ def _keep(
     return kept, needed_for(again, wanted)
 
 
-# ---- the two loops
+# ---- running them
 
 
-def _forward(passes: Passes, time: Time, fixed: list, carry: list, each: list) -> tuple[tuple[list, list], tuple]:
-    """The loop's results, and what the backward pass needs: fixed values, the first carries, and stacked ones."""
-    body, graph, at = passes.body, passes.graph, passes.at
-    constants = graph.run(passes.once, graph.constants | {at[n]: x for n, x in zip(body.fixed, fixed, strict=True)})
-    starts = {at[n]: x for n, x in zip(body.carries, carry, strict=True)}
-    stacked = {at[n]: x for n, x in zip(body.each, each, strict=True)}
-    put_out = [n for n in dict.fromkeys((*(at[n] for n in body.outputs), *passes.kept))]
+def _forward(passes: Passes, time: Time, fixed: Values, carry: Values, each: Values) -> Any:
+    """The loop's results, and what the backward pass needs: fixed values, first carries, and stacked values."""
+    pair, graph = passes.pair, passes.pair.graph
+    at_fixed, starts, stacked = ({pair.at[n]: x for n, x in part.items()} for part in (fixed, carry, each))
+    constants = graph.run(passes.once, graph.constants | at_fixed)
 
-    def step(carry: list, now: dict[int, Array]) -> tuple[list, dict[int, Array]]:
-        values = graph.run(passes.forward, constants | dict(zip(starts, carry, strict=True)) | now)
-        return [values[at[n]] for n in body.new_carries], {n: values[n] for n in put_out}
+    def step(carry: Values, now: Values) -> tuple[Values, tuple[Values, Values]]:
+        values = graph.run(passes.forward, constants | {pair.at[n]: x for n, x in carry.items()} | now)
+        new = {n: values[pair.at[new]] for n, new in pair.stage.carries.items()}
+        return new, ({n: values[pair.at[n]] for n in pair.stage.outputs}, {n: values[n] for n in passes.kept})
 
-    last, found = time.loop(step, carry, stacked)
-    stacked |= found
-    kept = {passes.before.get(n, n) if n not in stacked else n for n in passes.read}
-    return (last, [stacked[at[n]] for n in body.outputs]), (
+    last, (outputs, kept) = time.loop(step, carry, stacked)
+    stacked |= kept | {pair.at[n]: x for n, x in outputs.items()}
+    read = {passes.before.get(n, n) if n not in stacked else n for n in passes.read}
+    return (last, outputs), (
         {n: constants[n] for n in passes.read if n in constants and n not in graph.literals},
         {n: starts[n] for n in passes.read if n in passes.before},
-        {n: stacked[n] for n in kept if n in stacked},
+        {n: stacked[n] for n in read if n in stacked},
     )
 
 
 def _backward(
-    passes: Passes, time: Time, constants: dict, starts: dict, stacked: dict, d_last: list, d_outputs: list
-) -> tuple[list, list, list]:
+    passes: Passes, time: Time, constants: Values, starts: Values, stacked: Values, d_last: Values, d_outputs: Values
+) -> tuple[Values, Values, Values]:
     """Gradients of the loop's arguments; None stands for those that nobody wants."""
-    body, graph, gradients = passes.body, passes.graph, passes.gradients
+    pair, back, graph, gradients = passes.pair, passes.back, passes.pair.graph, passes.pair.gradients
     stacked = stacked | {n: time.before(x, stacked[passes.before[n]]) for n, x in starts.items() if n not in stacked}
-    now = {n: stacked[n] for n in (*read_by(passes.backward), *gradients.values()) if n in stacked}
-    d_of = dict(zip(body.outputs, d_outputs, strict=True))
-    d_now = {at: d_of[n] for n, at in passes.d_outputs.items() if not isinstance(d_of[n], SymbolicZero)}
-    absent = [at for at in passes.d_outputs.values() if at not in d_now]
-    summed = [n for n in body.fixed if n in gradients]
-    put_out = {gradients[n] for n in (*body.each, *(tap.added for tap in passes.taps)) if n in gradients}
+    d_now = {at: d_outputs[n] for n, at in pair.d_outputs.items() if not isinstance(d_outputs[n], SymbolicZero)}
+    absent = [at for at in pair.d_outputs.values() if at not in d_now]
+    summed = [n for n in back.inside if n in pair.given[0]]
+    put_out = back.put_out.union(gradients[n] for n in back.inside if n not in summed)
+    equations = [*passes.again, *back.loop]
 
-    def step(carry: tuple[dict, dict], now: tuple[dict, dict]) -> tuple[tuple[dict, dict], dict]:
+    def step(carry: tuple[Values, Values], now: Values) -> tuple[tuple[Values, Values], Values]:
         d_carries, sums = carry
-        known = constants | {n: _zeros(graph.types[n]) for n in absent} | d_carries | now[0] | now[1]
-        values = graph.run(passes.backward, known)
-        sums = {n: total + values[gradients[n]] for n, total in sums.items()}
-        d_carries = {at: values[gradients[body.carries[place]]] for place, at in passes.d_carries.items()}
-        return (d_carries, sums), {n: values[n] for n in put_out}
+        absent_now = {at: _zeros(graph.types[at]) for at in absent}
+        given = {at: d_carries[n] for n, at in pair.d_carries.items()}
+        values = graph.run(equations, constants | absent_now | given | now)
+        d_carries = {n: values[gradients[n]] for n in d_carries}
+        return (d_carries, {n: x + values[gradients[n]] for n, x in sums.items()}), {n: values[n] for n in put_out}
 
-    zeros = lambda d: _zeros(d) if isinstance(d, SymbolicZero) else d  # noqa: E731
-    start = {at: zeros(d_last[place]) for place, at in passes.d_carries.items()}
-    sums = {n: _zeros(body.graph.types[n]) for n in summed}
-    (d_carries, d_fixed), found = time._replace(reverse=not time.reverse).loop(step, (start, sums), (now, d_now))
-    stacked |= graph.run_at_once(passes.after, stacked, constants, time.length)
-    for tap in passes.taps:
-        values = {n: passes.at[n] for n in tap.others}
-        axes = {n: 0 if at in stacked else None for n, at in values.items()}
-        others = {n: stacked[at] if at in stacked else (graph.literals | constants)[at] for n, at in values.items()}
-        operand = constants[passes.at[tap.operand]]
-        gradient = tap.gradient(body.graph, operand, others, axes, found[gradients[tap.added]])
-        d_fixed[tap.operand] = d_fixed[tap.operand] + gradient if tap.operand in d_fixed else gradient
-    return (
-        [d_fixed.get(n) for n in body.fixed],
-        [d_carries.get(passes.d_carries.get(place)) for place in range(len(body.carries))],
-        [found[gradients[n]] if n in gradients else None for n in body.each],
-    )
+    start = {n: _zeros(d_last[n]) if isinstance(d_last[n], SymbolicZero) else d_last[n] for n in pair.d_carries}
+    sums = {n: _zeros(graph.types[gradients[n]]) for n in summed}
+    now = {n: x for n, x in (stacked | d_now).items() if n in {*read_by(equations), *back.wanted}}
+    (d_carries, sums), found = time._replace(reverse=not time.reverse).loop(step, (start, sums), now)
+
+    stacked |= found | d_now
+    constants = constants | {at: _zeros(graph.types[at]) for at in absent}
+    same, after = divide([*passes.again_late, *back.after], stacked)
+    constants = graph.run(same, constants)
+    stacked |= graph.run_at_once(after, stacked, constants, time.length)
+    all_steps = partial(graph.of_all_steps, stacked=stacked, fixed=constants, length=time.length)
+    fixed, _, each = pair.given
+    d_fixed = {n: back.sums.total(gradients[n], all_steps) for n in fixed if n in gradients and n not in sums} | sums
+    d_each = {n: all_steps(gradients[n]) for n in each if n in gradients}
+    parts = zip(pair.given, (d_fixed, d_carries, d_each), strict=True)
+    return tuple({n: found.get(n) for n in numbers} for numbers, found in parts)
 
 
 def _zeros(type_: Any) -> Array:

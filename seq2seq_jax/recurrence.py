@@ -16,6 +16,7 @@ belongs to, as one large product instead of many skinny ones: here
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,9 +24,19 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from seq2seq_jax import distribution
-from seq2seq_jax.distribution import Schedule, Stage
-from seq2seq_jax.equations import Equation, Graph, divide, multiplies_rows, needed_for, read_by, results_of, trace
-from seq2seq_jax.loops import Body, Time, run_loop
+from seq2seq_jax.distribution import Schedule
+from seq2seq_jax.equations import (
+    Equation,
+    Graph,
+    Values,
+    divide,
+    multiplies_rows,
+    needed_for,
+    read_by,
+    results_of,
+    trace,
+)
+from seq2seq_jax.loops import Time, run_loop
 from seq2seq_jax.products import add_to_all, matmul
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
@@ -175,78 +186,48 @@ def _length(xs: Any, length: int | None) -> int:
 # ---- running it
 
 
-class _Values(NamedTuple):
-    """Values of a step: those that are the same at every step, and those of all steps, [T, ...]."""
-
-    graph: Graph
-    time: Time
-    fixed: dict[int, Any]
-    stacked: dict[int, Any]
-
-    def all(self, n: int) -> Array:
-        """A value of all steps."""
-        if n in self.stacked:
-            return self.stacked[n]
-        return jnp.broadcast_to(self.fixed[n], (self.time.length, *self.graph.types[n].shape))
-
-
 def _run(traced: _Step, schedule: Schedule, time: Time) -> tuple[Any, Any]:
     """The last carry and the ys, stage by stage."""
     graph, num_carries = traced.graph, len(traced.starts)
-    carries, new_carries = graph.inputs[:num_carries], graph.outputs[:num_carries]
-    last = {place: traced.starts[place] for place in schedule.constant}
-    fixed = graph.run(schedule.once, graph.constants | {carries[place]: start for place, start in last.items()})
-    values = _Values(graph, time, fixed, dict(zip(graph.inputs[num_carries:], traced.arrays, strict=True)))
+    pairs = list(zip(graph.inputs[:num_carries], graph.outputs[:num_carries], strict=True))
+    starts = {carry: start for (carry, _), start in zip(pairs, traced.starts, strict=True)}
+    last = {carry: starts[carry] for carry, new in pairs if carry == new}
+    fixed = graph.run(schedule.once, graph.constants | last)
+    stacked = dict(zip(graph.inputs[num_carries:], traced.arrays, strict=True))
+    all_steps = partial(graph.of_all_steps, stacked=stacked, fixed=fixed, length=time.length)
     for stage in schedule.stages:
-        starts = [traced.starts[place] for place in stage.carries]
         if stage.loop:
-            body = _body(graph, stage, schedule.usual, set(fixed))
-            each = [values.stacked[n] for n in body.each]
-            found, outputs = run_loop(body, [fixed[n] for n in body.fixed], starts, each, time)
-            last |= dict(zip(stage.carries, found, strict=True))
-            values.stacked.update(zip(body.outputs, outputs, strict=True))
+            found, outputs = run_loop(graph, stage, fixed, starts, stacked, schedule.usual, time)
+            last.update(found)
+            stacked.update(outputs)
         elif stage.carries:
-            new = values.all(new_carries[stage.carries[0]])
-            values.stacked[carries[stage.carries[0]]] = time.before(starts[0], new)
+            ((carry, new),) = stage.carries.items()
+            stacked[carry] = time.before(starts[carry], all_steps(new))
         else:
-            _run_at_once(stage.equations, values)
-    for place, new in enumerate(new_carries):
-        if place not in last:
-            last[place] = time.last(values.all(new))
-    carry, ys = traced.result
-    leaves = [last[place] for place in range(num_carries)]
-    return jax.tree.unflatten(carry, leaves), jax.tree.unflatten(ys, map(values.all, graph.outputs[num_carries:]))
+            _run_at_once(graph, stage.equations, stacked, fixed, time.length)
+    carry = [last[carry] if carry in last else time.last(all_steps(new)) for carry, new in pairs]
+    ys = map(all_steps, graph.outputs[num_carries:])
+    return tuple(jax.tree.unflatten(*pair) for pair in zip(traced.result, (carry, ys), strict=True))
 
 
-def _body(graph: Graph, stage: Stage, usual: int, fixed: set[int]) -> Body:
-    carries, new_carries = ([numbers[place] for place in stage.carries] for numbers in (graph.inputs, graph.outputs))
-    made = results_of(stage.equations).union(carries, graph.literals)
-    read = [n for n in dict.fromkeys((*read_by(stage.equations), *new_carries)) if n not in made]
-    same, each = ([n for n in read if (n in fixed) == wanted] for wanted in (True, False))
-    return Body(graph, stage.equations, same, each, carries, new_carries, list(stage.outputs), usual)
+def _run_at_once(graph: Graph, equations: Sequence[Equation], stacked: Values, fixed: Values, length: int) -> None:
+    """Adds to the stacked values what the equations make of them.
 
-
-def _run_at_once(equations: Sequence[Equation], values: _Values) -> None:
-    """Products with the same kernel at every step become one of all rows; the rest is vectorised over time."""
+    Products with the same kernel at every step become one of all rows; the rest is vectorised over time.
+    """
     waiting: list[Equation] = []
-
-    def vectorise() -> None:
-        found = values.graph.run_at_once(waiting, values.stacked, values.fixed, values.time.length)
-        values.stacked.update(found)
-        waiting.clear()
-
     for equation in equations:
-        product = multiplies_rows(values.graph, equation) and equation.inputs[1] in values.fixed
-        total = equation.primitive == "add" and len(values.fixed.keys() & set(equation.inputs)) == 1
+        product = multiplies_rows(graph, equation) and equation.inputs[1] in fixed
+        total = equation.primitive == "add" and len(fixed.keys() & set(equation.inputs)) == 1
         if not (product or total):
             waiting.append(equation)
             continue
         if not results_of(waiting).isdisjoint(equation.inputs):
-            vectorise()
-        moving, fixed = sorted(equation.inputs, key=lambda n: n in values.fixed)
-        multiply_or_add = _multiply if product else add_to_all
-        values.stacked[equation.outputs[0]] = multiply_or_add(values.stacked[moving], values.fixed[fixed])
-    vectorise()
+            stacked |= graph.run_at_once(waiting, stacked, fixed, length)
+            waiting = []
+        rows, same = sorted(equation.inputs, key=lambda n: n in fixed)
+        stacked[equation.outputs[0]] = (_multiply if product else add_to_all)(stacked[rows], fixed[same])
+    stacked |= graph.run_at_once(waiting, stacked, fixed, length)
 
 
 def _multiply(rows: Array, kernel: Array) -> Array:
