@@ -13,47 +13,33 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from seq2seq_jax.equations import (
-    Equation,
-    Graph,
-    divide,
-    multiplies_rows,
-    needed_for,
-    read_by,
-    results_of,
-    without,
-)
+from seq2seq_jax.equations import Equation, Graph, divide, needed_for, read_by, results_of, without
 
 
 class Stage(NamedTuple):
-    """Equations that run together: in a loop, or for all steps at once."""
+    """Equations that run together: in a loop, or for all steps at once.
+
+    A loop without carries is there so that large arrays are not stacked over
+    time. A carry without a loop is at every step what its next was one step
+    earlier, and nothing is computed.
+    """
 
     equations: list[Equation]
-    loop: bool = False
-    """A loop without carries is there so that large arrays are not stacked over time."""
-    carries: dict[int, int] = {}  # noqa: RUF012 - never changed
-    """What the loop hands on: values that a step is given, and the ones that it makes the next step's of.
-
-    Without a loop, a value that is at every step what another was one step earlier: nothing is computed.
-    """
-    outputs: tuple[int, ...] = ()
-    """Values that other stages or the caller want of it."""
+    loop: bool
+    carries: dict[int, int]  # values that a step of the loop is given, and what it makes of them for the next
+    outputs: tuple[int, ...] = ()  # values that other stages or the caller want
 
     def reads(self) -> list[int]:
         """Values that it needs and does not make."""
-        made = results_of(self.equations)
-        return [
-            n for n in (*read_by(self.equations), *self.carries.values()) if n not in made and n not in self.carries
-        ]
+        known = results_of(self.equations).union(self.carries)
+        return [n for n in dict.fromkeys((*read_by(self.equations), *self.carries.values())) if n not in known]
 
 
 class Schedule(NamedTuple):
     """Where every equation of a step runs."""
 
-    once: list[Equation]
-    """Those that depend neither on xs nor on a carry that changes."""
-    stages: list[Stage]
-    """Everything else, in order."""
+    once: list[Equation]  # what depends neither on xs nor on a carry that changes
+    stages: list[Stage]  # everything else, in order
     usual: int
     """Elements of the largest value that a step takes, hands on, or gets from a product with what is the same at every
     step. Nothing larger, such as additive attention's sum for every source position, is stacked over time."""
@@ -71,14 +57,16 @@ def distribute(graph: Graph, num_carries: int, *, one_loop: bool) -> Schedule:
     changing = sources | results_of(inside)
     products = (e for e in inside if e.primitive == "dot_general" and not changing.issuperset(e.inputs))
     usual = max((graph.size(n) for n in (*graph.inputs, *graph.outputs, *results_of(products))), default=0)
-    if any(equation.effect for equation in inside):  # what a step prints stays in its order
-        stages = [Stage(inside, True, carries)]
-    else:
-        stages = _stages(inside, carries, one_loop)
-        stages = [part for stage in stages for part in _without_large(graph, stage, usual, changing)]
-        uses = Counter(graph.outputs) + Counter(n for equation in inside for n in equation.inputs)
-        stages = [_with_products_joined(graph, stage, uses, changing, once) for stage in stages]
     copies = _copies(graph, [*once, *inside], changing)
+    if any(equation.effect for equation in inside):
+        stages = [Stage(inside, True, carries)]  # what a step prints stays in its order
+    else:
+        uses = Counter((*graph.outputs, *(n for equation in inside for n in equation.inputs)))
+        stages = [
+            _with_products_joined(graph, part, uses, changing, once)
+            for stage in _stages(inside, carries, one_loop)
+            for part in _without_large(graph, stage, usual, changing)
+        ]
     stages = [stage._replace(equations=_with_copies(stage.equations, copies)) for stage in stages]
     return Schedule(once, _with_outputs(stages, graph.outputs[num_carries:]), usual)
 
@@ -105,10 +93,11 @@ def _stages(equations: list[Equation], carries: dict[int, int], one_loop: bool) 
         last = max((rank[carry] for carry in _union(needs, equation.inputs)), default=-1)
         cyclic = any(rank[carry] == last for carry in _union(feeds, equation.outputs))
         (on_cycle if cyclic else after)[last].append(equation)
-    stages = [Stage(after[-1])]
+    stages = [Stage(after[-1], False, {})]
     for number, (members, loop) in enumerate(components):
-        stages += [Stage(on_cycle[number], loop, {carry: carries[carry] for carry in members}), Stage(after[number])]
-    return [stage for stage in stages if stage.equations or stage.carries]
+        stages.append(Stage(on_cycle[number], loop, {carry: carries[carry] for carry in members}))
+        stages.append(Stage(after[number], False, {}))
+    return stages
 
 
 def _components(edges: dict[int, set[int]], one_loop: bool) -> list[tuple[list[int], bool]]:
@@ -145,99 +134,34 @@ def _with_outputs(stages: list[Stage], wanted: Iterable[int]) -> list[Stage]:
         made, new_carries = results_of(stage.equations), set(stage.carries.values())
         for carry, new in stage.carries.items():
             if not stage.loop or (carry in needed and new in made):
-                found.append(Stage([], carries={carry: new}))
+                found.append(Stage([], False, {carry: new}))
                 needed = needed - {carry} | {new}
         equations = needed_for(stage.equations, needed | new_carries)
         if stage.loop or equations:
-            outputs = sorted(needed & made.union(stage.carries))
-            found.append(stage._replace(equations=equations, outputs=tuple(outputs)))
+            outputs = tuple(sorted(needed & made.union(stage.carries)))
+            found.append(stage._replace(equations=equations, outputs=outputs))
             needed.update(read_by(equations), new_carries - made)
     return found[::-1]
 
 
-# ---- large arrays
+# ---- what would take much memory, stacked over time
 
 
 def _without_large(graph: Graph, stage: Stage, usual: int, changing: set[int]) -> list[Stage]:
     """Takes what forms or reads large arrays out of what runs for all steps at once: into a loop."""
-    touched = [e for e in stage.equations if graph.is_large(e, changing, usual) and not stage.carries]
-    if not touched:
+    large = [e for e in stage.equations if graph.is_large(e, changing, usual)]
+    if stage.carries or not large:
         return [stage]
-    later = [*touched, *divide(stage.equations, results_of(touched))[1]]
-    first, later = without(stage.equations, later), without(stage.equations, without(stage.equations, later))
-    inside = needed_for(later, (*read_by(touched), *results_of(touched)))
-    parts = Stage(first), Stage(inside, loop=True), Stage(without(later, inside))
-    return [part for part in parts if part.equations]
-
-
-# ---- small products
-
-
-def _with_products_joined(graph: Graph, stage: Stage, uses: Counter, changing: set[int], once: list[Equation]) -> Stage:
-    """Makes one product of those in a loop that are only added: [x; h] @ [W; U] for x @ W + h @ U."""
-    if not (stage.loop and stage.carries):
-        return stage
-    maker = {e.outputs[0]: e for e in stage.equations if len(e.outputs) == 1 and uses[e.outputs[0]] == 1}
-
-    def terms(total: Equation) -> list[int]:
-        """What a sum adds up, each after the sum that it is a term of."""
-        found = []
-        for n in total.inputs:
-            found += [n, *terms(maker[n])] if n in maker and _is_sum(maker[n]) else [n]
-        return found
-
-    equations, gone = [], set()
-    for equation in reversed(stage.equations):
-        if not gone.isdisjoint(equation.outputs):
-            continue
-        added = terms(equation) if _is_sum(equation) else []
-        products = [n for n in added if n in maker and _multiplies_rows(graph, maker[n], changing)]
-        products = [n for n in products if maker[n].params == maker[products[0]].params]
-        if len(products) < 2:
-            equations.append(equation)
-            continue
-        sums = {n for n in added if n in maker and _is_sum(maker[n])}
-        rest = [n for n in added if n not in sums and n not in products]
-        gone |= sums.union(products)
-        equations += reversed(_joined(graph, [maker[n] for n in products], rest, equation, once))
-    return stage._replace(equations=equations[::-1])
-
-
-def _is_sum(equation: Equation) -> bool:
-    return equation.primitive == "add" and len(equation.inputs) == 2
-
-
-def _multiplies_rows(graph: Graph, equation: Equation, changing: set[int]) -> bool:
-    """Whether a product is of rows that change with kernels that do not."""
-    return multiplies_rows(graph, equation) and equation.inputs[0] in changing and equation.inputs[1] not in changing
-
-
-def _joined(
-    graph: Graph, products: list[Equation], rest: list[int], total: Equation, once: list[Equation]
-) -> list[Equation]:
-    """The product of all, and its sum with the rest, in place of the equation `total`."""
-    rows, kernels = zip(*(product.inputs for product in products), strict=True)
-    first, (kernel,) = graph.call(lambda *kernels: jnp.concatenate(kernels, -2), *kernels)
-    once += first
-
-    def product_and_sum(kernel: Array, *values: Array) -> Array:
-        rows, rest = jnp.concatenate(values[: len(products)], -1), values[len(products) :]
-        return sum(rest, jax.lax.dot_general(rows, kernel, **products[0].params))
-
-    *others, last = graph.call(product_and_sum, kernel, *rows, *rest)[0]
-    return [*others, last._replace(outputs=total.outputs)]
-
-
-# ---- what is cheaper to form anew than to keep
+    first = without(stage.equations, [*large, *divide(stage.equations, results_of(large))[1]])
+    later = without(stage.equations, first)
+    inside = needed_for(later, (*read_by(large), *results_of(large)))
+    return [Stage(first, False, {}), Stage(inside, True, {}), Stage(without(later, inside), False, {})]
 
 
 def _copies(graph: Graph, equations: list[Equation], changing: set[int]) -> dict[int, Equation]:
-    """Broadcasts by their results, of literals or of what changes: stages copy them, for they'd be stacked over time."""
-    return {
-        equation.outputs[0]: equation
-        for equation in equations
-        if equation.primitive in ("broadcast_in_dim", "iota") and set(equation.inputs) <= changing.union(graph.literals)
-    }
+    """Broadcasts of literals, or of what changes, by their results: every stage has its own copy of those it reads."""
+    broadcasts = (e for e in equations if e.primitive in ("broadcast_in_dim", "iota"))
+    return {e.outputs[0]: e for e in broadcasts if set(e.inputs) <= changing.union(graph.literals)}
 
 
 def _with_copies(equations: list[Equation], copies: dict[int, Equation]) -> list[Equation]:
@@ -254,3 +178,54 @@ def _with_copies(equations: list[Equation], copies: dict[int, Equation]) -> list
     for equation in equations:
         put(equation)
     return found
+
+
+# ---- small products
+
+
+def _with_products_joined(graph: Graph, stage: Stage, uses: Counter, changing: set[int], once: list[Equation]) -> Stage:
+    """Makes one product of those in a loop that are only added: [x; h] @ [W; U] for x @ W + h @ U."""
+    maker = {e.outputs[0]: e for e in stage.equations if uses[e.outputs[0]] == 1 and stage.loop and stage.carries}
+
+    def terms(total: Equation) -> list[int]:
+        """What a sum adds up, and the sums on the way."""
+        inner = [n for n in total.inputs if n in maker and _is_sum(maker[n])]
+        return [*total.inputs, *(term for n in inner for term in terms(maker[n]))]
+
+    equations, gone = [], set()
+    for equation in reversed(stage.equations):
+        if not gone.isdisjoint(equation.outputs):
+            continue
+        added = terms(equation) if _is_sum(equation) else []
+        products = [
+            n for n in added if n in maker and graph.multiplies_rows(maker[n]) and maker[n].inputs[1] not in changing
+        ]
+        products = [n for n in products if maker[n].params == maker[products[0]].params]
+        if len(products) < 2:
+            equations.append(equation)
+            continue
+        sums = [n for n in added if n in maker and _is_sum(maker[n])]
+        gone.update(products, sums)
+        rest = [n for n in added if n not in gone]
+        equations += reversed(_joined(graph, [maker[n] for n in products], rest, equation, once))
+    return stage._replace(equations=equations[::-1])
+
+
+def _is_sum(equation: Equation) -> bool:
+    return equation.primitive == "add" and len(equation.inputs) == 2
+
+
+def _joined(
+    graph: Graph, products: list[Equation], rest: list[int], total: Equation, once: list[Equation]
+) -> list[Equation]:
+    """The product of all, and its sum with the rest, in place of the equation `total`; `once` joins the kernels."""
+    rows, kernels = zip(*(product.inputs for product in products), strict=True)
+    first, (kernel,) = graph.call(lambda *kernels: jnp.concatenate(kernels, -2), *kernels)
+    once += first
+
+    def product_and_sum(kernel: Array, *values: Array) -> Array:
+        rows, rest = jnp.concatenate(values[: len(products)], -1), values[len(products) :]
+        return sum(rest, jax.lax.dot_general(rows, kernel, **products[0].params))
+
+    *others, last = graph.call(product_and_sum, kernel, *rows, *rest)[0]
+    return [*others, last._replace(outputs=total.outputs)]

@@ -2,8 +2,9 @@
 
 Automatic differentiation of `jax.lax.scan` adds the gradient of a weight to an
 accumulator at every step: one skinny product and one pass over the accumulator
-each time. Here the backward loop does only what its carries need. All else waits
-until after it, and there the sum of a product over all steps is one product.
+each time. Here the backward loop puts out the gradient of each *result* that is
+linear in such an operand, and the operand's gradient is one product over all
+steps and rows after the loop.
 """
 
 import math
@@ -19,19 +20,16 @@ from jaxtyping import Array
 
 from seq2seq_jax.distribution import Stage
 from seq2seq_jax.equations import Equation, Graph, Values, divide, needed_for, read_by, results_of, trace, without
-from seq2seq_jax.products import sum_of_products, sum_to
+from seq2seq_jax.products import kernel_gradient, sum_to
 
+LINEAR = ("dot_general", "gather", "dynamic_slice", "mul", "select_n", "concatenate", "add", "sub")
+"""Primitives that are linear, but for what is added, in an operand that may be the same at every step."""
 CHEAP = (
     *("add", "sub", "mul", "neg", "not", "and", "or", "eq", "ne", "lt", "le", "gt", "ge", "select_n", "copy", "iota"),
     *("broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "expand_dims", "transpose", "stop_gradient"),
     *("concatenate", "slice", "split"),
 )
-"""Primitives whose results the backward pass computes again where it has what they are made of."""
-LINEAR = (
-    *("add_any", "neg", "copy", "reduce_sum", "convert_element_type"),
-    *("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose"),
-)
-"""Primitives whose sum over all steps is what they make of the sums of their operands."""
+"""Primitives whose results the backward pass forms again where it has what they are made of."""
 STEPS_A_TRIP = 16
 """On a GPU, where every trip of a loop costs some kernels that do nothing but count and copy."""
 
@@ -69,7 +67,7 @@ def run_loop(
     """Returns the last carries, and the stage's outputs of all steps, [T, ...].
 
     Args:
-      fixed: values that are the same at every step, among them those that it reads.
+      fixed: values that are the same at every step, among them those that the stage reads.
       starts: the carries before the first step.
       stacked: values of all steps, among them those that it reads.
       usual: elements of the largest value that may be stacked for a gradient.
@@ -85,242 +83,177 @@ def run_loop(
 
     def forward(*given: Values) -> tuple[tuple[Values, Values], Partial]:
         moving = {n for part in given for n, leaf in part.items() if leaf.perturbed and graph.is_real(n)}
-        passes = passes_of(graph, stage, *map(list, given), moving=moving, usual=usual)
+        passes = passes_of(differentiated(graph, stage, tuple(map(list, given)), moving, usual), usual)
         results, kept = _forward(passes, time, *jax.tree.map(lambda leaf: leaf.value, given))
         return results, Partial(partial(_backward, passes, time), *kept)
 
     run.defvjp(forward, lambda backward, cotangents: backward(*cotangents), symbolic_zeros=True)
-    read = stage.reads()
-    return run(
-        {n: fixed[n] for n in read if n in fixed and n not in graph.literals},
-        {n: starts[n] for n in stage.carries},
-        {n: stacked[n] for n in read if n in stacked},
-    )
+    read = [n for n in stage.reads() if n not in graph.literals]
+    starts = {n: starts[n] for n in stage.carries}
+    return run({n: fixed[n] for n in read if n in fixed}, starts, {n: stacked[n] for n in read if n in stacked})
+
+
+# ---- gradients after the loop
+
+
+class Tap(NamedTuple):
+    """A use of a fixed value whose gradient is formed after the loop, from the gradients of the use's results."""
+
+    equation: Equation
+    operand: int
+    others: tuple[int, ...]  # its other operands, where the gradient depends on them
+    zero: int  # number of a zero that is added to the result, and so has its gradient
+
+    def tapped(self) -> Equation:
+        """The equation with the zero as its last operand, and without a gradient of the fixed one."""
+        equation, place = self.equation, self.equation.inputs.index(self.operand)
+
+        def apply(*values: Array) -> list[Array]:
+            values = [*values[:place], jax.lax.stop_gradient(values[place]), *values[place + 1 :]]
+            return [_plus_zero(equation.apply(*values[:-1])[0], values[-1])]
+
+        return equation._replace(inputs=(*equation.inputs, self.zero), apply=apply)
+
+    def gradient(self, graph: Graph, operand: Array, stacked: Values, fixed: Values, d_results: Array) -> Array:
+        """The operand's: one product over all steps.
+
+        Args:
+          stacked, fixed: the other operands: those of all steps, and those that are the same at each.
+          d_results: gradients of the results of all steps.
+        """
+        equation = self.equation
+        if equation.primitive in ("add", "sub"):
+            total = sum_to(operand.shape, d_results)
+            return -total if equation.primitive == "sub" and equation.inputs[-1] == self.operand else total
+        if graph.multiplies_rows(equation) and equation.inputs[1] == self.operand:
+            rows, flat = stacked[equation.inputs[0]], lambda x: x.reshape(-1, x.shape[-1])
+            if operand.ndim == 2:
+                return kernel_gradient(flat(rows), flat(d_results))
+            sides = ((flat(rows[:, z]), flat(d_results[:, z])) for z in range(len(operand)))
+            return jnp.stack([kernel_gradient(*side) for side in sides])
+
+        def results(operand: Array) -> Array:
+            return graph.run_at_once([equation], stacked, fixed | {self.operand: operand})[equation.outputs[0]]
+
+        return jax.vjp(results, operand)[1](d_results)[0]
+
+
+def _taps(graph: Graph, stage: Stage, moving: set[int], usual: int) -> list[Tap]:
+    """The uses of moving fixed values, but for those whose results or other operands are too large to be stacked."""
+    taps = []
+    for equation in stage.equations:
+        operands = [n for n in equation.inputs if n in moving]
+        others = tuple(n for n in equation.inputs if n not in moving and n not in graph.literals)
+        small = max(map(graph.size, (*others, *equation.outputs)), default=0) <= usual
+        if equation.primitive in LINEAR and len(operands) == 1 and small:
+            others = () if equation.primitive in ("add", "sub") else others
+            taps.append(Tap(equation, operands[0], others, graph.new(graph.types[equation.outputs[0]])))
+    return taps
+
+
+@jax.custom_vjp
+def _plus_zero(result: Array, zero: Array) -> Array:
+    return result
+
+
+_plus_zero.defvjp(lambda result, zero: (result, None), lambda _, cotangent: (cotangent, cotangent))
 
 
 # ---- a step there and back
 
 
-class Pair(NamedTuple):
-    """A step and its backward step as one graph. Dicts are keyed by the numbers of values in the step's own graph."""
+class Differentiated(NamedTuple):
+    """A step and its backward step as one graph. The dicts are keyed by the numbers of the step's own graph."""
 
+    step: Graph
     stage: Stage
-    given: tuple[list[int], list[int], list[int]]
-    """What the step reads: the same at every step, carries, and what every step has for itself."""
+    taps: list[Tap]
+    given: tuple[list[int], ...]  # what the step reads: the same at every step, carries, and what each has for itself
     graph: Graph
-    at: dict[int, int]
-    """Numbers in this graph of the step's values,"""
-    gradients: dict[int, int]
-    """of the gradients of those that it reads,"""
-    d_carries: dict[int, int]
-    """and of what a backward step is given: gradients of the carries handed on, by the carries handed in,"""
-    d_outputs: dict[int, int]
-    """and of the outputs."""
-    there: list[Equation]
-    back: list[Equation]
+    at: dict[int, int]  # numbers in this graph of the step's values
+    residuals: list[int]  # of what a backward step needs of the step
+    gradients: dict[int, int]  # of the gradients of what the step reads, and of taps' zeros
+    d_carries: dict[int, int]  # of the gradients that a backward step is given: of what comes of the carries,
+    d_outputs: dict[int, int]  # and of the outputs
 
 
-def _there_and_back(graph: Graph, stage: Stage, given: tuple[list[int], ...], moving: set[int]) -> Pair:
-    """Differentiates a step by its carries, and by the moving ones of the values that it reads."""
+def differentiated(
+    graph: Graph, stage: Stage, given: tuple[list[int], ...], moving: set[int], usual: int
+) -> Differentiated:
+    """Differentiates a step by its carries, by the moving ones of the other values that it reads, and by taps' zeros."""
+    taps = _taps(graph, stage, moving.intersection(given[0]), usual)
+    tapped = {id(tap.equation): tap.tapped() for tap in taps}
+    equations = [tapped.get(id(equation), equation) for equation in stage.equations]
     carries = {carry: new for carry, new in stage.carries.items() if graph.is_real(carry)}
     outputs = {n: n for n in stage.outputs if graph.is_real(n)}
+    results = {*stage.carries.values(), *stage.outputs}.union(*(tap.others for tap in taps))
+    untapped = results.union(*(e.inputs for e in stage.equations if id(e) not in tapped))
+    moving = moving.difference(tap.operand for tap in taps if tap.operand not in untapped).union(carries)
 
     def both(known: Values, d_carries: Values, d_outputs: Values) -> Any:
         def step(moved: Values) -> tuple[tuple[Values, Values], Values]:
-            values = graph.run(stage.equations, known | moved)
+            values = graph.run(equations, known | moved)
             new, out = ({key: values[n] for key, n in numbers.items()} for numbers in (carries, outputs))
-            return (new, out), {n: values[n] for n in (*stage.carries.values(), *stage.outputs)}
+            return (new, out), {n: values[n] for n in results}
 
-        moved = {n: known[n] for n in known if n in moving or n in carries}
-        _, pullback, results = jax.vjp(step, moved, has_aux=True)
-        return results, jax.tree.leaves(pullback), pullback((d_carries, d_outputs))[0]
+        moved = {n: x for n, x in known.items() if n in moving} | {tap.zero: _zeros(graph, tap.zero) for tap in taps}
+        _, pullback, found = jax.vjp(step, moved, has_aux=True)
+        return found, jax.tree.leaves(pullback), pullback((d_carries, d_outputs))[0]
 
-    known = {n: n for part in given for n in part}
-    arguments = [{key: graph.types[n] for key, n in numbers.items()} for numbers in (known, carries, outputs)]
+    parts = ({n: n for part in given for n in part}, carries, outputs)
+    arguments = [{key: graph.types[n] for key, n in part.items()} for part in parts]
     pair, found = trace(both, *arguments)
-    at, d_carries, d_outputs = jax.tree.unflatten(jax.tree.structure(arguments), pair.inputs)
-    results, residuals, gradients = jax.tree.unflatten(jax.tree.structure(found), pair.outputs)
-    there, _ = divide(pair.equations, (*d_carries.values(), *d_outputs.values()))
-    there = needed_for(there, (*results.values(), *residuals))
-    back = needed_for(without(pair.equations, there), gradients.values())
-    return Pair(stage, given, pair, at | results, gradients, d_carries, d_outputs, there, back)
-
-
-class Sums:
-    """Sums over all steps of what the equations of a step make.
-
-    Args:
-      equations: those that may run for all steps at once; what they read of others is known of all steps.
-      changing: values that are not the same at every step.
-    """
-
-    def __init__(self, graph: Graph, equations: list[Equation], changing: set[int]) -> None:
-        self.graph, self.equations, self.changing = graph, equations, changing
-        self.maker = {n: equation for equation in equations for n in equation.outputs}
-
-    def terms(self, value: int) -> list[int]:
-        """Values of which `total` needs those of all steps."""
-        equation, product = self.maker.get(value), self._product(value)
-        if product is not None:
-            return list(product.inputs)
-        if equation is not None and self._is_linear(equation):
-            return [term for n in equation.inputs for term in self.terms(n)]
-        if equation is not None and self._adds_rows(equation):
-            return [*self.terms(equation.inputs[0]), *equation.inputs[1:]]
-        return [value]
-
-    def total(self, value: int, all_steps: Callable[[int], Array]) -> Array:
-        """The sum of a value over all steps; `all_steps` gives those of its terms, [T, ...]."""
-        equation, product = self.maker.get(value), self._product(value)
-        if product is not None:
-            names = ("dimension_numbers", "precision", "preferred_element_type")
-            return sum_of_products(*map(all_steps, product.inputs), *(product.params[name] for name in names))
-        if equation is not None and self._is_linear(equation):
-            return equation.apply(*(self.total(n, all_steps) for n in equation.inputs))[0]
-        if equation is not None and self._adds_rows(equation):
-            table, indices, updates = equation.inputs
-            return _scatter_all(equation, self.total(table, all_steps), all_steps(indices), all_steps(updates))
-        stacked = all_steps(value)
-        return sum_to(stacked.shape[1:], stacked) if value in self.changing else stacked[0] * len(stacked)
-
-    def are_large(self, values: list[int], usual: int) -> bool:
-        """Whether values of one step, or what they are made of, have more elements than usual."""
-        forming = (self.graph.is_large(e, self.changing, usual) for e in needed_for(self.equations, values))
-        return any(self.graph.size(n) > usual for n in self.changing.intersection(values)) or any(forming)
-
-    def _is_linear(self, equation: Equation) -> bool:
-        return equation.primitive in LINEAR and not self.changing.isdisjoint(equation.inputs)
-
-    def _adds_rows(self, equation: Equation) -> bool:
-        """Whether it is the gradient of a look-up."""
-        return equation.primitive == "scatter-add" and len(equation.inputs) == 3
-
-    def _product(self, value: int) -> Equation | None:
-        """The product that makes a value; with its sides exchanged, where the value is the transposed product."""
-        equation = self.maker.get(value)
-        if equation is not None and equation.primitive == "transpose":
-            inner = self._product(equation.inputs[0])
-            return None if inner is None else _exchanged(self.graph, inner, equation.params["permutation"])
-        is_product = equation is not None and equation.primitive == "dot_general" and len(equation.inputs) == 2
-        return equation if is_product and self.changing.issuperset(equation.inputs) else None
-
-
-def _exchanged(graph: Graph, product: Equation, permutation: tuple[int, ...]) -> Equation | None:
-    """The product with its sides exchanged, if that is what the permutation makes of it."""
-    sides, batch = product.params["dimension_numbers"]
-    num_batch, precision = len(batch[0]), product.params["precision"]
-    left, right = (graph.types[n].ndim - num_batch - len(side) for n, side in zip(product.inputs, sides, strict=True))
-    axes = tuple(range(num_batch + left + right))
-    if tuple(permutation) != (*axes[:num_batch], *axes[num_batch + left :], *axes[num_batch : num_batch + left]):
-        return None
-    exchanged = {"dimension_numbers": (sides[::-1], batch[::-1]), "precision": precision and precision[::-1]}
-    return product._replace(inputs=product.inputs[::-1], params=product.params | exchanged)
-
-
-def _scatter_all(equation: Equation, table: Array, indices: Array, updates: Array) -> Array:
-    """Adds the rows of all steps to a table."""
-    numbers = equation.params["dimension_numbers"]
-    numbers = numbers._replace(
-        update_window_dims=tuple(axis + 1 for axis in numbers.update_window_dims),
-        scatter_indices_batching_dims=tuple(axis + 1 for axis in numbers.scatter_indices_batching_dims),
-    )
-    return jax.lax.scatter_add(table, indices, updates, numbers, mode=equation.params["mode"])
-
-
-class Backward(NamedTuple):
-    """What runs in the backward loop, and what after it."""
-
-    loop: list[Equation]
-    wanted: list[int]
-    """What the loop makes for the next step, and for the gradients inside."""
-    inside: list[int]
-    """Values of the step, by its own numbers, whose gradients the loop puts out or, where they are fixed, sums."""
-    put_out: set[int]
-    """What it puts out besides, for what comes after it."""
-    after: list[Equation]
-    """What runs after it for all steps at once."""
-    late: list[int]
-    """What that makes: gradients, or what their sums over all steps are made of."""
-    sums: Sums
-
-
-def _backward_of(pair: Pair, changing: set[int], usual: int) -> Backward:
-    """In the loop is what the carries' gradients need, and what would be too large to be stacked over time."""
-    changing = changing.union(pair.d_carries.values(), pair.d_outputs.values())
-    changing |= results_of(divide(pair.back, changing)[1])
-
-    def cut(inside: list[int]) -> tuple[Backward, dict[int, list[int]]]:
-        wanted = [pair.gradients[n] for n in (*pair.d_carries, *inside)]
-        loop = needed_for(pair.back, wanted)
-        bound = divide(loop, pair.d_carries.values())[1]
-        sums = Sums(pair.graph, without(pair.back, bound), changing)
-        terms = {n: number for n, number in pair.gradients.items() if n not in (*pair.d_carries, *inside)}
-        terms = {n: sums.terms(number) if n in pair.given[0] else [number] for n, number in terms.items()}
-        late = [n for numbers in terms.values() for n in numbers]
-        after = needed_for(sums.equations, late)
-        put_out = results_of(bound).union(pair.d_carries.values()).intersection((*read_by(after), *late))
-        return Backward(loop, wanted, inside, put_out, after, late, sums), terms
-
-    back, terms = cut([])
-    return cut([n for n, numbers in terms.items() if back.sums.are_large(numbers, usual)])[0]
+    at, *d_given = jax.tree.unflatten(jax.tree.structure(arguments), pair.inputs)
+    values, residuals, gradients = jax.tree.unflatten(jax.tree.structure(found), pair.outputs)
+    return Differentiated(graph, stage, taps, given, pair, at | values, residuals, gradients, *d_given)
 
 
 class Passes(NamedTuple):
-    """A loop and its backward loop, and what comes after it."""
+    """What the two loops of a differentiated step do."""
 
-    pair: Pair
-    back: Backward
-    once: list[Equation]
-    """What is the same at every step, run before the forward loop."""
+    of: Differentiated
+    once: list[Equation]  # before the forward loop
     forward: list[Equation]
-    """The forward loop's equations."""
-    kept: list[int]
-    """What it puts out besides its outputs."""
-    before: dict[int, int]
-    """Of carries what each is one step later."""
-    again: list[Equation]
-    """What the backward loop forms again of what is kept,"""
-    again_late: list[Equation]
-    """and what is formed again after it."""
-    read: list[int]
-    """What the backward pass reads of the forward one."""
+    kept: list[int]  # what the forward loop puts out besides its outputs
+    before: dict[int, int]  # of carries what each is one step later
+    backward: list[Equation]  # the first ones form again what was not kept
+    after: list[Equation]  # what forms again, for all steps at once, what gradients after the loop need
+    read: list[int]  # what the backward pass reads of the forward one
 
 
-def passes_of(
-    graph: Graph, stage: Stage, fixed: list[int], carries: list[int], each: list[int], *, moving: set[int], usual: int
-) -> Passes:
-    """Says what runs in the two loops and after them.
+def passes_of(of: Differentiated, usual: int) -> Passes:
+    """Parts a step from its backward step.
 
-    Args:
-      fixed, each: values that the stage reads: the same at every step, and not.
-      moving: those that need a gradient.
-      usual: elements of the largest value that may be stacked over time.
+    Nothing is kept for the backward step that is there anyway: what the step
+    reads and puts out, and carries, which are what was put out one step earlier.
     """
-    pair = _there_and_back(graph, stage, (fixed, carries, each), moving)
-    at_carries, at_each, outputs = ({pair.at[n] for n in numbers} for numbers in (carries, each, stage.outputs))
-    once, forward = divide(pair.there, at_carries | at_each, effects=True)
+    graph, at, stage = of.graph, of.at, of.stage
+    there, _ = divide(graph.equations, (*of.d_carries.values(), *of.d_outputs.values()))
+    there = needed_for(there, (*at.values(), *of.residuals))
+    back = needed_for(without(graph.equations, there), of.gradients.values())
+    carries, each, outputs = ({at[n] for n in numbers} for numbers in (*of.given[1:], stage.outputs))
+    once, forward = divide(there, carries | each, effects=True)
     made = results_of(forward)
-    back = _backward_of(pair, made | at_carries | at_each, usual)
+    before = {at[n]: at[new] for n, new in stage.carries.items() if at[new] in made | each}
 
-    # Nothing is kept that is there anyway: a carry is what was put out one step earlier.
-    before = {pair.at[n]: pair.at[new] for n, new in stage.carries.items() if pair.at[new] in made | at_each}
-    found = at_each | outputs | set(before)
-    stuck = at_carries - found
-    in_loop = [n for n in (*read_by(back.loop), *back.wanted) if n in made | stuck]
-    late = [n for n in (*read_by(back.after), *back.late) if n in made | stuck]
-    kept, again = _keep(pair.graph, forward, found, stuck, in_loop, usual)
-    more, again_late = _keep(pair.graph, forward, found.union(kept), stuck, late, math.inf)
-    read = (*read_by([*again, *back.loop]), *read_by([*again_late, *back.after]), *back.wanted, *back.late)
+    found, stuck = each | outputs | set(before), carries - set(before)
+    wanted = [*read_by(back), *of.gradients.values()]
+    kept, again = _keep(graph, forward, found, stuck, wanted, usual)
+    others = [at[n] for tap in of.taps for n in tap.others]
+    more, after = _keep(graph, forward, found.union(kept), stuck, others, math.inf)
+    backward = [*again, *back]
+    operands = [at[tap.operand] for tap in of.taps]
+    read = list(dict.fromkeys((*read_by(backward), *wanted, *read_by(after), *others, *operands)))
     kept = dict.fromkeys((*kept, *more, *(before[n] for n in read if n in before)))
-    kept = [n for n in kept if n not in outputs | at_each]
-    forward = needed_for(forward, (*(pair.at[n] for n in (*stage.carries.values(), *stage.outputs)), *kept))
-    return Passes(pair, back, once, forward, kept, before, again, again_late, list(dict.fromkeys(read)))
+    kept = [n for n in kept if n not in outputs | each]
+    forward = needed_for(forward, (*(at[n] for n in (*stage.carries.values(), *stage.outputs)), *kept))
+    return Passes(of, once, forward, kept, before, backward, after, read)
 
 
 def _keep(
     graph: Graph, equations: list[Equation], found: set[int], stuck: set[int], wanted: list[int], usual: float
 ) -> tuple[list[int], list[Equation]]:
-    """What to keep of a step so that the wanted values are there later, and the equations that form them again of it.
+    """What to keep of a step so that the wanted values are there later, and the equations that form the rest again.
 
     Formed again is what is cheap to form of what is there, and what is larger than usual.
 
@@ -336,8 +269,8 @@ def _keep(
     kept = sorted(stuck & needed)
     missing, again = (results_of(equations) | stuck) - found.union(kept), []
     for equation in equations:
-        cheap = id(equation) in large or (equation.primitive in CHEAP and not equation.effect)
-        if cheap and missing.isdisjoint(equation.inputs) and not missing.isdisjoint(equation.outputs):
+        formed = id(equation) in large or (equation.primitive in CHEAP and not equation.effect)
+        if formed and missing.isdisjoint(equation.inputs) and not missing.isdisjoint(equation.outputs):
             again.append(equation)
             missing.difference_update(equation.outputs)
         else:
@@ -346,25 +279,25 @@ def _keep(
     return kept, needed_for(again, wanted)
 
 
-# ---- running them
+# ---- the two loops
 
 
 def _forward(passes: Passes, time: Time, fixed: Values, carry: Values, each: Values) -> Any:
     """The loop's results, and what the backward pass needs: fixed values, first carries, and stacked values."""
-    pair, graph = passes.pair, passes.pair.graph
-    at_fixed, starts, stacked = ({pair.at[n]: x for n, x in part.items()} for part in (fixed, carry, each))
-    constants = graph.run(passes.once, graph.constants | at_fixed)
+    graph, at, stage = passes.of.graph, passes.of.at, passes.of.stage
+    constants, starts, stacked = ({at[n]: x for n, x in part.items()} for part in (fixed, carry, each))
+    constants = graph.run(passes.once, graph.constants | constants)
 
     def step(carry: Values, now: Values) -> tuple[Values, tuple[Values, Values]]:
-        values = graph.run(passes.forward, constants | {pair.at[n]: x for n, x in carry.items()} | now)
-        new = {n: values[pair.at[new]] for n, new in pair.stage.carries.items()}
-        return new, ({n: values[pair.at[n]] for n in pair.stage.outputs}, {n: values[n] for n in passes.kept})
+        values = graph.run(passes.forward, constants | {at[n]: x for n, x in carry.items()} | now)
+        outputs = {n: values[at[n]] for n in stage.outputs}
+        return {n: values[at[new]] for n, new in stage.carries.items()}, (outputs, {n: values[n] for n in passes.kept})
 
     last, (outputs, kept) = time.loop(step, carry, stacked)
-    stacked |= kept | {pair.at[n]: x for n, x in outputs.items()}
-    read = {passes.before.get(n, n) if n not in stacked else n for n in passes.read}
+    stacked |= kept | {at[n]: x for n, x in outputs.items()}
+    read = {n if n in stacked else passes.before.get(n, n) for n in passes.read}
     return (last, outputs), (
-        {n: constants[n] for n in passes.read if n in constants and n not in graph.literals},
+        {n: constants[n] for n in read if n in constants and n not in graph.literals},
         {n: starts[n] for n in passes.read if n in passes.before},
         {n: stacked[n] for n in read if n in stacked},
     )
@@ -372,41 +305,42 @@ def _forward(passes: Passes, time: Time, fixed: Values, carry: Values, each: Val
 
 def _backward(
     passes: Passes, time: Time, constants: Values, starts: Values, stacked: Values, d_last: Values, d_outputs: Values
-) -> tuple[Values, Values, Values]:
+) -> tuple[Values, ...]:
     """Gradients of the loop's arguments; None stands for those that nobody wants."""
-    pair, back, graph, gradients = passes.pair, passes.back, passes.pair.graph, passes.pair.gradients
+    of, graph, gradients = passes.of, passes.of.graph, passes.of.gradients
+    constants = graph.literals | constants
     stacked = stacked | {n: time.before(x, stacked[passes.before[n]]) for n, x in starts.items() if n not in stacked}
-    d_now = {at: d_outputs[n] for n, at in pair.d_outputs.items() if not isinstance(d_outputs[n], SymbolicZero)}
-    absent = [at for at in pair.d_outputs.values() if at not in d_now]
-    summed = [n for n in back.inside if n in pair.given[0]]
-    put_out = back.put_out.union(gradients[n] for n in back.inside if n not in summed)
-    equations = [*passes.again, *back.loop]
+    d_now = {to: d_outputs[n] for n, to in of.d_outputs.items() if not isinstance(d_outputs[n], SymbolicZero)}
+    fixed, carries, each = of.given
+    put_out = {gradients[n] for n in (*each, *(tap.zero for tap in of.taps)) if n in gradients}
 
     def step(carry: tuple[Values, Values], now: Values) -> tuple[tuple[Values, Values], Values]:
         d_carries, sums = carry
-        absent_now = {at: _zeros(graph.types[at]) for at in absent}
-        given = {at: d_carries[n] for n, at in pair.d_carries.items()}
-        values = graph.run(equations, constants | absent_now | given | now)
-        d_carries = {n: values[gradients[n]] for n in d_carries}
-        return (d_carries, {n: x + values[gradients[n]] for n, x in sums.items()}), {n: values[n] for n in put_out}
+        given = {to: _zeros(graph, to) for to in of.d_outputs.values()} | {
+            of.d_carries[n]: d for n, d in d_carries.items()
+        }
+        values = graph.run(passes.backward, constants | given | now)
+        sums = {n: total + values[gradients[n]] for n, total in sums.items()}
+        return ({n: values[gradients[n]] for n in d_carries}, sums), {n: values[n] for n in put_out}
 
-    start = {n: _zeros(d_last[n]) if isinstance(d_last[n], SymbolicZero) else d_last[n] for n in pair.d_carries}
-    sums = {n: _zeros(graph.types[gradients[n]]) for n in summed}
-    now = {n: x for n, x in (stacked | d_now).items() if n in {*read_by(equations), *back.wanted}}
-    (d_carries, sums), found = time._replace(reverse=not time.reverse).loop(step, (start, sums), now)
+    start = {
+        n: _zeros(graph, to) if isinstance(d_last[n], SymbolicZero) else d_last[n] for n, to in of.d_carries.items()
+    }
+    sums = {n: _zeros(graph, gradients[n]) for n in fixed if n in gradients}
+    in_loop = {*read_by(passes.backward), *gradients.values()}
+    now = {n: x for n, x in (stacked | d_now).items() if n in in_loop}
+    (d_carries, d_fixed), d_stacked = time._replace(reverse=not time.reverse).loop(step, (start, sums), now)
 
-    stacked |= found | d_now
-    constants = constants | {at: _zeros(graph.types[at]) for at in absent}
-    same, after = divide([*passes.again_late, *back.after], stacked)
-    constants = graph.run(same, constants)
-    stacked |= graph.run_at_once(after, stacked, constants, time.length)
-    all_steps = partial(graph.of_all_steps, stacked=stacked, fixed=constants, length=time.length)
-    fixed, _, each = pair.given
-    d_fixed = {n: back.sums.total(gradients[n], all_steps) for n in fixed if n in gradients and n not in sums} | sums
-    d_each = {n: all_steps(gradients[n]) for n in each if n in gradients}
-    parts = zip(pair.given, (d_fixed, d_carries, d_each), strict=True)
+    stacked |= graph.run_at_once(passes.after, stacked, constants)
+    for tap in of.taps:
+        others = ({n: known[of.at[n]] for n in tap.others if of.at[n] in known} for known in (stacked, constants))
+        gradient = tap.gradient(of.step, constants[of.at[tap.operand]], *others, d_stacked[gradients[tap.zero]])
+        d_fixed[tap.operand] = d_fixed[tap.operand] + gradient if tap.operand in d_fixed else gradient
+    d_each = {n: d_stacked[gradients[n]] for n in each if n in gradients}
+    parts = zip(of.given, (d_fixed, d_carries, d_each), strict=True)
     return tuple({n: found.get(n) for n in numbers} for numbers, found in parts)
 
 
-def _zeros(type_: Any) -> Array:
+def _zeros(graph: Graph, value: int) -> Array:
+    type_ = graph.types[value]
     return jnp.zeros(type_.shape, type_.dtype)

@@ -1,14 +1,10 @@
 """Products and sums over many rows, with gradients as the device likes them: for everything outside a loop."""
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-
-FEW = 4
-"""Kernels side by side, such as those of two directions, that are multiplied one after another."""
 
 
 def matmul(
@@ -77,31 +73,3 @@ def kernel_gradient(x: Float[Array, "N I"], d_result: Float[Array, "N O"]) -> Fl
         cpu=lambda x, d_result: jax.lax.optimization_barrier(x.T) @ d_result,
         default=lambda x, d_result: x.T @ d_result,
     )
-
-
-def sum_of_products(
-    left: Float[Array, "T ..."],
-    right: Float[Array, "T ..."],
-    dimension_numbers: Any,
-    precision: Any = None,
-    preferred_element_type: Any = None,
-) -> Float[Array, "..."]:
-    """Sums `jax.lax.dot_general(left[t], right[t], ...)` over t, by one product.
-
-    Gradients of kernels, or of a few side by side, are taken by `kernel_gradient`.
-    """
-    sides, batch = dimension_numbers
-    num_batch = len(batch[0])
-    of_rows = all(
-        tuple(axes) == tuple(range(num_batch, x.ndim - 2)) and tuple(shared) == tuple(range(num_batch))
-        for x, axes, shared in zip((left, right), sides, batch, strict=True)
-    )
-    plain = precision is None and left.dtype == right.dtype and preferred_element_type in (None, left.dtype)
-    flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
-    if of_rows and plain and not num_batch:
-        return kernel_gradient(flat(left), flat(right))
-    if of_rows and plain and num_batch == 1 and left.shape[1] <= FEW:
-        return jnp.stack([kernel_gradient(flat(left[:, z]), flat(right[:, z])) for z in range(left.shape[1])])
-    sides, batch = (tuple(tuple(axis + 1 for axis in axes) for axes in pair) for pair in (sides, batch))
-    sides = tuple((0, *axes) for axes in sides)
-    return jax.lax.dot_general(left, right, (sides, batch), precision, preferred_element_type)

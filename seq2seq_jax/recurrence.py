@@ -16,7 +16,6 @@ belongs to, as one large product instead of many skinny ones: here
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +29,6 @@ from seq2seq_jax.equations import (
     Graph,
     Values,
     divide,
-    multiplies_rows,
     needed_for,
     read_by,
     results_of,
@@ -112,24 +110,18 @@ def in_pieces(run: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, l
 # ---- what the step is
 
 
-class _Step(NamedTuple):
-    """A step's equations; the first of its inputs and outputs are the carries.
-
-    Attributes:
-      starts: the carry before the first step.
-      names: the carries' paths.
-      arrays: the stacked inputs, [T, ...].
-      result: structures of the carry and of y.
-    """
+class _Traced(NamedTuple):
+    """A step's equations; the first of its inputs and outputs are the carries."""
 
     graph: Graph
-    starts: list[Array]
-    names: list[str]
-    arrays: list[Array]
-    result: tuple[Any, Any]
+    starts: list[Array]  # the carry before the first step
+    names: list[str]  # its paths
+    arrays: list[Array]  # of xs
+    carry: Any  # how the carry is built
+    ys: Any  # and ys
 
 
-def _trace(step: Step, carry: Any, xs: Any) -> _Step:
+def _trace(step: Step, carry: Any, xs: Any) -> _Traced:
     carry, xs = jax.tree.map(jnp.asarray, (carry, xs))
     now = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
     graph, result = trace(step, carry, now)
@@ -138,9 +130,8 @@ def _trace(step: Step, carry: Any, xs: Any) -> _Step:
     promoted = _promoted(carry, result[0])
     if promoted is not None:
         return _trace(step, promoted, xs)
-    paths, starts = zip(*jax.tree.leaves_with_path(carry), strict=True) if jax.tree.leaves(carry) else ((), ())
-    names = [f"carry{jax.tree_util.keystr(path)}" for path in paths]
-    return _Step(graph, list(starts), names, jax.tree.leaves(xs), tuple(map(jax.tree.structure, result)))
+    names = [f"carry{jax.tree_util.keystr(path)}" for path, _ in jax.tree.leaves_with_path(carry)]
+    return _Traced(graph, jax.tree.leaves(carry), names, jax.tree.leaves(xs), *map(jax.tree.structure, result))
 
 
 def _promoted(carry: Any, new: Any) -> Any:
@@ -186,7 +177,7 @@ def _length(xs: Any, length: int | None) -> int:
 # ---- running it
 
 
-def _run(traced: _Step, schedule: Schedule, time: Time) -> tuple[Any, Any]:
+def _run(traced: _Traced, schedule: Schedule, time: Time) -> tuple[Any, Any]:
     """The last carry and the ys, stage by stage."""
     graph, num_carries = traced.graph, len(traced.starts)
     pairs = list(zip(graph.inputs[:num_carries], graph.outputs[:num_carries], strict=True))
@@ -194,7 +185,10 @@ def _run(traced: _Step, schedule: Schedule, time: Time) -> tuple[Any, Any]:
     last = {carry: starts[carry] for carry, new in pairs if carry == new}
     fixed = graph.run(schedule.once, graph.constants | last)
     stacked = dict(zip(graph.inputs[num_carries:], traced.arrays, strict=True))
-    all_steps = partial(graph.of_all_steps, stacked=stacked, fixed=fixed, length=time.length)
+
+    def all_steps(n: int) -> Array:
+        return stacked[n] if n in stacked else jnp.broadcast_to(fixed[n], (time.length, *graph.types[n].shape))
+
     for stage in schedule.stages:
         if stage.loop:
             found, outputs = run_loop(graph, stage, fixed, starts, stacked, schedule.usual, time)
@@ -204,30 +198,30 @@ def _run(traced: _Step, schedule: Schedule, time: Time) -> tuple[Any, Any]:
             ((carry, new),) = stage.carries.items()
             stacked[carry] = time.before(starts[carry], all_steps(new))
         else:
-            _run_at_once(graph, stage.equations, stacked, fixed, time.length)
+            _run_at_once(graph, stage.equations, stacked, fixed)
     carry = [last[carry] if carry in last else time.last(all_steps(new)) for carry, new in pairs]
     ys = map(all_steps, graph.outputs[num_carries:])
-    return tuple(jax.tree.unflatten(*pair) for pair in zip(traced.result, (carry, ys), strict=True))
+    return jax.tree.unflatten(traced.carry, carry), jax.tree.unflatten(traced.ys, ys)
 
 
-def _run_at_once(graph: Graph, equations: Sequence[Equation], stacked: Values, fixed: Values, length: int) -> None:
+def _run_at_once(graph: Graph, equations: Sequence[Equation], stacked: Values, fixed: Values) -> None:
     """Adds to the stacked values what the equations make of them.
 
     Products with the same kernel at every step become one of all rows; the rest is vectorised over time.
     """
     waiting: list[Equation] = []
     for equation in equations:
-        product = multiplies_rows(graph, equation) and equation.inputs[1] in fixed
+        product = graph.multiplies_rows(equation) and equation.inputs[1] in fixed
         total = equation.primitive == "add" and len(fixed.keys() & set(equation.inputs)) == 1
         if not (product or total):
             waiting.append(equation)
             continue
         if not results_of(waiting).isdisjoint(equation.inputs):
-            stacked |= graph.run_at_once(waiting, stacked, fixed, length)
+            stacked |= graph.run_at_once(waiting, stacked, fixed)
             waiting = []
         rows, same = sorted(equation.inputs, key=lambda n: n in fixed)
         stacked[equation.outputs[0]] = (_multiply if product else add_to_all)(stacked[rows], fixed[same])
-    stacked |= graph.run_at_once(waiting, stacked, fixed, length)
+    stacked |= graph.run_at_once(waiting, stacked, fixed)
 
 
 def _multiply(rows: Array, kernel: Array) -> Array:
