@@ -59,7 +59,7 @@ class Task:
         import jax
         from flax import nnx
 
-        from seq2seq_jax.model import build_model
+        from seq2seq_jax.build import build_model
 
         with jax.default_device(jax.local_devices(backend="cpu")[0]):  # the accelerator is the peer's
             model = build_model(self.config, self.vocab_sizes, jax.random.key(0))

@@ -24,11 +24,12 @@ if TYPE_CHECKING:
         TrainConfig,
     )
     from seq2seq_jax.errors import UserError
-    from seq2seq_jax.model import Seq2Seq
+    from seq2seq_jax.recurrence import scan
+    from seq2seq_jax.seq2seq import Seq2Seq
     from seq2seq_jax.training.loop import train
     from seq2seq_jax.translator import Hypothesis, Translator, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Config",
@@ -43,6 +44,7 @@ __all__ = [
     "Translator",
     "UserError",
     "load",
+    "scan",
     "train",
 ]
 
@@ -53,10 +55,11 @@ _LAZY = dict.fromkeys(
     "seq2seq_jax.config",
 ) | {
     "Hypothesis": "seq2seq_jax.translator",
-    "Seq2Seq": "seq2seq_jax.model",
+    "Seq2Seq": "seq2seq_jax.seq2seq",
     "Translator": "seq2seq_jax.translator",
     "UserError": "seq2seq_jax.errors",
     "load": "seq2seq_jax.translator",
+    "scan": "seq2seq_jax.recurrence",
     "train": "seq2seq_jax.training.loop",
 }
 

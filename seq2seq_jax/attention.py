@@ -24,6 +24,9 @@ class Memory(NamedTuple):
 class Dot(nnx.Module):
     """`q . m`, Luong et al. 2015, equation 8."""
 
+    def __init__(self, query_size: int, memory_size: int, initializers: Initializers, rngs: nnx.Rngs) -> None:
+        """Every score is made from these; this one has no weights."""
+
     def keys(self, values: Float[Array, "B S E"]) -> Float[Array, "B S A"]:
         """The encoder's outputs as `scores` wants them: computed once for a sentence."""
         return values
@@ -32,15 +35,22 @@ class Dot(nnx.Module):
         """How well each source position fits."""
         return jnp.einsum("bh,bsh->bs", query, keys)
 
-    def __call__(
-        self, query: Float[Array, "B H"], memory: Memory
-    ) -> tuple[Float[Array, "B E"], Float[Array, "B S"]]:
+    def __call__(self, query: Float[Array, "B H"], memory: Memory) -> tuple[Float[Array, "B E"], Float[Array, "B S"]]:
         """Attends from one decoder state to all source positions.
 
         Returns:
           The context, and the attention weights: rows sum to 1 and are exactly 0
           where the mask is False. A row with no True gets all zeros.
+
+        Raises:
+          ValueError: there is no memory, or its keys are not for such queries.
         """
+        name = type(self).__name__
+        if memory is None:
+            raise ValueError(f"{name} attention has no memory; give the decoder's step what its memory() returns.")
+        if memory.keys.shape[-1] != query.shape[-1]:
+            shapes = f"queries are {list(query.shape)} and keys {list(memory.keys.shape)}"
+            raise ValueError(f"{name} attention: {shapes}; their last axes must be equal.")
         weights = masked_softmax(self.scores(query, memory.keys), memory.mask)
         return jnp.einsum("bs,bse->be", weights, memory.values), weights
 

@@ -41,12 +41,14 @@ def build_model(config: ModelConfig, vocab_sizes: tuple[int, int], key: Key[Arra
     encoder = Layers([[cell([n], size // directions) for _ in range(directions)] for n in below], config.dropout_rate)
     bridge = getattr(bridges, config.bridge, None)
     if config.bridge == "dense":
-        num_parts = len(jax.eval_shape(lambda: cell([1], size).start(1, jnp.float32)))
+        num_parts = len(encoder.layers[0][0].start(1, jnp.float32))
         bridge = bridges.Dense(depth, num_parts, size, initializers, rngs)
 
     vector_size = output_table.shape[1]
     fed = [vector_size] if config.input_feeding else []
-    stack = cells.Stack([cell([config.embed_size, *fed], size), *(cell([size], size) for _ in below[1:])], config.dropout_rate)
+    stack = cells.Stack(
+        [cell([config.embed_size, *fed], size), *(cell([size], size) for _ in below[1:])], config.dropout_rate
+    )
     score = None
     if config.attention != "none":
         score = ATTENTIONS[config.attention](size, size, initializers, rngs)
@@ -55,7 +57,14 @@ def build_model(config: ModelConfig, vocab_sizes: tuple[int, int], key: Key[Arra
     decoder = Luong(stack, score, combine, config.input_feeding, config.dropout_rate)
     dtype = jnp.bfloat16 if config.compute_dtype == "bfloat16" else None
     return Seq2Seq(
-        source_table, target_table, encoder, bridge, decoder, Softmax(output_table), dropout_rate=config.dropout_rate, dtype=dtype
+        source_table,
+        target_table,
+        encoder,
+        bridge,
+        decoder,
+        Softmax(output_table),
+        dropout_rate=config.dropout_rate,
+        dtype=dtype,
     )
 
 

@@ -1,6 +1,7 @@
 """Recurrent cells: one step as the papers write it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,12 @@ class Cell(nnx.Module):
     """Blocks of H that the weights give for a step."""
 
     def __init__(
-        self, input_sizes: Sequence[int], size: int, initializers: Initializers, rngs: nnx.Rngs, forget_bias: float = 0.0
+        self,
+        input_sizes: Sequence[int],
+        size: int,
+        initializers: Initializers,
+        rngs: nnx.Rngs,
+        forget_bias: float = 0.0,
     ) -> None:
         self.size = size
         kernel = initializers.matrix(rngs.params(), (sum(input_sizes), self.num_gates * size))
@@ -44,7 +50,7 @@ class Cell(nnx.Module):
         """Zeros; `forget_bias` is for cells with a forget gate."""
         return jnp.zeros(self.num_gates * self.size)
 
-    def start(self, batch: int, dtype: jnp.dtype) -> State:
+    def start(self, batch: int, dtype: Any) -> State:
         """The state before the first step: zeros."""
         return (jnp.zeros((batch, self.size), dtype),)
 
@@ -64,27 +70,31 @@ class RNN(Cell):
 class GRU(Cell):
     """Gated recurrent unit, Cho et al. 2014, equations 5 to 8, with biases.
 
-        r, z = sigmoid(W x + U h + b);  c = tanh(W_c x + U_c (r h) + b_c);  h' = z h + (1 - z) c
+        r, z = sigmoid(W x + U h + b);  c = tanh(W_c [x; r h] + b_c);  h' = z h + (1 - z) c
 
-    As in the paper the reset gate acts before the product with U_c. cuDNN and
+    As in the paper the reset gate acts before the product with W_c. cuDNN and
     PyTorch have it act after, which is another function.
     """
 
-    num_gates = 3
+    num_gates = 2
 
     def __init__(
-        self, input_sizes: Sequence[int], size: int, initializers: Initializers, rngs: nnx.Rngs, forget_bias: float = 0.0
+        self,
+        input_sizes: Sequence[int],
+        size: int,
+        initializers: Initializers,
+        rngs: nnx.Rngs,
+        forget_bias: float = 0.0,
     ) -> None:
         super().__init__(input_sizes, size, initializers, rngs, forget_bias)
-        self.recurrent = self.recurrent_map(2, initializers, rngs)
-        self.candidate = self.recurrent_map(1, initializers, rngs)
+        of_inputs = initializers.matrix(rngs.params(), (sum(input_sizes), size))
+        of_state = initializers.recurrent(rngs.params(), (size, size))
+        self.candidate = Linear([*input_sizes, size], jnp.concatenate([of_inputs, of_state]), jnp.zeros(size))
 
     def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
         (hidden,) = state
-        of_inputs = self.input(*inputs)
-        gates = jax.nn.sigmoid(of_inputs[..., : 2 * self.size] + self.recurrent(hidden))
-        reset, update = jnp.split(gates, 2, axis=-1)
-        candidate = jnp.tanh(of_inputs[..., 2 * self.size :] + self.candidate(reset * hidden))
+        reset, update = jnp.split(jax.nn.sigmoid(self.input(*inputs) + self.recurrent(hidden)), 2, axis=-1)
+        candidate = jnp.tanh(self.candidate(*inputs, reset * hidden))
         return (update * hidden + (1 - update) * candidate,)
 
 
@@ -102,8 +112,9 @@ class LSTM(Cell):
     def first_bias(self, forget_bias: float) -> Float[Array, " G"]:
         return jnp.zeros((4, self.size)).at[1].set(forget_bias).reshape(-1)
 
-    def start(self, batch: int, dtype: jnp.dtype) -> State:
-        return jnp.zeros((batch, self.size), jnp.promote_types(dtype, jnp.float32)), jnp.zeros((batch, self.size), dtype)
+    def start(self, batch: int, dtype: Any) -> State:
+        shape = batch, self.size
+        return jnp.zeros(shape, jnp.promote_types(dtype, jnp.float32)), jnp.zeros(shape, dtype)
 
     def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
         cell, hidden = state

@@ -1,16 +1,17 @@
 """Checkpoints: Orbax behind save, restore and restore_params.
 
 A checkpoint is a directory `checkpoints/STEP/` with the arrays of the training
-state and a JSON, `progress`, of what the loop knows besides and of the run that
-it belongs to (`Origin`). It appears whole or not at all, and goes so; checksums
-tell a damaged one, and the file `newest` one that was taken away. Two latest are
-kept, and the best.
+state and a JSON, `progress`, of what the loop knows besides, of the run that it
+belongs to (`Origin`) and of the version that wrote it. It appears whole or not
+at all, and goes so; checksums tell a damaged one, and the file `newest` one that
+was taken away. Two latest are kept, and the best.
 
 Only `Checkpoints`, which training has, writes here. Whoever reads sees whole
 checkpoints alone and changes nothing.
 """
 
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -27,8 +28,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from seq2seq_jax import __version__
 from seq2seq_jax.cache import existing_folder, write_whole
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.old_parameters import from_version_0_1
 from seq2seq_jax.run_directory import Origin, check_origin
 
 KEEP_LATEST = 2
@@ -72,7 +75,8 @@ class Checkpoints:
             if step in _steps(self._directory):
                 (self._directory / _NEWEST).unlink(missing_ok=True)
                 self._delete(step)
-            content = {"progress": loop_state, "checksums": _checksums(state), "origin": self._origin.as_json()}
+            content: dict[str, Any] = {"version": __version__, "origin": self._origin.as_json()}
+            content |= {"progress": loop_state, "checksums": _checksums(state)}
             content["digest"] = _digest(content)
             arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(content))
             self._saver.save(self._directory / str(step), args=arguments)
@@ -89,7 +93,7 @@ class Checkpoints:
           (they are deleted).
 
         Raises:
-          UserError: there are checkpoints, and all are damaged, or they belong to another run.
+          UserError: there are checkpoints, and all are damaged, or they belong to another run or another version.
         """
         steps = _steps(self._directory)
         complaints = _missing(self._directory, _newest(self._directory), steps)
@@ -133,7 +137,9 @@ class Checkpoints:
 
     def _read(self, step: int, abstract_state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         path = self._directory / str(step)
-        content = _content(path, self._workdir, self._origin)
+        content = _content(path)
+        _check_trainable(path, content)
+        _check_origin(path, content, self._workdir, self._origin)
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             state = checkpointer.restore(path / "state", args=ocp.args.StandardRestore(abstract_state))
         if _checksums(state) != content["checksums"]:
@@ -167,9 +173,10 @@ def restore_params(workdir: Path, abstract_params: dict[str, Any], origin: Origi
     Where that one is damaged or gone the newest whole one takes its place, with a
     warning. Nothing is changed, and the run may be trained meanwhile: where
     training deletes a checkpoint that was about to be read, all is looked at anew.
+    Parameters of version 0.1 are renamed.
 
     Raises:
-      UserError: there is no checkpoint, all are damaged, or they belong to another run.
+      UserError: there is no checkpoint, all are damaged, or they belong to another run or a newer version.
     """
     _quiet_libraries()
     while True:
@@ -195,7 +202,9 @@ def _restore_params(workdir: Path, abstract_params: dict[str, Any], origin: Orig
     for step in sorted(steps, key=lambda step: step != best):  # the best one first
         path = directory / str(step)
         try:
-            params = _read_params(path, abstract_params, _content(path, workdir, origin)["checksums"])
+            content = _content(path)
+            _check_origin(path, content, workdir, origin)
+            params = _read_params(path, abstract_params, content)
         except UserError:
             raise
         except Exception as error:  # whatever a library makes of a damaged file
@@ -235,9 +244,21 @@ def _best_step(directory: Path, steps: list[int]) -> int:
     for step in steps:
         try:
             return _content(directory / str(step))["progress"].get("best_step") or step
+        except UserError:
+            raise
         except Exception:  # damaged; told when its parameters are read
             continue
     return steps[0]
+
+
+def check_trainable(workdir: Path) -> None:
+    """Refuses a run directory whose newest checkpoint another version wrote, so that this one cannot go on from there.
+
+    Raises:
+      UserError: names the checkpoint and the versions.
+    """
+    if newest := _newest_content((workdir / "checkpoints").absolute()):
+        _check_trainable(*newest)
 
 
 def check_belongs(workdir: Path, origin: Origin) -> None:
@@ -246,38 +267,92 @@ def check_belongs(workdir: Path, origin: Origin) -> None:
     Raises:
       UserError: names what differs.
     """
-    directory = (workdir / "checkpoints").absolute()
+    if newest := _newest_content((workdir / "checkpoints").absolute()):
+        _check_origin(*newest, workdir, origin)
+
+
+def _newest_content(directory: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of which `_content` can be read, and that."""
     for step in _steps(directory):
+        path = directory / str(step)
         try:
-            _content(directory / str(step), workdir, origin)
+            return path, _content(path)
         except UserError:
             raise
         except Exception:  # damaged; told when it is restored
             continue
-        return
+    return None
 
 
-def _content(path: Path, workdir: Path | None = None, origin: Origin | None = None) -> dict[str, Any]:
-    """What a checkpoint holds beside the arrays; with an origin, UserError where it belongs to another run."""
+def _content(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds beside the arrays; UserError where a newer version wrote it."""
     _quiet_libraries()
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         content: dict[str, Any] = checkpointer.restore(path / "progress")
     if content.get("digest", digest := _digest(content)) != digest:
         raise ValueError("checksums differ")
-    if workdir and origin and "origin" in content:  # older versions kept none
-        check_origin(workdir, path, content["origin"], origin)
+    if _numbers(content.get("version", "0.1")) > _numbers(__version__):
+        raise UserError(
+            f"Checkpoint {path} was written by version {content['version']} of seq2seq-jax, and this is version"
+            f" {__version__}, which cannot read it. Use that version, or a newer one."
+        )
     return content
 
 
-def _read_params(path: Path, abstract_params: dict[str, Any], checksums: dict[str, int]) -> dict[str, Any]:
-    target = {"params": abstract_params}
-    arguments = ocp.args.PyTreeRestore(
-        item=target,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-        partial_restore=True,
-    )
+def _numbers(version: str) -> list[int]:
+    """A version to compare with others."""
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]
+
+
+def _check_trainable(path: Path, content: dict[str, Any]) -> None:
+    if "version" not in content:
+        raise UserError(
+            f"Checkpoint {path} was written by version 0.1 of seq2seq-jax. This version, {__version__}, reads it for"
+            " translate, score and evaluate, but cannot go on training it. Choose another --workdir, or train with"
+            " version 0.1."
+        )
+
+
+def _check_origin(path: Path, content: dict[str, Any], workdir: Path, origin: Origin) -> None:
+    if "origin" in content:  # which the first checkpoints lack
+        check_origin(workdir, path, content["origin"], origin)
+
+
+def _read_params(path: Path, abstract_params: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """The parameters, where `abstract_params` wants them; those of version 0.1 renamed."""
+    if "version" in content:
+        arguments = ocp.checkpoint_utils.construct_restore_args(abstract_params)
+        return _read_arrays(path, abstract_params, arguments, content["checksums"])
+    names = _names(path)
+    arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
+    params = from_version_0_1(_read_arrays(path, names, arguments, content["checksums"]))
+    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, abstract_params):
+        raise ValueError("its parameters are those of another model")
+    return jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), params, abstract_params)
+
+
+def _names(path: Path) -> dict[Any, Any]:
+    """The tree of a checkpoint's parameters, as it says itself."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(path / "state", args=arguments)
+        tree = checkpointer.metadata(path / "state").item_metadata.tree["params"]
+
+    def with_numbers(tree: Any) -> Any:  # keys are text there
+        if not isinstance(tree, dict):
+            return 0
+        return {int(key) if key.isdecimal() else key: with_numbers(inner) for key, inner in tree.items()}
+
+    return with_numbers(tree)
+
+
+def _read_arrays(path: Path, tree: dict[Any, Any], arguments: dict[Any, Any], checksums: dict[str, int]) -> Any:
+    """Parameters of this tree; how and where to each is put is said by Orbax's `arguments`."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        restored = checkpointer.restore(
+            path / "state",
+            args=ocp.args.PyTreeRestore(
+                item={"params": tree}, restore_args={"params": arguments}, partial_restore=True
+            ),
+        )
     if any(checksums[name] != checksum for name, checksum in _checksums(restored).items()):
         raise ValueError("checksums differ")
     return restored["params"]

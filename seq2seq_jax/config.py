@@ -39,8 +39,8 @@ BleuTokenizer = Literal["13a", "intl", "zh", "char", "none", "ja-mecab", "ko-mec
 class ModelConfig:
     """Shape of the network. Sizes are features per position."""
 
-    cell: Literal["lstm"] = "lstm"
-    """Recurrent cell of encoder and decoder."""
+    cell: Literal["rnn", "gru", "lstm"] = "lstm"
+    """Recurrent cell of encoder and decoder: rnn (Elman 1990), gru (Cho et al. 2014) or lstm (Gers et al. 2000)."""
     hidden_size: Annotated[int, SIZE] = 512
     """Features of one encoder output and of the decoder's state. A bidirectional encoder gives half of them to each
     direction."""
@@ -67,7 +67,7 @@ class ModelConfig:
     init_scale: Annotated[float, Bounds(1e-6, 100)] = 0.1
     """Bound of the uniform initialiser."""
     forget_bias: Annotated[float, Bounds(-100, 100)] = 0.0
-    """First value of the forget gate's bias; 1 after Jozefowicz et al. 2015."""
+    """First value of the bias of lstm's forget gate; 1 after Jozefowicz et al. 2015."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of products and activations. Parameters, cell state and losses stay float32."""
 

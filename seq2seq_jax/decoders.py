@@ -1,7 +1,7 @@
 """Decoders: one step each, as its paper writes it. Training scans it, a search calls it."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -37,7 +37,27 @@ class Keep(NamedTuple):
     vector: Bool[Array, "B A"] | None
 
 
-class Luong(nnx.Module):
+class Decoder(nnx.Module):
+    """What a model asks of its decoder. B rows, or one row for each of K beams by `jax.vmap`."""
+
+    def memory(self, outputs: Float[Array, "S B E"], mask: Bool[Array, "B S"]) -> Any:
+        """Lays the encoder's outputs out for the steps: done once per sentence."""
+        raise NotImplementedError
+
+    def start(self, states: Sequence[cells.State]) -> Any:
+        """The state before the first step, from what the bridge gives of every layer."""
+        raise NotImplementedError
+
+    def keep(self, keys: Keys | None, num_steps: int) -> Any:
+        """Draws what dropout leaves, at all steps, [T, ...]."""
+        raise NotImplementedError
+
+    def step(self, memory: Any, state: Any, x: Float[Array, "B D"], keep: Any) -> tuple[Any, Features]:
+        """One step: the next state, and what the output layer reads; x is the embedding of the token before."""
+        raise NotImplementedError
+
+
+class Luong(Decoder):
     """Luong et al. 2015, section 3; with input feeding figure 4.
 
     The attentional vector is `tanh(W [context; h])` (equation 5). Without
@@ -59,27 +79,21 @@ class Luong(nnx.Module):
         self.vector_size = combine.kernels[0].shape[1]
 
     def memory(self, outputs: Float[Array, "S B E"], mask: Bool[Array, "B S"]) -> Memory:
-        """Lays the encoder's outputs out for attention: done once per sentence."""
         values = jnp.swapaxes(outputs, 0, 1)
         return Memory(values if self.attention is None else self.attention.keys(values), values, mask)
 
     def start(self, states: Sequence[cells.State]) -> State:
-        """The first state: the given ones and a zero attentional vector."""
         hidden = states[-1][-1]
         vector = jnp.zeros((len(hidden), self.vector_size), hidden.dtype) if self.input_feeding else None
         return State(tuple(states), vector)
 
     def keep(self, keys: Keys | None, num_steps: int) -> Keep:
-        """Draws what dropout leaves, at all steps."""
         between, last = split_keys(keys, 2)
         batch = 0 if keys is None else len(keys)
         vector = keep_mask(last, self.dropout_rate, (num_steps, batch, self.vector_size))
         return Keep(self.stack.keep(between, num_steps), vector)
 
-    def step(
-        self, memory: Memory, state: State, x: Float[Array, "B D"], keep: Keep
-    ) -> tuple[State, Features]:
-        """One step; x is the embedding of the token before."""
+    def step(self, memory: Memory, state: State, x: Float[Array, "B D"], keep: Keep) -> tuple[State, Features]:
         inputs = (x, state.vector) if self.input_feeding else (x,)
         states, top = self.stack(state.cells, *inputs, keep=keep.between)
         if self.attention is None:

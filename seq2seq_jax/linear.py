@@ -49,6 +49,10 @@ class Linear(nnx.Module):
         self.bias = None if bias is None else nnx.Param(bias)
 
     def __call__(self, *parts: Float[Array, "*N _"]) -> Float[Array, "*N O"]:
+        """Raises ValueError where the parts are others than the map was made for."""
+        sizes, given = [kernel.shape[0] for kernel in self.kernels], [part.shape[-1] for part in parts]
+        if sizes != given:
+            raise ValueError(f"A linear map of parts with {sizes} features was given {given}.")
         dtype = parts[0].dtype
         products = [part @ kernel[...].astype(dtype) for part, kernel in zip(parts, self.kernels, strict=True)]
         total = products[0] if self.bias is None else products[0] + self.bias[...].astype(dtype)

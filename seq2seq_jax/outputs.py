@@ -20,7 +20,9 @@ class Softmax(nnx.Module):
         self.table, self.bias = table, nnx.Param(jnp.zeros(table.shape[0]))
         self.vocab_size = table.shape[0]
 
-    def __call__(self, vectors: Float[Array, "*N A"], kernel: Float[Array, "A V"] | None = None) -> Float[Array, "*N V"]:
+    def __call__(
+        self, vectors: Float[Array, "*N A"], kernel: Float[Array, "A V"] | None = None
+    ) -> Float[Array, "*N V"]:
         """Unnormalised log-probabilities; `kernel` is what `kernel()` gives, where it is kept."""
         kernel = self.kernel(vectors.dtype) if kernel is None else kernel
         return matmul(vectors, kernel, self.bias[...].astype(vectors.dtype))

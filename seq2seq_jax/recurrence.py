@@ -238,39 +238,26 @@ def prepare(step: Callable[[Any, Any], Any], others: Any, x: Any) -> list[Array]
 
     `others` may be abstract: nothing of it is computed.
     """
-    cut = _cut(step, others, x)
-    values = cut.graph.run(
-        [*cut.fixed, *cut.first], cut.graph.constants | dict(zip(cut.of_x, jax.tree.leaves(x), strict=True))
-    )
-    return [values[n] for n in cut.crossing]
+    graph, _, crossing, _ = _cut(step, others, x)
+    inputs = zip(graph.inputs[len(jax.tree.leaves(others)) :], jax.tree.leaves(x), strict=True)
+    values = graph.run(needed_for(graph.equations, crossing), graph.constants | dict(inputs))
+    return [values[n] for n in crossing]
 
 
 def resume(step: Callable[[Any, Any], Any], others: Any, x: Any, prepared: Sequence[Any]) -> Any:
     """Returns `step(others, x)`, going on from what `prepare` gave; x itself may be abstract."""
-    cut = _cut(step, others, x)
-    given = dict(zip(cut.crossing, prepared, strict=True)) | dict(zip(cut.graph.inputs, jax.tree.leaves(others)))
-    values = cut.graph.run([*cut.fixed, *cut.rest], cut.graph.constants | given)
-    return jax.tree.unflatten(cut.result, [values[n] for n in cut.graph.outputs])
+    graph, result, crossing, rest = _cut(step, others, x)
+    inputs = zip(graph.inputs, jax.tree.leaves(others), strict=False)
+    values = graph.run(rest, graph.constants | dict(inputs) | dict(zip(crossing, prepared, strict=True)))
+    return jax.tree.unflatten(jax.tree.structure(result), [values[n] for n in graph.outputs])
 
 
-class _Cut(NamedTuple):
-    """The equations of a step that depend on no argument, on x alone, and the rest; and the values that these need of x."""
-
-    graph: Graph
-    result: Any
-    of_x: list[int]
-    fixed: list[Equation]
-    first: list[Equation]
-    rest: list[Equation]
-    crossing: list[int]
-
-
-def _cut(step: Callable[[Any, Any], Any], others: Any, x: Any) -> _Cut:
+def _cut(step: Callable[[Any, Any], Any], others: Any, x: Any) -> tuple[Graph, Any, list[int], list[Equation]]:
+    """A step, what its result looks like, what it makes of x alone and needs for the rest, and the rest."""
     graph, result = trace(step, others, x)
     num_others = len(jax.tree.leaves(others))
-    of_x = graph.inputs[num_others:]
-    alone, rest = divide(needed_for(graph.equations, graph.outputs), graph.inputs[:num_others])
-    fixed, first = divide(alone, of_x)
-    known = results_of(first).union(of_x)
-    crossing = [n for n in dict.fromkeys((*read_by(rest), *graph.outputs)) if n in known]
-    return _Cut(graph, jax.tree.structure(result), of_x, fixed, first, rest, crossing)
+    alone, rest = divide(graph.equations, graph.inputs[:num_others])
+    same, first = divide(alone, graph.inputs[num_others:])
+    of_x = results_of(first).union(graph.inputs[num_others:])
+    rest = needed_for([*same, *rest], graph.outputs)
+    return graph, result, [n for n in dict.fromkeys((*read_by(rest), *graph.outputs)) if n in of_x], rest

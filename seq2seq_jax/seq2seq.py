@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from seq2seq_jax.attention import Memory
 from seq2seq_jax.bridges import Bridge
-from seq2seq_jax.decoders import Features, Keep, Luong, State
+from seq2seq_jax.decoders import Decoder, Features
 from seq2seq_jax.dropout import Keys, dropout, split_keys
 from seq2seq_jax.encoders import Layers
 from seq2seq_jax.outputs import Softmax
@@ -28,8 +27,10 @@ from seq2seq_jax.symbols import BOS
 class Encoded(NamedTuple):
     """A batch of sources, encoded: what attention looks at and where the decoder starts."""
 
-    memory: Memory
-    state: State
+    memory: Any
+    """As the decoder's `memory` lays it out."""
+    state: Any
+    """The decoder's, with leaves [B, ...]."""
 
 
 class SearchTables(NamedTuple):
@@ -62,7 +63,7 @@ class Seq2Seq(nnx.Module):
         target_table: nnx.Param,
         encoder: Layers,
         bridge: Bridge,
-        decoder: Luong,
+        decoder: Decoder,
         output: Softmax,
         *,
         dropout_rate: float,
@@ -123,25 +124,26 @@ class Seq2Seq(nnx.Module):
         xs = _inputs(target.values), target.values.T, target.mask.T
         sums = None
         if piece:
-            logits = jax.ShapeDtypeStruct((len(target.values), self.output.vocab_size), encoded.memory.values.dtype)
+            logits = jax.ShapeDtypeStruct((len(target.values), self.output.vocab_size), self._dtype)
             like = jax.eval_shape(read, logits, xs[1][0], xs[2][0])
             sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
         return in_pieces(run, (encoded.state, decoder_keys, sums), xs, piece)[0][2]
 
-    def _decode(
-        self, memory: Memory, state: State, inputs: Int[Array, "T B"], keys: Keys | None
-    ) -> tuple[State, Features]:
+    def _decode(self, memory: Any, state: Any, inputs: Int[Array, "T B"], keys: Keys | None) -> tuple[Any, Features]:
         first, rest = split_keys(keys, 2)
         embedded = self._embed(self.target_table, inputs, first)
 
-        def step(state: State, x: tuple[Array, Keep]) -> tuple[State, Features]:
+        def step(state: Any, x: tuple[Array, Any]) -> tuple[Any, Features]:
             return self.decoder.step(memory, state, *x)
 
         return scan(step, state, (embedded, self.decoder.keep(rest, len(inputs))))
 
     def _embed(self, table: nnx.Param, tokens: Int[Array, "*N"], keys: Keys | None) -> Float[Array, "*N D"]:
-        embedded = table[...][tokens]
-        return dropout(embedded if self.dtype is None else embedded.astype(self.dtype), self.dropout_rate, keys)
+        return dropout(table[...][tokens].astype(self._dtype), self.dropout_rate, keys)
+
+    @property
+    def _dtype(self) -> Any:
+        return self.target_table[...].dtype if self.dtype is None else self.dtype
 
     # ---- search
 
@@ -153,12 +155,12 @@ class Seq2Seq(nnx.Module):
         return SearchTables(prepare(self._step, encoded, embedded), self.output.kernel(embedded.dtype))
 
     def search_step(
-        self, tables: SearchTables, memory: Memory, state: State, tokens: Int[Array, "B K"]
-    ) -> tuple[State, Float[Array, "B K V"]]:
+        self, tables: SearchTables, memory: Any, state: Any, tokens: Int[Array, "B K"]
+    ) -> tuple[Any, Float[Array, "B K V"]]:
         """Logits of the next token for K hypotheses a sentence; leaves of the state are [B, K, ...]."""
-        x = jax.ShapeDtypeStruct((len(tokens), self.target_table.shape[1]), memory.values.dtype)
+        x = jax.ShapeDtypeStruct((len(tokens), self.target_table.shape[1]), self._dtype)
 
-        def step(state: State, *first: Array) -> tuple[State, Array]:
+        def step(state: Any, *first: Array) -> tuple[Any, Array]:
             state, features = resume(self._step, Encoded(memory, state), x, first)
             return state, features.vector
 
@@ -166,7 +168,7 @@ class Seq2Seq(nnx.Module):
         state, vectors = jax.vmap(step, in_axes=1, out_axes=1)(state, *first)
         return state, self.output(vectors, tables.output_kernel)
 
-    def _step(self, encoded: Encoded, x: Float[Array, "B D"]) -> tuple[State, Features]:
+    def _step(self, encoded: Encoded, x: Float[Array, "B D"]) -> tuple[Any, Features]:
         return self.decoder.step(encoded.memory, encoded.state, x, self.decoder.keep(None, 1))
 
 

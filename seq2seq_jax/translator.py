@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from seq2seq_jax import run_directory, signals
+from seq2seq_jax.build import abstract_params, model_graph
 from seq2seq_jax.checkpoint import restore_params
 from seq2seq_jax.config import Config, DecodeConfig
 from seq2seq_jax.cpu import compiler_options
@@ -26,8 +27,9 @@ from seq2seq_jax.decoding.beam import beam_search
 from seq2seq_jax.decoding.greedy import greedy_search
 from seq2seq_jax.decoding.hypotheses import Found
 from seq2seq_jax.losses import correct_tokens, token_losses
-from seq2seq_jax.model import SearchTables, Seq2Seq, abstract_params, model_graph
+from seq2seq_jax.padded import Padded
 from seq2seq_jax.run_directory import Origin
+from seq2seq_jax.seq2seq import SearchTables, Seq2Seq
 from seq2seq_jax.sharding import ROWS, WHOLE, by_rows, one_device, replicated, share_rows
 from seq2seq_jax.symbols import PAD
 from seq2seq_jax.wording import counted, part_of
@@ -135,7 +137,7 @@ class Translator:
         hypotheses = [empty._replace(score=-np.inf, cut=True) if long else empty for long in beyond]
         filled, done = np.flatnonzero((sources.lengths > 1) & ~beyond), 0
         for indices, source, max_lengths in self._batches(sources, filled):
-            found = self._search(self.params, self._tables, source, max_lengths, self._longest(source.shape[1]))
+            found = self._search(self.params, self._tables, source, max_lengths, self._longest(source.values.shape[1]))
             tokens, scores, cut = (np.asarray(part[:, 0]) for part in (found.tokens, found.scores, found.cut))
             texts = self.vocabularies.target.decode(list(tokens[: len(indices)]))
             aligned = self._alignment(source, found.tokens[:, 0]) if alignments else [None] * len(indices)
@@ -192,9 +194,7 @@ class Translator:
     def _tables(self) -> SearchTables:
         return self._search_tables(self._params)
 
-    def _batches(
-        self, sources: Rows, filled: Int[np.ndarray, " n"]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _batches(self, sources: Rows, filled: Int[np.ndarray, " n"]) -> Iterator[tuple[np.ndarray, Padded, np.ndarray]]:
         """Yields sources of similar length: their indices, ids and longest outputs allowed."""
         rows = self._num_rows(len(filled))
         for group in similar_groups((-sources.lengths[filled],), rows):
@@ -218,7 +218,7 @@ class Translator:
     def _longest(self, width: int) -> int:
         return int(output_limits(np.array([width]), self.decode.max_length_ratio)[0])
 
-    def _alignment(self, source: np.ndarray, tokens: Array) -> list[tuple[int, ...]]:
+    def _alignment(self, source: Padded, tokens: Array) -> list[tuple[int, ...]]:
         best = np.asarray(self._align(self.params, source, tokens))
         lengths = np.asarray((tokens != PAD).sum(-1))
         return [tuple(row[:length].tolist()) for row, length in zip(best, lengths, strict=True)]
@@ -312,18 +312,18 @@ def _search(
     mesh: Mesh,
     params: Params,
     tables: SearchTables,
-    source: Int[Array, "B S"],
+    source: Padded,
     max_lengths: Int[Array, " B"],
     max_length: int,
 ) -> Found:
     alpha = float(decode.length_penalty)
 
-    def on_a_device(params: Params, tables: SearchTables, source: Array, max_lengths: Array) -> Found:
+    def on_a_device(params: Params, tables: SearchTables, source: Padded, max_lengths: Array) -> Found:
         model: Seq2Seq = nnx.merge(graph, params)
         memory, carry = model.encode(source)
         carry = jax.tree.map(lambda leaf: leaf[:, None], carry)
         limits: dict[str, Any] = dict(max_lengths=max_lengths, max_length=max_length, smallest=SMALLEST_BATCH)
-        step = partial(model.decode_step, tables)
+        step = partial(model.search_step, tables)
         if decode.beam_size == 1:
             return greedy_search(step, memory, carry, **limits, length_penalty=alpha)
         beam: dict[str, Any] = dict(beam_size=decode.beam_size, num_best=1)
@@ -335,11 +335,11 @@ def _search(
 
 
 def _align(
-    graph: nnx.GraphDef, mesh: Mesh, params: Params, source: Int[Array, "B S"], tokens: Int[Array, "B T"]
+    graph: nnx.GraphDef, mesh: Mesh, params: Params, source: Padded, tokens: Int[Array, "B T"]
 ) -> Int[Array, "B T"]:
-    def on_a_device(params: Params, source: Array, tokens: Array) -> Array:
+    def on_a_device(params: Params, source: Padded, tokens: Array) -> Array:
         model: Seq2Seq = nnx.merge(graph, params)
-        _, weights = model(source, tokens)
+        weights = model(source, tokens).weights
         if weights is None:
             raise ValueError("a model without attention aligns nothing")
         return weights.argmax(-1).T
@@ -349,23 +349,22 @@ def _align(
 
 def _token_scores(
     graph: nnx.GraphDef,
-    segment: int,
+    piece: int,
     mesh: Mesh,
     params: Params,
-    source: Int[Array, "B S"],
-    target: Int[Array, "B T"],
+    source: Padded,
+    target: Padded,
 ) -> tuple[Float[Array, " B"], Int[Array, " B"], Int[Array, " B"]]:
     """Of each row: nats, real tokens, tokens whose logit is the largest."""
 
-    def on_a_device(params: Params, source: Array, target: Array) -> tuple[Array, Array, Array]:
+    def on_a_device(params: Params, source: Padded, target: Padded) -> tuple[Array, Array, Array]:
         model: Seq2Seq = nnx.merge(graph, params)
 
-        def read(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
-            mask = labels != PAD
+        def read(logits: Array, labels: Array, mask: Array) -> tuple[Array, Array, Array]:
             values = jnp.where(mask, token_losses(logits, labels), 0), mask, mask & correct_tokens(logits, labels)
-            loss, tokens, correct = (value.reshape(-1, len(source)).sum(0) for value in values)
+            loss, tokens, correct = (value.reshape(-1, len(source.lengths)).sum(0) for value in values)
             return loss, tokens, correct
 
-        return model.total(read, source, target, segment=segment)
+        return model.total(read, source, target, piece=piece)
 
     return share_rows(on_a_device, mesh, in_specs=(WHOLE, ROWS, ROWS), out_specs=ROWS)(params, source, target)

@@ -110,7 +110,11 @@ def steps(draw):
     operations = draw(st.lists(st.tuples(st.sampled_from(sorted(OPERATIONS)), places, places), min_size=2, max_size=9))
     new_carry = draw(st.lists(places, min_size=num_carries, max_size=num_carries))
     ys = draw(st.none() | st.lists(places, min_size=1, max_size=3))
-    return num_carries, draw(st.booleans()) or draw(st.booleans()), (operations, draw(st.sampled_from(sorted(INTEGERS))), new_carry, ys)
+    return (
+        num_carries,
+        draw(st.booleans()) or draw(st.booleans()),
+        (operations, draw(st.sampled_from(sorted(INTEGERS))), new_carry, ys),
+    )
 
 
 def arguments(num_carries, has_xs, length=STEPS):
@@ -150,7 +154,9 @@ def value_and_gradients(run, inputs):
         given = iter(moving)
         w, carry, xs = jax.tree.unflatten(structure, [next(given) if is_float(leaf) else leaf for leaf in leaves])
         result = run(w, carry, xs)
-        total = sum((n + 1) * jnp.sum(jnp.sin(leaf.astype(jnp.float64))) for n, leaf in enumerate(jax.tree.leaves(result)))
+        total = sum(
+            (n + 1) * jnp.sum(jnp.sin(leaf.astype(jnp.float64))) for n, leaf in enumerate(jax.tree.leaves(result))
+        )
         return total * 1.0, result
 
     return jax.value_and_grad(loss, has_aux=True)(moving)
@@ -161,7 +167,9 @@ def assert_close(found, expected, tolerance=1e-10):
     for (path, value), other in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
         assert value.dtype == other.dtype
         size = max(1.0, np.abs(other).max(initial=0))
-        np.testing.assert_allclose(value / size, other / size, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path))
+        np.testing.assert_allclose(
+            value / size, other / size, rtol=0, atol=tolerance, err_msg=jax.tree_util.keystr(path)
+        )
 
 
 def assert_is_lax_scan(description, **settings):
@@ -172,7 +180,9 @@ def assert_is_lax_scan(description, **settings):
 
     def both(leaves):
         inputs_ = inputs
-        reference = lambda w, carry, xs: jax.lax.scan(partial(step, w), carry, xs, length, settings.get("reverse", False))
+        reference = lambda w, carry, xs: jax.lax.scan(
+            partial(step, w), carry, xs, length, settings.get("reverse", False)
+        )
         ours = lambda w, carry, xs: scan(partial(step, w), carry, xs, length, **settings)
         return value_and_gradients(ours, inputs_), value_and_gradients(reference, inputs_)
 
@@ -181,7 +191,14 @@ def assert_is_lax_scan(description, **settings):
     assert_close(found, expected)
 
 
-FEW = settings(max_examples=12, deadline=None, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+FEW = settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
 MANY = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 
 

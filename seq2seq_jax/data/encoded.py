@@ -12,6 +12,7 @@ from jaxtyping import Int
 from seq2seq_jax.cache import is_whole, whole_directory, writing_to
 from seq2seq_jax.data.progress import ProgressCallback, progress_bar
 from seq2seq_jax.data.vocabulary import LinePairs, Vocabularies, Vocabulary
+from seq2seq_jax.padded import Padded
 from seq2seq_jax.symbols import EOS, PAD, UNK
 
 _DTYPE = np.dtype("<i4")  # of ids and lengths on disk
@@ -47,16 +48,16 @@ class Rows:
         lengths = self.lengths[:count]
         return Rows(self.flat[: lengths.sum(dtype=np.int64)], lengths)
 
-    def padded(self, indices: Int[np.ndarray, " n"], num_rows: int, width: int) -> Int[np.ndarray, "B W"]:
-        """Returns the sequences `indices` as rows [num_rows, width], padded; rows beyond them are all padding."""
+    def padded(self, indices: Int[np.ndarray, " n"], num_rows: int, width: int) -> Padded:
+        """Returns the sequences `indices` as rows [num_rows, width], int32; rows beyond them are empty."""
         lengths = self.lengths[indices]
         if len(indices) > num_rows or (len(indices) and lengths.max() > width):
             raise ValueError(f"{len(indices)} sequences of up to {lengths.max()} ids do not fit [{num_rows}, {width}]")
         mask = np.arange(width) < lengths[:, None]
         positions = (self._starts[indices][:, None] + np.arange(width))[mask]
-        padded = np.full((num_rows, width), PAD, np.int32)
-        padded[: len(indices)][mask] = self.flat[positions]
-        return padded
+        values = np.full((num_rows, width), PAD, np.int32)
+        values[: len(indices)][mask] = self.flat[positions]
+        return Padded(values, np.pad(lengths, (0, num_rows - len(indices))).astype(np.int32))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from seq2seq_jax import run_directory, signals
-from seq2seq_jax.checkpoint import Checkpoints, check_belongs, check_disk_space, restore_params
+from seq2seq_jax.checkpoint import Checkpoints, check_belongs, check_disk_space, check_trainable, restore_params
 from seq2seq_jax.config import Config
 from seq2seq_jax.console import ready_streams
 from seq2seq_jax.data.pipeline import training_batches
@@ -97,6 +97,7 @@ def train(config: Config, workdir: Path) -> TrainResult:
 
 
 def _train(config: Config, workdir: Path) -> TrainResult:
+    check_trainable(workdir)
     run_directory.check_is_free(workdir, config)
     mesh = make_mesh(config.mesh)
     material = prepare(config, mesh.size, workdir)
@@ -200,7 +201,7 @@ class _Run:
             if ending:
                 break
             batch = next(batches)
-            update = updates[batch.source.shape[1], batch.target.shape[1]]
+            update = updates[batch.source.values.shape[1], batch.target.values.shape[1]]
             state = update(state, *batch)  # which places the rows, sooner than device_put would
             step += 1
             if step % train.log_every == 0 or step == train.num_steps:

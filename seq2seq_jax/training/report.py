@@ -50,7 +50,7 @@ def describe(config: Config, material: Material, params: Any, mesh: Mesh) -> Ite
     model = config.model
     yield f"Model       {model.cell} {model.hidden_size}, {model.attention} attention: {count:,} parameters"
     device = mesh.devices.flat[0]
-    yield f"Devices     {mesh.size} {device.platform} ({device.device_kind}), {model.compute_dtype}, fast recurrence"
+    yield f"Devices     {mesh.size} {device.platform} ({device.device_kind}), {model.compute_dtype}"
     references = corpus.split("validation").read(0, min(REMARK_SENTENCES, len(material.validation)))[1]
     said = remarks(config, config.decode, material.validation, references, "validation ")
     yield from (f"{'' if index else 'Scores':<12}{remark}" for index, remark in enumerate(said))

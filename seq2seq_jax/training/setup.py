@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from seq2seq_jax.data.corpora import Corpus, load_corpus
 from seq2seq_jax.data.encoded import EncodedSplit, encode_split
 from seq2seq_jax.data.progress import progress_bar
 from seq2seq_jax.data.vocabulary import Vocabularies, build_vocabularies, load_vocabularies, save_vocabularies
+from seq2seq_jax.padded import Padded
 from seq2seq_jax.sharding import by_rows
 from seq2seq_jax.training.step import TrainState, jit_train_step
 from seq2seq_jax.translator import vocab_sizes
@@ -94,12 +96,16 @@ class CompiledStep(NamedTuple):
 
 def compile_step(step: JitWrapped, abstract: TrainState, shape: BatchShape, mesh: Mesh) -> CompiledStep:
     """Compiles the train step for the batches of one shape, none of which is needed for it."""
-    start, sharding = time.perf_counter(), by_rows(mesh)
-    lengths = shape.source, shape.target
-    batch = (jax.ShapeDtypeStruct((shape.batch, length), np.int32, sharding=sharding) for length in lengths)
-    traced = step.trace(abstract, *batch)
+    start = time.perf_counter()
+    traced = step.trace(abstract, *(abstract_sequences(shape.batch, n, mesh) for n in (shape.source, shape.target)))
     update = traced.lower().compile()
     return CompiledStep(shape, update, traced.jaxpr, time.perf_counter() - start)
+
+
+def abstract_sequences(batch: int, width: int, mesh: Mesh) -> Padded:
+    """Shape of one side of a batch, its rows spread over devices."""
+    array = partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=by_rows(mesh))
+    return Padded(array((batch, width)), array((batch,)))
 
 
 def compile_steps(
