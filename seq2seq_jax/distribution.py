@@ -189,14 +189,14 @@ def _with_products_joined(graph: Graph, stage: Stage, uses: Counter, changing: s
 
     def terms(total: Equation) -> list[int]:
         """What a sum adds up, and the sums on the way."""
-        inner = [n for n in total.inputs if n in maker and _is_sum(maker[n])]
+        inner = [n for n in total.inputs if n in maker and graph.adds(maker[n])]
         return [*total.inputs, *(term for n in inner for term in terms(maker[n]))]
 
     equations, gone = [], set()
     for equation in reversed(stage.equations):
         if not gone.isdisjoint(equation.outputs):
             continue
-        added = terms(equation) if _is_sum(equation) else []
+        added = terms(equation) if graph.adds(equation) else []
         products = [
             n for n in added if n in maker and graph.multiplies_rows(maker[n]) and maker[n].inputs[1] not in changing
         ]
@@ -204,15 +204,11 @@ def _with_products_joined(graph: Graph, stage: Stage, uses: Counter, changing: s
         if len(products) < 2:
             equations.append(equation)
             continue
-        sums = [n for n in added if n in maker and _is_sum(maker[n])]
+        sums = [n for n in added if n in maker and graph.adds(maker[n])]
         gone.update(products, sums)
         rest = [n for n in added if n not in gone]
         equations += reversed(_joined(graph, [maker[n] for n in products], rest, equation, once))
     return stage._replace(equations=equations[::-1])
-
-
-def _is_sum(equation: Equation) -> bool:
-    return equation.primitive == "add" and len(equation.inputs) == 2
 
 
 def _joined(

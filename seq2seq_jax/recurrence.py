@@ -212,7 +212,7 @@ def _run_at_once(graph: Graph, equations: Sequence[Equation], stacked: Values, f
     waiting: list[Equation] = []
     for equation in equations:
         product = graph.multiplies_rows(equation) and equation.inputs[1] in fixed
-        total = equation.primitive == "add" and len(fixed.keys() & set(equation.inputs)) == 1
+        total = graph.adds(equation) and len(fixed.keys() & set(equation.inputs)) == 1
         if not (product or total):
             waiting.append(equation)
             continue
