@@ -200,7 +200,8 @@ def _with_products_joined(graph: Graph, stage: Stage, uses: Counter, changing: s
         products = [
             n for n in added if n in maker and graph.multiplies_rows(maker[n]) and maker[n].inputs[1] not in changing
         ]
-        products = [n for n in products if maker[n].params == maker[products[0]].params]
+        alike = lambda n: (maker[n].params, graph.types[n].shape)  # noqa: E731
+        products = [n for n in products if alike(n) == alike(products[0])]
         if len(products) < 2:
             equations.append(equation)
             continue

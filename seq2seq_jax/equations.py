@@ -79,7 +79,7 @@ class Graph(NamedTuple):
         return max((_largest_inside(equation.params), *sizes)) > usual
 
     def adds(self, equation: Equation) -> bool:
-        """Whether it is the sum of two values with fractions."""
+        """Whether it is the sum of two values with fractions, of which the second may be broadcast."""
         return equation.primitive == "add" and len(equation.inputs) == 2 and self.is_real(equation.outputs[0])
 
     def multiplies_rows(self, equation: Equation) -> bool:
