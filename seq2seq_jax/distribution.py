@@ -189,30 +189,27 @@ def _with_products_joined(graph: Graph, stage: Stage, uses: Counter, changing: s
 
     def terms(total: Equation) -> list[int]:
         """What a sum adds up, and the sums on the way."""
-        inner = [n for n in total.inputs if n in maker and _is_sum(maker[n])]
+        inner = [n for n in total.inputs if n in maker and graph.adds(maker[n])]
         return [*total.inputs, *(term for n in inner for term in terms(maker[n]))]
 
     equations, gone = [], set()
     for equation in reversed(stage.equations):
         if not gone.isdisjoint(equation.outputs):
             continue
-        added = terms(equation) if _is_sum(equation) else []
+        added = terms(equation) if graph.adds(equation) else []
         products = [
             n for n in added if n in maker and graph.multiplies_rows(maker[n]) and maker[n].inputs[1] not in changing
         ]
-        products = [n for n in products if maker[n].params == maker[products[0]].params]
+        alike = lambda n: (maker[n].params, graph.types[n].shape)  # noqa: E731
+        products = [n for n in products if alike(n) == alike(products[0])]
         if len(products) < 2:
             equations.append(equation)
             continue
-        sums = [n for n in added if n in maker and _is_sum(maker[n])]
+        sums = [n for n in added if n in maker and graph.adds(maker[n])]
         gone.update(products, sums)
         rest = [n for n in added if n not in gone]
         equations += reversed(_joined(graph, [maker[n] for n in products], rest, equation, once))
     return stage._replace(equations=equations[::-1])
-
-
-def _is_sum(equation: Equation) -> bool:
-    return equation.primitive == "add" and len(equation.inputs) == 2
 
 
 def _joined(

@@ -78,6 +78,10 @@ class Graph(NamedTuple):
         sizes = (self.size(n) for n in (*equation.inputs, *equation.outputs) if n in changing)
         return max((_largest_inside(equation.params), *sizes)) > usual
 
+    def adds(self, equation: Equation) -> bool:
+        """Whether it is the sum of two values with fractions, of which the second may be broadcast."""
+        return equation.primitive == "add" and len(equation.inputs) == 2 and self.is_real(equation.outputs[0])
+
     def multiplies_rows(self, equation: Equation) -> bool:
         """Whether it is `rows @ kernel` of [..., I] with [I, O], or of [Z, ..., I] with a few [Z, I, O]."""
         if equation.primitive != "dot_general" or len(equation.inputs) != 2:
@@ -90,6 +94,7 @@ class Graph(NamedTuple):
             and tuple(map(tuple, batch)) == (shared, shared)
             and tuple(map(tuple, sides)) == ((rows.ndim - 1,), (len(shared),))
             and rows.dtype == kernel.dtype
+            and self.is_real(equation.inputs[0])
             and equation.params["preferred_element_type"] in (None, rows.dtype)
             and equation.params["precision"] is None
         )

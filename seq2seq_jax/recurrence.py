@@ -212,15 +212,15 @@ def _run_at_once(graph: Graph, equations: Sequence[Equation], stacked: Values, f
     waiting: list[Equation] = []
     for equation in equations:
         product = graph.multiplies_rows(equation) and equation.inputs[1] in fixed
-        total = equation.primitive == "add" and len(fixed.keys() & set(equation.inputs)) == 1
+        rows, same = ([n for n in equation.inputs if (n in fixed) == wanted] for wanted in (False, True))
+        total = graph.adds(equation) and same and graph.size(rows[0]) == graph.size(equation.outputs[0])
         if not (product or total):
             waiting.append(equation)
             continue
         if not results_of(waiting).isdisjoint(equation.inputs):
             stacked |= graph.run_at_once(waiting, stacked, fixed)
             waiting = []
-        rows, same = sorted(equation.inputs, key=lambda n: n in fixed)
-        stacked[equation.outputs[0]] = (_multiply if product else add_to_all)(stacked[rows], fixed[same])
+        stacked[equation.outputs[0]] = (_multiply if product else add_to_all)(stacked[rows[0]], fixed[same[0]])
     stacked |= graph.run_at_once(waiting, stacked, fixed)
 
 
