@@ -41,8 +41,8 @@ class Schedule(NamedTuple):
     once: list[Equation]  # what depends neither on xs nor on a carry that changes
     stages: list[Stage]  # everything else, in order
     usual: int
-    """Elements of the largest value that a step takes, hands on, or gets from a product with what is the same at every
-    step. Nothing larger, such as additive attention's sum for every source position, is stacked over time."""
+    """Elements of the largest value that a step takes, hands on, multiplies with a kernel that is the same at every step,
+    or gets from a product with what is. Nothing larger, such as additive attention's sum for every source position, is stacked over time."""
 
 
 def distribute(graph: Graph, num_carries: int, *, one_loop: bool) -> Schedule:
@@ -55,8 +55,7 @@ def distribute(graph: Graph, num_carries: int, *, one_loop: bool) -> Schedule:
     sources = {*carries, *graph.inputs[num_carries:]}
     once, inside = divide(needed_for(graph.equations, graph.outputs), sources, effects=True)
     changing = sources | results_of(inside)
-    products = (e for e in inside if e.primitive == "dot_general" and not changing.issuperset(e.inputs))
-    usual = max((graph.size(n) for n in (*graph.inputs, *graph.outputs, *results_of(products))), default=0)
+    usual = _usual_size(graph, inside, changing)
     copies = _copies(graph, [*once, *inside], changing)
     if any(equation.effect for equation in inside):
         stages = [Stage(inside, True, carries)]  # what a step prints stays in its order
@@ -68,7 +67,16 @@ def distribute(graph: Graph, num_carries: int, *, one_loop: bool) -> Schedule:
             for part in _without_large(graph, stage, usual, changing)
         ]
     stages = [stage._replace(equations=_with_copies(stage.equations, copies)) for stage in stages]
+    usual = max((usual, *(_usual_size(graph, stage.equations, changing) for stage in stages)))  # joined rows are longer
     return Schedule(once, _with_outputs(stages, graph.outputs[num_carries:]), usual)
+
+
+def _usual_size(graph: Graph, equations: list[Equation], changing: set[int]) -> int:
+    products = [e for e in equations if e.primitive == "dot_general" and not changing.issuperset(e.inputs)]
+    axes = lambda n: graph.types[n].ndim  # noqa: E731
+    plain = (e for e in products if graph.multiplies_rows(e) and axes(e.inputs[0]) == axes(e.inputs[1]))
+    values = (*graph.inputs, *graph.outputs, *results_of(products), *(e.inputs[0] for e in plain))
+    return max(map(graph.size, values), default=0)
 
 
 # ---- cycles

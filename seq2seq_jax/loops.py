@@ -135,7 +135,7 @@ class Tap(NamedTuple):
         def results(operand: Array) -> Array:
             return graph.run_at_once([equation], stacked, fixed | {self.operand: operand})[equation.outputs[0]]
 
-        return jax.vjp(results, operand)[1](d_results)[0]
+        return jax.linear_transpose(results, operand)(d_results)[0]
 
 
 def _taps(graph: Graph, stage: Stage, moving: set[int], usual: int) -> list[Tap]:
