@@ -105,14 +105,13 @@ class Tap(NamedTuple):
     zero: int  # number of a zero that is added to the result, and so has its gradient
 
     def tapped(self) -> Equation:
-        """The equation with the zero as its last operand, and without a gradient of the fixed one."""
-        equation, place = self.equation, self.equation.inputs.index(self.operand)
+        """The equation with the zero as its last operand, and with ~n for the operand n: the same, without a gradient."""
 
         def apply(*values: Array) -> list[Array]:
-            values = [*values[:place], jax.lax.stop_gradient(values[place]), *values[place + 1 :]]
-            return [_plus_zero(equation.apply(*values[:-1])[0], values[-1])]
+            return [_plus_zero(self.equation.apply(*values[:-1])[0], values[-1])]
 
-        return equation._replace(inputs=(*equation.inputs, self.zero), apply=apply)
+        inputs = (~n if n == self.operand else n for n in self.equation.inputs)
+        return self.equation._replace(inputs=(*inputs, self.zero), apply=apply)
 
     def gradient(self, graph: Graph, operand: Array, stacked: Values, fixed: Values, d_results: Array) -> Array:
         """The operand's: one product over all steps.
@@ -192,7 +191,7 @@ def differentiated(
 
     def both(known: Values, d_carries: Values, d_outputs: Values) -> Any:
         def step(moved: Values) -> tuple[tuple[Values, Values], Values]:
-            values = graph.run(equations, known | moved)
+            values = graph.run(equations, known | {~n: x for n, x in known.items()} | moved)
             new, out = ({key: values[n] for key, n in numbers.items()} for numbers in (carries, outputs))
             return (new, out), {n: values[n] for n in results}
 

@@ -126,35 +126,40 @@ def _trace(step: Step, carry: Any, xs: Any) -> _Traced:
     now = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
     graph, result = trace(step, carry, now)
     if not isinstance(result, tuple | list) or len(result) != 2:
-        raise TypeError(f"a step returns (carry, y), not {type(result).__name__}.")
-    promoted = _promoted(carry, result[0])
-    if promoted is not None:
-        return _trace(step, promoted, xs)
+        found = f"{len(result)} things" if isinstance(result, tuple | list) else f"one {type(result).__name__}"
+        raise TypeError(f"a step returns a pair, (carry, y), not {found}.")
+    leaves = _checked(carry, result[0])
+    if leaves is not None:
+        return _trace(step, jax.tree.unflatten(jax.tree.structure(carry), leaves), xs)
     names = [f"carry{jax.tree_util.keystr(path)}" for path, _ in jax.tree.leaves_with_path(carry)]
     return _Traced(graph, jax.tree.leaves(carry), names, jax.tree.leaves(xs), *map(jax.tree.structure, result))
 
 
-def _promoted(carry: Any, new: Any) -> Any:
+def _checked(carry: Any, new: Any) -> list[Array] | None:
     """Checks that a carry is alike before and after a step.
 
-    Returns:
-      The carry with Python's numbers in the dtypes that the step makes of them, if they differ, as `jax.lax.scan` does.
+    Python's numbers have no dtype of their own, and get the one that the step
+    gives them, as in `jax.lax.scan`: then returns all leaves of the carry anew.
     """
+    named = [
+        {f"carry{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+        for tree in (carry, new)
+    ]
     if jax.tree.structure(carry) != jax.tree.structure(new):
+        lost, added = (", ".join(a.keys() - b.keys()) or "nothing" for a, b in (named, named[::-1]))
         raise TypeError(
-            f"the carry that the step returns is built like {jax.tree.structure(new)},"
-            f" the one it is given like {jax.tree.structure(carry)}; they must be alike."
+            f"the step is given a carry like {jax.tree.structure(carry)} and returns one like"
+            f" {jax.tree.structure(new)}; they must be alike. It loses {lost} and adds {added}."
         )
-    pairs = list(zip(jax.tree.leaves(carry), jax.tree.leaves(new), strict=True))
-    types = [jnp.result_type(old, found) if old.weak_type else old.dtype for old, found in pairs]
-    if any(old.dtype != dtype for (old, _), dtype in zip(pairs, types, strict=True)):
-        leaves = [old.astype(dtype) for (old, _), dtype in zip(pairs, types, strict=True)]
-        return jax.tree.unflatten(jax.tree.structure(carry), leaves)
-    for (path, old), found in zip(jax.tree.leaves_with_path(carry), jax.tree.leaves(new), strict=True):
-        if (old.shape, old.dtype) != (found.shape, found.dtype):
+    pairs = [(name, x, named[1][name]) for name, x in named[0].items()]
+    dtypes = [jnp.result_type(x, found) if jax.typeof(x).weak_type else x.dtype for _, x, found in pairs]
+    if any(dtype != x.dtype for dtype, (_, x, _) in zip(dtypes, pairs, strict=True)):
+        return [x if x.dtype == dtype else x.astype(dtype) for dtype, (_, x, _) in zip(dtypes, pairs, strict=True)]
+    for name, x, found in pairs:
+        if (x.shape, x.dtype) != (found.shape, found.dtype):
             raise TypeError(
-                f"carry{jax.tree_util.keystr(path)} is {old.dtype}{list(old.shape)} when the step is given it, and"
-                f" {found.dtype}{list(found.shape)} when it returns it; they must be the same."
+                f"{name} is {x.dtype}{list(x.shape)} when the step is given it, and {found.dtype}{list(found.shape)}"
+                " when it returns it; they must be the same."
             )
     return None
 
