@@ -41,8 +41,9 @@ class Schedule(NamedTuple):
     once: list[Equation]  # what depends neither on xs nor on a carry that changes
     stages: list[Stage]  # everything else, in order
     usual: int
-    """Elements of the largest value that a step takes, hands on, multiplies with a kernel that is the same at every step,
-    or gets from a product with what is. Nothing larger, such as additive attention's sum for every source position, is stacked over time."""
+    """Elements of the largest value that a step takes, hands on, multiplies with a fixed kernel, or gets from a product
+    with what is the same at every step. Nothing larger, such as additive attention's sum for every source
+    position, is stacked over time."""
 
 
 def distribute(graph: Graph, num_carries: int, *, one_loop: bool) -> Schedule:

@@ -186,8 +186,8 @@ def divide(
 
 def without(equations: Iterable[Equation], others: Iterable[Equation]) -> list[Equation]:
     """The equations but for the others."""
-    others = set(map(id, others))
-    return [equation for equation in equations if id(equation) not in others]
+    excluded = set(map(id, others))
+    return [equation for equation in equations if id(equation) not in excluded]
 
 
 def results_of(equations: Iterable[Equation]) -> set[int]:

@@ -105,7 +105,7 @@ class Tap(NamedTuple):
     zero: int  # number of a zero that is added to the result, and so has its gradient
 
     def tapped(self) -> Equation:
-        """The equation with the zero as its last operand, and with ~n for the operand n: the same, without a gradient."""
+        """The equation with the zero as its last operand, and ~n for the operand n: the same, without a gradient."""
 
         def apply(*values: Array) -> list[Array]:
             return [_plus_zero(self.equation.apply(*values[:-1])[0], values[-1])]
@@ -179,7 +179,7 @@ class Differentiated(NamedTuple):
 def differentiated(
     graph: Graph, stage: Stage, given: tuple[list[int], ...], moving: set[int], usual: int
 ) -> Differentiated:
-    """Differentiates a step by its carries, by the moving ones of the other values that it reads, and by taps' zeros."""
+    """Differentiates a step by its carries, by the moving ones of what else it reads, and by the taps' zeros."""
     taps = _taps(graph, stage, moving.intersection(given[0]), usual)
     tapped = {id(tap.equation): tap.tapped() for tap in taps}
     equations = [tapped.get(id(equation), equation) for equation in stage.equations]

@@ -107,6 +107,84 @@ def in_pieces(run: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, l
     return carry, ys
 
 
+# ---- what runs where
+
+
+class PlannedStage(NamedTuple):
+    """Equations of a step that run together.
+
+    Attributes:
+      where: "once", "all steps at once", "loop" or "one step earlier".
+      carries: names of those that a loop hands on; or of the one that is at every
+        step what a value was one step earlier.
+      products: matrix products, by the shapes of their operands at one step.
+      num_equations: operations in all.
+    """
+
+    where: str
+    carries: list[str]
+    products: list[str]
+    num_equations: int
+
+    def __str__(self) -> str:
+        products = ", ".join(self.products) or "no product"
+        names = ", ".join(self.carries)
+        if self.where == "one step earlier":
+            return f"{names} is what it was handed on as one step earlier"
+        name = f"loop over {names}" if names else "loop without a carry" if self.where == "loop" else self.where
+        return f"{name}: {products}"
+
+
+class Plan(NamedTuple):
+    """What of a step runs where, in order. Its text has a line for each stage."""
+
+    stages: list[PlannedStage]
+
+    @property
+    def loops(self) -> list[PlannedStage]:
+        """Those that run step by step."""
+        return [stage for stage in self.stages if stage.where == "loop"]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.stages))
+
+
+def plan(step: Step, carry: Any, xs: Any = None, length: int | None = None, *, distribute: bool = True) -> Plan:
+    """Says what `scan` makes of a step, which it traces but does not run; arguments as for `scan`, and as abstract.
+
+    Raises:
+      TypeError, ValueError: as `scan` does.
+    """
+    found: list[Plan] = []
+
+    def look(carry: Any, xs: Any) -> None:
+        _length(xs, length)
+        traced = _trace(step, carry, xs)
+        schedule = distribution.distribute(traced.graph, len(traced.names), one_loop=not distribute)
+        found.append(_plan(traced, schedule))
+
+    jax.eval_shape(look, carry, xs)
+    return found[0]
+
+
+def _plan(traced: "_Traced", schedule: Schedule) -> Plan:
+    graph, names = traced.graph, dict(zip(traced.graph.inputs, traced.names, strict=False))
+
+    def stage(where: str, equations: Sequence[Equation], carries: list[str]) -> PlannedStage:
+        products = [
+            " @ ".join(str(list(graph.types[n].shape)) for n in equation.inputs)
+            for equation in equations
+            if equation.primitive == "dot_general"
+        ]
+        return PlannedStage(where, carries, products, len(equations))
+
+    stages = [stage("once", schedule.once, [])] if schedule.once else []
+    for part in schedule.stages:
+        where = "loop" if part.loop else "one step earlier" if part.carries else "all steps at once"
+        stages.append(stage(where, part.equations, [names[n] for n in part.carries]))
+    return Plan(stages)
+
+
 # ---- what the step is
 
 

@@ -180,10 +180,13 @@ def assert_is_lax_scan(description, **settings):
 
     def both(leaves):
         inputs_ = inputs
-        reference = lambda w, carry, xs: jax.lax.scan(
-            partial(step, w), carry, xs, length, settings.get("reverse", False)
-        )
-        ours = lambda w, carry, xs: scan(partial(step, w), carry, xs, length, **settings)
+
+        def reference(w, carry, xs):
+            return jax.lax.scan(partial(step, w), carry, xs, length, settings.get("reverse", False))
+
+        def ours(w, carry, xs):
+            return scan(partial(step, w), carry, xs, length, **settings)
+
         return value_and_gradients(ours, inputs_), value_and_gradients(reference, inputs_)
 
     with jax.enable_x64(True):
