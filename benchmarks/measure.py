@@ -43,7 +43,7 @@ class _Failure(NamedTuple):
 
 
 def in_turns(
-    peers: dict[str, tuple[Callable[..., tuple[Callable[[], Any], Step]], tuple]],
+    peers: Mapping[str, tuple[Callable[..., tuple[Callable[[], Any], Step]], tuple]],
     *,
     warmup: int,
     steps: int,

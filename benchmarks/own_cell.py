@@ -54,8 +54,8 @@ def make(peer: str, size: int, batch: int, length: int) -> tuple[Callable[[], An
         return jnp.sum(outputs * outputs)
 
     draw = np.random.default_rng(0)
-    shapes = {f"{gate}_{part}": (size, size) for gate in ("gate", "new") for part in "xh"}
-    shapes |= {"gate_b": (size,), "new_b": (size,)}
+    matrices = {f"{gate}_{part}": (size, size) for gate in ("gate", "new") for part in "xh"}
+    shapes = {**matrices, "gate_b": (size,), "new_b": (size,)}
     weights = {name: draw.uniform(-0.05, 0.05, shape).astype(np.float32) for name, shape in shapes.items()}
     start, xs = (draw.standard_normal(shape, np.float32) for shape in ((batch, size), (length, batch, size)))
     arguments = jax.device_put((weights, start, xs))

@@ -16,6 +16,7 @@ from seq2seq_jax.outputs import Softmax
 from seq2seq_jax.seq2seq import Seq2Seq
 
 CELLS = {"rnn": cells.RNN, "gru": cells.GRU, "lstm": cells.LSTM}
+BRIDGES = {"copy": bridges.copy, "zero": bridges.zero}  # and "dense", which has weights
 ATTENTIONS = {"dot": attention.Dot, "general": attention.General, "additive": attention.Additive}
 
 
@@ -62,7 +63,7 @@ class _Maker:
         config = self.config
         if config.bridge == "dense":
             return bridges.Dense(config.num_layers, num_parts, config.hidden_size, self.initializers, self.rngs)
-        return {"copy": bridges.copy, "zero": bridges.zero}[config.bridge]
+        return BRIDGES[config.bridge]
 
     def decoder(self, vector_size: int) -> Luong:
         config, size = self.config, self.config.hidden_size
