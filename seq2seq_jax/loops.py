@@ -341,5 +341,5 @@ def _backward(
 
 
 def _zeros(graph: Graph, value: int) -> Array:
-    type_ = graph.types[value]
-    return jnp.zeros(type_.shape, type_.dtype)
+    """Zeros like a value; also in what varies over devices, which its type says in a way of each JAX's own."""
+    return jnp.zeros_like(jax.eval_shape(lambda x: x, graph.types[value]))

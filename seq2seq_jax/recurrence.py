@@ -71,9 +71,9 @@ def scan(
       ValueError: arrays of xs differ in length, or there is no length.
     """
     length = _length(xs, length)
-    traced = _trace(step, carry, xs)
     if length == 0:
-        return jax.lax.scan(step, carry, xs, length)
+        return jax.lax.scan(step, carry, xs, length, reverse)
+    traced = _trace(step, carry, xs)
     schedule = distribution.distribute(traced.graph, len(traced.starts), one_loop=not distribute)
     return _run(traced, schedule, Time(length, reverse, unroll))
 
@@ -201,8 +201,7 @@ class _Traced(NamedTuple):
 
 def _trace(step: Step, carry: Any, xs: Any) -> _Traced:
     carry, xs = jax.tree.map(jnp.asarray, (carry, xs))
-    now = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
-    graph, result = trace(step, carry, now)
+    graph, result = trace(step, carry, jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], xs)))
     if not isinstance(result, tuple | list) or len(result) != 2:
         found = f"{len(result)} things" if isinstance(result, tuple | list) else f"one {type(result).__name__}"
         raise TypeError(f"a step returns a pair, (carry, y), not {found}.")
