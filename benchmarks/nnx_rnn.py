@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from benchmarks.task import CLIP_NORM, DROPOUT, LABEL_SMOOTHING, LEARNING_RATE, Task
+from benchmarks.task import CLIP_NORM, DROPOUT, LABEL_SMOOTHING, LEARNING_RATE, Task, joined
 
 
 def make(task: Task) -> tuple[Callable[[], float], Callable[[], None]]:
@@ -58,7 +58,7 @@ def make(task: Task) -> tuple[Callable[[], float], Callable[[], None]]:
     optimizer = nnx.Optimizer(
         model, optax.chain(optax.clip_by_global_norm(CLIP_NORM), optax.adam(LEARNING_RATE)), wrt=nnx.Param
     )
-    source, target = (jnp.asarray(rows) for rows in task.batch())
+    source, target = (jnp.asarray(batch.values) for batch in task.batch())
 
     @nnx.jit
     def update(model, optimizer, source, target):
@@ -88,15 +88,16 @@ def _load(model, params, size: int) -> None:
     def put_layers(stack, layers) -> None:
         for n, layer in layers.items():
             cell = stack[n].cell
-            put(cell.dense_i.kernel, layer["input_kernel"][0])
-            put(cell.dense_h.kernel, layer["recurrent_kernel"][0])
-            put(cell.dense_h.bias, layer["bias"][0])
+            put(cell.dense_i.kernel, joined(layer["input"]))
+            put(cell.dense_h.kernel, joined(layer["recurrent"]))
+            put(cell.dense_h.bias, layer["input"]["bias"])
 
-    put(model.source_embedding.embedding, params["source_embedding"])
-    put(model.target_embedding.embedding, params["target_embedding"])
-    put_layers(model.encoder, params["encoder"]["layers"])
-    put_layers(model.decoder, params["decoder"]["layers"])
-    put(model.key.kernel, params["decoder"]["key_kernel"])
-    put(model.combine.kernel, params["decoder"]["combine_kernel"])
-    put(model.output.kernel, params["output_kernel"].T)
-    put(model.output.bias, params["output_bias"])
+    decoder, output = params["decoder"], params["output"]
+    put(model.source_embedding.embedding, params["source_table"])
+    put(model.target_embedding.embedding, params["target_table"])
+    put_layers(model.encoder, {n: directions[0] for n, directions in params["encoder"]["layers"].items()})
+    put_layers(model.decoder, decoder["stack"]["cells"])
+    put(model.key.kernel, decoder["attention"]["key_kernel"])
+    put(model.combine.kernel, joined(decoder["combine"]))
+    put(model.output.kernel, output["table"].T)
+    put(model.output.bias, output["bias"])

@@ -13,11 +13,11 @@ def make(task: Task) -> tuple[Callable[[], float], Callable[[], None]]:
     import jax
     from flax import nnx
 
+    from seq2seq_jax.build import model_graph
     from seq2seq_jax.config import MeshConfig
     from seq2seq_jax.data.batching import BatchShape
-    from seq2seq_jax.losses import cross_entropy
-    from seq2seq_jax.model import model_graph
     from seq2seq_jax.sharding import by_rows, make_mesh
+    from seq2seq_jax.training.objectives import negative_log_likelihood, num_terms
     from seq2seq_jax.training.setup import compile_step
     from seq2seq_jax.training.step import abstract_state, initial_state, jit_train_step
 
@@ -32,9 +32,7 @@ def make(task: Task) -> tuple[Callable[[], float], Callable[[], None]]:
     @jax.jit
     def loss(params, source, target):
         model = nnx.merge(model_graph(task.config, sizes), params)
-        vectors, _ = model(source, target)
-        total = cross_entropy(model.logits(vectors), target.T, target.T != 0, config.train.label_smoothing)
-        return total / target.size
+        return negative_log_likelihood(model, source, target, None, config.train) / num_terms(target)
 
     def step() -> None:
         state[0] = update(state[0], source, target)

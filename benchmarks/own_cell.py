@@ -1,12 +1,13 @@
 """A cell of one's own over time: `seq2seq_jax.scan` against `jax.lax.scan` and Flax's `nnx.RNN`.
 
-    python -m benchmarks.own_cell --sizes 256 512 1024
+    python -m benchmarks.own_cell --sizes 256 512
 
 The cell is that of docs/extending.md, a minimal gated unit (Zhou et al. 2016), with the same weights and inputs for
 all. Timed is the gradient of everything: weights, inputs and first state. Results and gradients are compared first.
 """
 
 import argparse
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,8 @@ def make(peer: str, size: int, batch: int, length: int) -> tuple[Callable[[], An
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", type=int, default=[256, 512, 1024], help="units of the cell")
-    parser.add_argument("--batch", type=int, default=64, help="rows")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[256, 512], help="units of the cell")
+    parser.add_argument("--batches", nargs="+", type=int, default=[16, 32, 64], help="rows")
     parser.add_argument("--length", type=int, default=50, help="steps")
     parser.add_argument("--steps", type=int, default=5, help="timed gradients a turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each peer")
@@ -74,13 +75,13 @@ def main() -> None:
     arguments = parser.parse_args()
     about = measure.print_machine()
     rows = []
-    for size in arguments.sizes:
-        peers = {name: (make, (peer, size, arguments.batch, arguments.length)) for name, peer in PEERS.items()}
+    for size, batch in itertools.product(arguments.sizes, arguments.batches):
+        peers = {name: (make, (peer, size, batch, arguments.length)) for name, peer in PEERS.items()}
         timings = measure.in_turns(peers, warmup=2, steps=arguments.steps, rounds=arguments.rounds)
         for name, timing in timings.items():
             if not np.allclose(timing.check, timings[OURS].check, rtol=1e-4):
                 raise SystemExit(f"{name} computes other gradients: {timing.check}, {timings[OURS].check}")
-            row = {"units": size, "peer": name, "ms": 1000 * timing.median}
+            row = {"units": size, "rows": batch, "peer": name, "ms": 1000 * timing.median}
             rows.append(row | {"ours is faster": timing.median / timings[OURS].median})
     measure.print_table(rows)
     measure.write_json(arguments.output, rows, about)

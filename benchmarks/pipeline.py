@@ -119,7 +119,7 @@ def _loop(
         seconds = time.perf_counter() - start
         fetching += seconds
         waiting += seconds * state.step.is_ready()  # ty: ignore[missing-attribute] - an array that was computed has it
-        state = updates[batch.source.shape[1], batch.target.shape[1]](state, *batch)
+        state = updates[batch.source.values.shape[1], batch.target.values.shape[1]](state, *batch)
         if step % log_every == 0:
             jax.device_get(state.window)
             state = state._replace(window=jax.device_put(empty_window(), replicated(mesh)))

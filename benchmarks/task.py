@@ -13,6 +13,7 @@ from seq2seq_jax.arguments import parse, read, value_of
 from seq2seq_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from seq2seq_jax.config_file import find_config, load_config
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.padded import Padded
 
 DROPOUT = 0.2
 LEARNING_RATE = 1e-3
@@ -47,12 +48,13 @@ class Task:
             train=TrainConfig(label_smoothing=LABEL_SMOOTHING),
         )
 
-    def batch(self) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self) -> tuple[Padded, Padded]:
         """Source and target ids, [B, length] both; no padding."""
         draw = np.random.default_rng(0)
         shape = self.batch_size, self.length
         source, target = (draw.integers(4, self.model.vocab_size, shape).astype(np.int32) for _ in range(2))
-        return source, target
+        lengths = np.full(self.batch_size, self.length, np.int32)
+        return Padded(source, lengths), Padded(target, lengths)
 
     def params(self) -> dict[str, Any]:
         """The same first weights for every peer, as the package names them; NumPy arrays."""
@@ -92,6 +94,11 @@ MODELS = {
     "L512-IF": _model(512, 2, 8_000, True),
     "G": _model(1024, 4, 32_000, False),
 }
+
+
+def joined(linear: dict[str, Any]) -> np.ndarray:
+    """The kernel of a `Linear` for all of its inputs side by side."""
+    return np.concatenate([linear["kernels"][part] for part in range(len(linear["kernels"]))])
 
 
 def train_flops(task: Task) -> float:

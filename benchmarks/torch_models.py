@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.task import CLIP_NORM, DROPOUT, LABEL_SMOOTHING, LEARNING_RATE, Task
+from benchmarks.task import CLIP_NORM, DROPOUT, LABEL_SMOOTHING, LEARNING_RATE, Task, joined
 from seq2seq_jax.cpu import keep_freed_memory
 
 Peer = tuple[Callable[[], float], Callable[[], None]]
@@ -51,7 +51,7 @@ def _make(task: Task, dtype: str, packed: bool, compiled: bool = False) -> Peer:
     model = _Seq2Seq(task, packed)
     model.load(task.params())
     model.to(device)
-    source, target = (torch.from_numpy(rows).long().to(device) for rows in task.batch())
+    source, target = (torch.from_numpy(batch.values).long().to(device) for batch in task.batch())
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=not packed, capturable=captured)
     autocast = functools.partial(torch.autocast, device, number, enabled=number != torch.float32)
     scaler = torch.amp.GradScaler(device, enabled=number == torch.float16)
@@ -202,21 +202,19 @@ def _Seq2Seq(task: Task, packed: bool):  # noqa: N802 - a class that needs PyTor
                     owner, suffix = (stack[0], f"_l{n}") if packed and len(stack) == 1 else (stack[n], "_l0")
                     if isinstance(owner, nn.LSTMCell):
                         suffix = ""
-                    recurrent = layer["recurrent_kernel"][0]
-                    inside, state = recurrent[:-size], recurrent[-size:]
-                    known = [layer["input_kernel"][0]] if "input_kernel" in layer else []
-                    put(getattr(owner, f"weight_ih{suffix}"), np.concatenate([*known, inside]).T)
-                    put(getattr(owner, f"weight_hh{suffix}"), state.T)
-                    put(getattr(owner, f"bias_ih{suffix}"), layer["bias"][0])
-                    put(getattr(owner, f"bias_hh{suffix}"), np.zeros_like(layer["bias"][0]))
+                    put(getattr(owner, f"weight_ih{suffix}"), joined(layer["input"]).T)
+                    put(getattr(owner, f"weight_hh{suffix}"), joined(layer["recurrent"]).T)
+                    put(getattr(owner, f"bias_ih{suffix}"), layer["input"]["bias"])
+                    put(getattr(owner, f"bias_hh{suffix}"), np.zeros_like(layer["input"]["bias"]))
 
-            put(self.source_embedding.weight, params["source_embedding"])
-            put(self.target_embedding.weight, params["target_embedding"])
-            put_layers(self.encoder, params["encoder"]["layers"])
-            put_layers(self.decoder, params["decoder"]["layers"])
-            put(self.key.weight, params["decoder"]["key_kernel"].T)
-            put(self.combine.weight, params["decoder"]["combine_kernel"].T)
-            put(self.output.weight, params["output_kernel"])
-            put(self.output.bias, params["output_bias"])
+            decoder, output = params["decoder"], params["output"]
+            put(self.source_embedding.weight, params["source_table"])
+            put(self.target_embedding.weight, params["target_table"])
+            put_layers(self.encoder, {n: directions[0] for n, directions in params["encoder"]["layers"].items()})
+            put_layers(self.decoder, decoder["stack"]["cells"])
+            put(self.key.weight, decoder["attention"]["key_kernel"].T)
+            put(self.combine.weight, joined(decoder["combine"]).T)
+            put(self.output.weight, output["table"])
+            put(self.output.bias, output["bias"])
 
     return Seq2Seq()

@@ -15,7 +15,8 @@ from seq2seq_jax.config import DecodeConfig, ModelConfig
 from seq2seq_jax.data.encoded import encode_lines
 from seq2seq_jax.data.vocabulary import Vocabularies, load_vocabularies
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.symbols import BOS, EOS, PAD
+from seq2seq_jax.padded import Padded
+from seq2seq_jax.symbols import BOS, EOS
 
 SUPPORTED = {"cell": ("lstm",), "attention": ("general", "dot"), "bridge": ("copy",), "compute_dtype": ("float32",)}
 
@@ -70,13 +71,13 @@ class Translator:
             limits = np.ceil(lengths[indices] * decode.max_length_ratio).astype(np.int64) + self.extra_length
             source = encoded.sources.padded(indices, len(indices), lengths[indices[0]])
             with torch.inference_mode(), torch.device(self.model.device):
-                arrays = torch.from_numpy(source).long(), torch.from_numpy(limits)
-                rows, scores = self._search(*(array.to(self.model.device) for array in arrays))
+                ids, limits = (torch.from_numpy(array).to(self.model.device) for array in (source.values, limits))
+                rows, scores = self._search(Padded(ids.long(), torch.from_numpy(source.lengths)), limits)
             for index, text, score in zip(indices, self.vocabularies.target.decode(rows), scores, strict=True):
                 hypotheses[index] = Hypothesis(text, score)
         return hypotheses
 
-    def _search(self, source: Tensor, limits: Tensor) -> tuple[list[np.ndarray], list[float]]:
+    def _search(self, source: Padded, limits: Tensor) -> tuple[list[np.ndarray], list[float]]:
         if self.decode.beam_size == 1:
             return greedy_search(self.model, source, limits, self.decode.length_penalty)
         return beam_search(self.model, source, limits, self.decode.length_penalty, self.decode.beam_size)
@@ -94,32 +95,33 @@ class Model:
         refuse_unsupported(config)
         self.config, self.device = config, device
         params = _tensors(params, device)
-        decoder, embedding = params["decoder"], params["target_embedding"]
-        self.source_embedding = params.get("source_embedding", embedding)
-        self.output_kernel, self.output_bias = params.get("output_kernel", embedding), params["output_bias"]
-        self.key_kernel, self.combine_kernel = decoder.get("key_kernel"), decoder["combine_kernel"]
+        decoder, self.output_bias = params["decoder"], params["output"]["bias"]
+        self.source_embedding, embedding, self.output_kernel = _tables(config, params)
+        self.key_kernel = decoder.get("attention", {}).get("key_kernel")
+        self.combine_kernel = _joined(decoder["combine"])
         self.encoder = _encoder(config, params["encoder"]["layers"])
-        layers = [decoder["layers"][depth] for depth in range(config.num_layers)]
-        self.biases = [layer["bias"][0] for layer in layers]
-        self.kernels = [_joined(layer) for layer in layers]
+        layers = [decoder["stack"]["cells"][depth] for depth in range(config.num_layers)]
+        self.biases = [layer["input"]["bias"] for layer in layers]
+        self.kernels = [_joined(layer["input"], layer["recurrent"]) for layer in layers]
         size = config.embed_size
         self.first_gates = embedding @ self.kernels[0][:size] + self.biases[0]  # of every target token
         self.kernels[0] = self.kernels[0][size:]
 
-    def encode(self, source: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Returns memory and first state; the longest source comes first."""
+    def encode(self, source: Padded) -> tuple[list[Tensor], list[Tensor]]:
+        """Returns memory and first state; the longest source comes first. Its lengths are on the CPU."""
         import torch
         from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-        mask, config = source != PAD, self.config
-        embedded = torch.nn.functional.embedding(source.T, self.source_embedding)
-        outputs, last = self.encoder(pack_padded_sequence(embedded, mask.sum(1).cpu()))
+        (ids, lengths), config = source, self.config
+        mask = torch.arange(ids.shape[1]) < lengths.to(self.device)[:, None]
+        embedded = torch.nn.functional.embedding(ids.T, self.source_embedding)
+        outputs, last = self.encoder(pack_padded_sequence(embedded, lengths))
         values = pad_packed_sequence(outputs)[0].transpose(0, 1).contiguous()
         keys = values if self.key_kernel is None else values @ self.key_kernel
         added = torch.zeros_like(mask, dtype=values.dtype).masked_fill(~mask, -torch.inf)[:, None]
         # [layers * directions, B, size] to [B, H] for each layer
         hidden, cell = (x.unflatten(0, (config.num_layers, -1)).transpose(1, 2).flatten(2) for x in last)
-        vector = values.new_zeros(len(source), self.combine_kernel.shape[1])
+        vector = values.new_zeros(len(ids), self.combine_kernel.shape[1])
         states = [x for layer in zip(hidden, cell, strict=True) for x in layer]
         return [keys.transpose(1, 2), values, added], [*states, vector]
 
@@ -146,15 +148,15 @@ class Model:
 
 
 def greedy_search(
-    model: Model, source: Tensor, limits: Tensor, length_penalty: float
+    model: Model, source: Padded, limits: Tensor, length_penalty: float
 ) -> tuple[list[np.ndarray], list[float]]:
     """Returns the likeliest token at every position, sentence by sentence, and their scores."""
     import torch
 
     memory, state = model.encode(source)
-    sentences = torch.arange(len(source))
-    found, scores = [np.empty(0)] * len(source), [0.0] * len(source)
-    tokens, log_probs = torch.full((len(source), 1), BOS), torch.zeros(len(source))
+    sentences = torch.arange(len(limits))
+    found, scores = [np.empty(0)] * len(limits), [0.0] * len(limits)
+    tokens, log_probs = torch.full((len(limits), 1), BOS), torch.zeros(len(limits))
     for length in range(1, int(limits.max()) + 1):
         logits, state = model.step(memory, state, tokens[:, -1])
         log_norms = logits.logsumexp(1)
@@ -176,7 +178,7 @@ def greedy_search(
 
 
 def beam_search(
-    model: Model, source: Tensor, limits: Tensor, length_penalty: float, beam_size: int
+    model: Model, source: Padded, limits: Tensor, length_penalty: float, beam_size: int
 ) -> tuple[list[np.ndarray], list[float]]:
     """Returns the best sequence of each sentence and its score.
 
@@ -186,10 +188,10 @@ def beam_search(
     import torch
 
     memory, state = model.encode(source)
-    sentences = torch.arange(len(source))
-    found, scores = [np.empty(0)] * len(source), torch.full((len(source),), -torch.inf)
+    sentences = torch.arange(len(limits))
+    found, scores = [np.empty(0)] * len(limits), torch.full((len(limits),), -torch.inf)
     best_ended, last_penalty = scores.clone(), _penalty(limits, length_penalty)
-    tokens, log_probs = torch.full((len(source), 1), BOS), torch.zeros(len(source), 1)  # the first beam is of one
+    tokens, log_probs = torch.full((len(limits), 1), BOS), torch.zeros(len(limits), 1)  # the first beam is of one
     for length in range(1, int(limits.max()) + 1):
         logits, state = model.step(memory, state, tokens[:, -1])
         offsets = log_probs - logits.logsumexp(1).view_as(log_probs)
@@ -243,7 +245,14 @@ def _tensors(tree: Any, device: str) -> Any:
     return torch.from_numpy(np.array(tree)).to(device)
 
 
-def _encoder(config: ModelConfig, layers: dict[int, dict[str, Tensor]]) -> Callable:
+def _tables(config: ModelConfig, params: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Source and target embeddings, and the output layer's; of tables that are one, `params` has the first by name."""
+    output = params["output"]["table"]
+    source = params.get("source_table", output)
+    return source, params.get("target_table", source if config.tied_embeddings == "source_target" else output), output
+
+
+def _encoder(config: ModelConfig, layers: dict[int, dict[int, Any]]) -> Callable:
     from torch import nn
 
     num_directions = 2 if config.bidirectional else 1
@@ -252,19 +261,20 @@ def _encoder(config: ModelConfig, layers: dict[int, dict[str, Tensor]]) -> Calla
     weights = {}
     for depth, layer in layers.items():
         for direction, suffix in enumerate(("", "_reverse")[:num_directions]):
-            bias = layer["bias"][direction]
+            bias = layer[direction]["input"]["bias"]
             weights |= {
-                f"weight_ih_l{depth}{suffix}": layer["input_kernel"][direction].T,
-                f"weight_hh_l{depth}{suffix}": layer["recurrent_kernel"][direction].T,
+                f"weight_ih_l{depth}{suffix}": _joined(layer[direction]["input"]).T,
+                f"weight_hh_l{depth}{suffix}": _joined(layer[direction]["recurrent"]).T,
                 f"bias_ih_l{depth}{suffix}": bias,
                 f"bias_hh_l{depth}{suffix}": 0 * bias,
             }
     encoder.load_state_dict(weights)
-    return encoder.to(layers[0]["bias"].device)
+    return encoder.to(layers[0][0]["input"]["bias"].device)
 
 
-def _joined(layer: dict[str, Tensor]) -> Tensor:
-    """One kernel for a decoder layer's inputs and its state."""
+def _joined(*linears: dict[str, Any]) -> Tensor:
+    """One kernel for the inputs of several `Linear` side by side."""
     import torch
 
-    return torch.cat([layer[name][0] for name in ("input_kernel", "recurrent_kernel") if name in layer])
+    kernels = [linear["kernels"] for linear in linears]
+    return torch.cat([parts[part] for parts in kernels for part in range(len(parts))])

@@ -70,13 +70,13 @@ class RNN(Cell):
 class GRU(Cell):
     """Gated recurrent unit, Cho et al. 2014, equations 5 to 8, with biases.
 
-        r, z = sigmoid(W x + U h + b);  c = tanh(W_c x + U_c (r h) + b_c);  h' = z h + (1 - z) c
+        r, z = sigmoid(W x + U h + b);  c = tanh(W_c [x; r h] + b_c);  h' = z h + (1 - z) c
 
-    As in the paper the reset gate acts before the product with U_c. cuDNN and
+    As in the paper the reset gate acts before the product with W_c. cuDNN and
     PyTorch have it act after, which is another function.
     """
 
-    num_gates = 3
+    num_gates = 2
 
     def __init__(
         self,
@@ -87,15 +87,14 @@ class GRU(Cell):
         forget_bias: float = 0.0,
     ) -> None:
         super().__init__(input_sizes, size, initializers, rngs, forget_bias)
-        self.recurrent = self.recurrent_map(2, initializers, rngs)
-        self.candidate = self.recurrent_map(1, initializers, rngs)
+        of_inputs = initializers.matrix(rngs.params(), (sum(input_sizes), size))
+        of_state = initializers.recurrent(rngs.params(), (size, size))
+        self.candidate = Linear([*input_sizes, size], jnp.concatenate([of_inputs, of_state]), jnp.zeros(size))
 
     def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
         (hidden,) = state
-        of_inputs = self.input(*inputs)
-        gates = jax.nn.sigmoid(of_inputs[..., : 2 * self.size] + self.recurrent(hidden))
-        reset, update = jnp.split(gates, 2, axis=-1)
-        candidate = jnp.tanh(of_inputs[..., 2 * self.size :] + self.candidate(reset * hidden))
+        reset, update = jnp.split(jax.nn.sigmoid(self.input(*inputs) + self.recurrent(hidden)), 2, axis=-1)
+        candidate = jnp.tanh(self.candidate(*inputs, reset * hidden))
         return (update * hidden + (1 - update) * candidate,)
 
 

@@ -94,7 +94,7 @@ class Luong(Decoder):
         return Keep(self.stack.keep(between, num_steps), vector)
 
     def step(self, memory: Memory, state: State, x: Float[Array, "B D"], keep: Keep) -> tuple[State, Features]:
-        inputs = (x, state.vector) if self.input_feeding else (x,)
+        inputs = (x,) if state.vector is None else (x, state.vector)
         states, top = self.stack(state.cells, *inputs, keep=keep.between)
         if self.attention is None:
             vector, weights = jnp.tanh(self.combine(top)), None

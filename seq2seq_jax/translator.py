@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from seq2seq_jax import run_directory, signals
+from seq2seq_jax.build import abstract_params, model_graph
 from seq2seq_jax.checkpoint import restore_params
 from seq2seq_jax.config import Config, DecodeConfig
 from seq2seq_jax.cpu import compiler_options
@@ -26,9 +27,8 @@ from seq2seq_jax.decoding.beam import beam_search
 from seq2seq_jax.decoding.greedy import greedy_search
 from seq2seq_jax.decoding.hypotheses import Found
 from seq2seq_jax.losses import correct_tokens, token_losses
-from seq2seq_jax.build import abstract_params, model_graph
-from seq2seq_jax.run_directory import Origin
 from seq2seq_jax.padded import Padded
+from seq2seq_jax.run_directory import Origin
 from seq2seq_jax.seq2seq import SearchTables, Seq2Seq
 from seq2seq_jax.sharding import ROWS, WHOLE, by_rows, one_device, replicated, share_rows
 from seq2seq_jax.symbols import PAD

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from seq2seq_jax.build import abstract_params, model_graph
 from seq2seq_jax.config import ModelConfig
-from seq2seq_jax.model import Seq2Seq, abstract_params
+from seq2seq_jax.padded import Padded
 
 VOCAB = 11
 
@@ -17,8 +18,18 @@ QUICK_COMPILE = {
     "xla_cpu_use_fusion_emitters": False,
 }
 
-SOURCE = np.array([[3, 4, 5, 6, 2], [7, 8, 2, 0, 0], [9, 10, 4, 2, 0]], np.int32)
-TARGET = np.array([[5, 4, 3, 2], [6, 2, 0, 0], [7, 9, 2, 0]], np.int32)
+# In the padding stand tokens like any others: nothing may look at them.
+SOURCE = Padded(np.array([[3, 4, 5, 6, 2], [7, 8, 2, 9, 4], [9, 10, 4, 2, 8]], np.int32), np.int32([5, 3, 4]))
+TARGET = Padded(np.array([[5, 4, 3, 2], [6, 2, 10, 3], [7, 9, 2, 5]], np.int32), np.int32([4, 2, 3]))
+
+
+def padded(*rows, width: int = 0) -> Padded:
+    """Rows of ids in one array, zeros behind them."""
+    lengths = np.array([len(row) for row in rows], np.int32)
+    values = np.zeros((len(rows), max(width, *lengths)), np.int32)
+    for row, ids in zip(values, rows, strict=True):
+        row[: len(ids)] = ids
+    return Padded(values, lengths)
 
 
 def tiny_config(**settings) -> ModelConfig:
@@ -34,20 +45,19 @@ def random_params(config: ModelConfig, seed: int = 0, scale: float = 0.8) -> dic
     )
 
 
-def graph(config: ModelConfig, engine="fast"):
+def graph(config: ModelConfig) -> nnx.GraphDef:
     """The structure of a model, for `nnx.merge` with parameters."""
-    make = lambda: Seq2Seq(config, VOCAB, VOCAB, rngs=nnx.Rngs(0), engine=engine)  # noqa: E731
-    return nnx.graphdef(nnx.eval_shape(make))
+    return model_graph(config, (VOCAB, VOCAB))
 
 
-def teacher_forced(config: ModelConfig, engine="fast"):
+def teacher_forced(config: ModelConfig):
     """`(params, source, target, keys) -> (logits [B, T, V], weights [B, T, S] or None)`."""
-    structure = graph(config, engine)
+    structure = graph(config)
 
     def forward(params, source, target, keys=None):
         model = nnx.merge(structure, params)
-        vectors, weights = model(jnp.asarray(source), jnp.asarray(target), keys=keys)
-        return jnp.swapaxes(model.logits(vectors), 0, 1), None if weights is None else jnp.swapaxes(weights, 0, 1)
+        vectors, weights = model(source, target.values, keys=keys)
+        return jnp.swapaxes(model.output(vectors), 0, 1), None if weights is None else jnp.swapaxes(weights, 0, 1)
 
     return forward
 
@@ -67,37 +77,73 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
+def rnn(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
+    """Elman 1990."""
+    (hidden,) = state
+    return (np.tanh(inputs @ weights["input"] + hidden @ weights["recurrent"] + weights["input_bias"]),)
+
+
+def gru(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
+    """Cho et al. 2014, equations 5 to 8, each with a bias; the blocks of the gates' weights are reset, update."""
+    (hidden,) = state
+    (w_r, w_z), (u_r, u_z) = (np.split(weights[name], 2, axis=1) for name in ("input", "recurrent"))
+    b_r, b_z = np.split(weights["input_bias"], 2)
+    w, u = np.split(weights["candidate"], [len(inputs)])
+    reset = sigmoid(inputs @ w_r + hidden @ u_r + b_r)
+    update = sigmoid(inputs @ w_z + hidden @ u_z + b_z)
+    candidate = np.tanh(inputs @ w + (reset * hidden) @ u + weights["candidate_bias"])
+    return (update * hidden + (1 - update) * candidate,)
+
+
+def lstm(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
+    """Gers et al. 2000; the blocks of the weights are input, forget, candidate, output."""
+    cell, hidden = state
+    i, f, g, o = np.split(inputs @ weights["input"] + hidden @ weights["recurrent"] + weights["input_bias"], 4)
+    cell = sigmoid(f) * cell + sigmoid(i) * np.tanh(g)
+    return cell, sigmoid(o) * np.tanh(cell)
+
+
+CELLS = {"rnn": (rnn, 1), "gru": (gru, 1), "lstm": (lstm, 2)}
+"""For every cell a step, `(weights, inputs, state) -> state`, and the number of vectors in its state."""
+
+
+def joined(linear: dict) -> np.ndarray:
+    """The kernel of a `Linear` for the concatenation of its parts."""
+    return np.concatenate([linear["kernels"][part] for part in range(len(linear["kernels"]))])
+
+
+def weights_of(cell: dict) -> dict:
+    """A cell's parameters as the functions above name them."""
+    biases = {f"{name}_bias": linear["bias"] for name, linear in cell.items() if "bias" in linear}
+    return {name: joined(linear) for name, linear in cell.items()} | biases
+
+
 class Oracle:
     """What `Seq2Seq` computes for one sentence without padding, in float64."""
 
     def __init__(self, config: ModelConfig, params: dict):
         self.config, self.params = config, params
-
-    def table(self, name: str) -> np.ndarray:
-        return self.params.get(name, self.params["target_embedding"])
-
-    def lstm(self, layer: dict, direction: int, inputs: list, state: tuple) -> tuple:
-        """Gers et al. 2000: new (cell, hidden) from everything that comes in, the own hidden state last."""
-        cell, hidden = state
-        parts = [layer[name][direction] for name in ("input_kernel", "recurrent_kernel") if name in layer]
-        gates = np.concatenate([*inputs, hidden]) @ np.concatenate(parts) + layer["bias"][direction]
-        i, f, g, o = np.split(gates, 4)
-        cell = sigmoid(f) * cell + sigmoid(i) * np.tanh(g)
-        return cell, sigmoid(o) * np.tanh(cell)
+        self.cell, self.num_parts = CELLS[config.cell]
+        # Of tables that are one, the parameters have the one whose name comes first.
+        self.output_table = params["output"]["table"]
+        self.source_table = params.get("source_table", self.output_table)
+        shared = self.source_table if config.tied_embeddings == "source_target" else self.output_table
+        self.target_table = params.get("target_table", shared)
 
     def encode(self, source) -> tuple[np.ndarray, list]:
         """Outputs of the top layer, [S, E], and every layer's last state."""
-        sequence, lasts = self.table("source_embedding")[source], []
+        sequence, lasts = self.source_table[source], []
         for depth in range(self.config.num_layers):
-            layer = self.params["encoder"]["layers"][depth]
+            directions = self.params["encoder"]["layers"][depth]
             outputs, last = [], []
-            for direction in range(len(layer["bias"])):
-                size = layer["bias"].shape[1] // 4
-                state, hiddens = (np.zeros(size), np.zeros(size)), []
-                for x in sequence[:: -1 if direction else 1]:
-                    state = self.lstm(layer, direction, [x], state)
-                    hiddens.append(state[1])
-                outputs.append(np.array(hiddens)[:: -1 if direction else 1])
+            for direction in range(len(directions)):
+                weights = weights_of(directions[direction])
+                state = (np.zeros(self.config.hidden_size // len(directions)),) * self.num_parts
+                order, hiddens = slice(None, None, -1 if direction else 1), []
+                for x in sequence[order]:
+                    state = self.cell(weights, x, state)
+                    hiddens.append(state[-1])
+                outputs.append(np.array(hiddens)[order])
                 last.append(state)
             sequence = np.concatenate(outputs, axis=-1)
             lasts.append(tuple(np.concatenate(parts) for parts in zip(*last, strict=True)))
@@ -105,22 +151,25 @@ class Oracle:
 
     def bridge(self, lasts: list) -> list:
         if self.config.bridge == "zero":
-            return [(0 * cell, 0 * hidden) for cell, hidden in lasts]
+            return [tuple(0 * part for part in state) for state in lasts]
         if self.config.bridge == "dense":
-            kernels = self.params["bridge_kernel"]
-            return [(np.tanh(c @ kernels[n, 0]), np.tanh(h @ kernels[n, 1])) for n, (c, h) in enumerate(lasts)]
+            layers = self.params["bridge"]["layers"]
+            return [
+                tuple(np.tanh(part @ joined(layers[depth][n])) for n, part in enumerate(state))
+                for depth, state in enumerate(lasts)
+            ]
         return lasts
 
     def attend(self, hidden, outputs) -> tuple[np.ndarray, np.ndarray]:
         """Luong et al. 2015, equations 7 and 8, or Bahdanau et al. 2015, appendix A.1.2."""
-        decoder = self.params["decoder"]
+        attention = self.params["decoder"].get("attention")
         if self.config.attention == "dot":
             scores = [hidden @ m for m in outputs]
         elif self.config.attention == "general":
-            scores = [m @ decoder["key_kernel"] @ hidden for m in outputs]
+            scores = [m @ attention["key_kernel"] @ hidden for m in outputs]
         else:
-            summed = [hidden @ decoder["query_kernel"] + m @ decoder["key_kernel"] for m in outputs]
-            scores = [np.tanh(s) @ decoder["score_kernel"][:, 0] for s in summed]
+            summed = [hidden @ joined(attention["query"]) + m @ attention["key_kernel"] for m in outputs]
+            scores = [np.tanh(s) @ attention["score"] for s in summed]
         weights = np.exp(scores) / np.exp(scores).sum()
         return weights @ outputs, weights
 
@@ -128,16 +177,18 @@ class Oracle:
         """Logits [T, V] and attention weights [T, S] under teacher forcing."""
         decoder, attention = self.params["decoder"], self.config.attention != "none"
         outputs, lasts = self.encode(source)
-        states = self.bridge(lasts)
-        vector = np.zeros(decoder["combine_kernel"].shape[1])
+        states, layers = self.bridge(lasts), decoder["stack"]["cells"]
+        combine = joined(decoder["combine"])
+        vector = np.zeros(combine.shape[1])
         all_logits, all_weights = [], []
         for token in [1, *target[:-1]]:
-            below = [self.params["target_embedding"][token]] + ([vector] if self.config.input_feeding else [])
+            embedded = self.target_table[token]
+            below = np.concatenate([embedded, vector]) if self.config.input_feeding else embedded
             for depth in range(len(states)):
-                states[depth] = self.lstm(decoder["layers"][depth], 0, below, states[depth])
-                below = [states[depth][1]]
-            context, weights = self.attend(below[0], outputs) if attention else (np.zeros(0), None)
-            vector = np.tanh(np.concatenate([context, below[0]]) @ decoder["combine_kernel"])
-            all_logits.append(self.table("output_kernel") @ vector + self.params["output_bias"])
+                states[depth] = self.cell(weights_of(layers[depth]), below, states[depth])
+                below = states[depth][-1]
+            context, weights = self.attend(below, outputs) if attention else (np.zeros(0), None)
+            vector = np.tanh(np.concatenate([context, below]) @ combine)
+            all_logits.append(self.output_table @ vector + self.params["output"]["bias"])
             all_weights.append(weights)
         return np.array(all_logits), np.array(all_weights) if attention else None

@@ -2,28 +2,95 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.test_util import check_grads
 
-from seq2seq_jax.cells import lstm_cell
+from seq2seq_jax.build import CELLS
+from seq2seq_jax.cells import Stack, lstm_cell
+from seq2seq_jax.linear import uniform
+from tests import models
 
-BATCH, SIZE = 3, 5
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def equations(gates, cell, xp=np, sigmoid=sigmoid):
-    """Gers et al. 2000, in the order input, forget, candidate, output."""
-    size = cell.shape[-1]
-    i, f, g, o = (gates[..., n * size : (n + 1) * size] for n in range(4))
-    new_cell = sigmoid(f) * cell + sigmoid(i) * xp.tanh(g)
-    return new_cell, sigmoid(o) * xp.tanh(new_cell)
+BATCH, SIZE, INPUTS = 3, 5, (2, 4)
 
 
 def draw(*shapes, seed=0):
     generator = np.random.default_rng(seed)
     return [generator.standard_normal(shape) for shape in shapes]
+
+
+def step_of(kind, inputs=INPUTS):
+    """A step as a function, `(params, state, *inputs) -> state`, and random parameters for it, biases too."""
+    structure, params = nnx.split(CELLS[kind](inputs, SIZE, uniform(0.8), nnx.Rngs(0)))
+    params = nnx.to_pure_dict(params)
+    leaves, tree = jax.tree.flatten(params)
+    params = jax.tree.unflatten(tree, draw(*(leaf.shape for leaf in leaves)))
+    return lambda params, state, *inputs: nnx.merge(structure, params)(state, *inputs), params
+
+
+def state_of(kind, batch=BATCH):
+    return tuple(draw(*[(batch, SIZE)] * models.CELLS[kind][1], seed=1))
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_cell_is_the_equations_of_its_paper(kind):
+    """Two inputs are their concatenation."""
+    step, params = step_of(kind)
+    state, inputs = state_of(kind), draw(*((BATCH, size) for size in INPUTS), seed=2)
+    with jax.enable_x64(True):
+        found = jax.jit(step)(params, state, *inputs)
+    equations, weights = models.CELLS[kind][0], models.weights_of(params)
+    for row, now in enumerate(np.concatenate(inputs, axis=1)):
+        expected = equations(weights, now, tuple(part[row] for part in state))
+        for part, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(part[row], other, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_gradients_of_a_cell_agree_with_finite_differences(kind):
+    """Of every parameter, the state and the input."""
+    step, params = step_of(kind, inputs=(2,))
+    arguments = params, state_of(kind, 2), *draw((2, 2), seed=2)
+    with jax.enable_x64(True):
+        check_grads(jax.jit(step), arguments, order=1, modes=["rev"], atol=1e-7, rtol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_state_starts_at_zero_and_keeps_its_dtypes(kind, dtype):
+    """Whatever sums over all steps is float32 at least."""
+    cell = CELLS[kind](INPUTS, SIZE, uniform(0.8), nnx.Rngs(0))
+    state = cell.start(BATCH, dtype)
+    after = cell(state, *(jnp.ones((BATCH, size), dtype) for size in INPUTS))
+    assert [part.dtype for part in state] == [jnp.float32] * (len(state) - 1) + [dtype]
+    assert [(part.shape, part.dtype) for part in after] == [(part.shape, part.dtype) for part in state]
+    assert not any(np.any(part) for part in state) and all(np.any(part) for part in after)
+
+
+def test_in_a_stack_each_state_goes_up_and_dropout_is_between():
+    rngs = nnx.Rngs(0)
+    cells = [CELLS["lstm"]([size], SIZE, uniform(0.8), rngs) for size in (2, SIZE, SIZE)]
+    states = [tuple(map(jnp.float32, draw((BATCH, SIZE), (BATCH, SIZE), seed=n))) for n in range(3)]
+    (x,) = map(jnp.float32, draw((BATCH, 2), seed=3))
+    keep = [jnp.asarray(mask > 0) for mask in draw((BATCH, SIZE), (BATCH, SIZE), seed=4)]
+    new, top = Stack(cells, 0.25)(states, x, keep=keep)
+    below = x
+    for depth, cell in enumerate(cells):
+        expected = cell(states[depth], below)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new[depth], expected)
+        if depth < 2:
+            below = jnp.where(keep[depth], expected[-1] / 0.75, 0)
+    np.testing.assert_array_equal(top, new[-1][-1])
+
+
+# ---- the LSTM's equations after the products, with a gradient of their own
+
+
+def equations(gates, cell, xp=np, sigmoid=models.sigmoid):
+    """Gers et al. 2000, in the order input, forget, candidate, output."""
+    size = cell.shape[-1]
+    i, f, g, o = (gates[..., n * size : (n + 1) * size] for n in range(4))
+    new_cell = sigmoid(f) * cell + sigmoid(i) * xp.tanh(g)
+    return new_cell, sigmoid(o) * xp.tanh(new_cell)
 
 
 def test_lstm_cell_is_the_equations_of_the_paper():

@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 from seq2seq_jax import evaluation
+from seq2seq_jax.build import build_model
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig
 from seq2seq_jax.data.encoded import encode_lines
 from seq2seq_jax.data.vocabulary import build_vocabularies
 from seq2seq_jax.evaluation import evaluate_lines, evaluate_split, output_scores, remarks, teacher_forced
-from seq2seq_jax.model import build_model
 from seq2seq_jax.translator import Hypothesis, Translator, load, output_limits, vocab_sizes
 from tests.data.pairs import Pairs
 from tests.tiny import rows, sentences, tiny_config

@@ -9,11 +9,12 @@ import pytest
 from flax import nnx
 
 from seq2seq_jax import translator as translator_module
+from seq2seq_jax.build import model_graph
 from seq2seq_jax.config import DecodeConfig, to_json
 from seq2seq_jax.data.encoded import encode_lines
 from seq2seq_jax.data.vocabulary import Vocabulary
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.model import model_graph
+from seq2seq_jax.padded import Padded
 from seq2seq_jax.symbols import BOS, EOS
 from seq2seq_jax.translator import Translator, load, vocab_sizes
 from tests.tiny import sentences, tiny_config
@@ -36,11 +37,12 @@ def token_log_probs(translator: Translator, source: str, target: str) -> list[np
     """Log-probabilities of all tokens at each target position, one decoder step at a time, by numpy's arithmetic."""
     vocabularies = translator.vocabularies
     model = nnx.merge(model_graph(translator.config.model, vocab_sizes(vocabularies)), translator.params)
-    memory, carry = model.encode(jnp.asarray([ids(vocabularies.source, source)]))
-    carry = jax.tree.map(lambda leaf: leaf[:, None], carry)
+    tokens = jnp.asarray([ids(vocabularies.source, source)])
+    memory, state = model.encode(Padded(tokens, jnp.asarray([tokens.shape[1]])))
+    state = jax.tree.map(lambda leaf: leaf[:, None], state)
     found = []
     for previous in [BOS, *ids(vocabularies.target, target)[:-1]]:
-        carry, logits = model.decode_step(model.search_tables(), memory, carry, jnp.full((1, 1), previous))
+        state, logits = model.search_step(model.search_tables(), memory, state, jnp.full((1, 1), previous))
         logits = np.asarray(logits[0, 0], np.float64)
         found.append(logits - np.log(np.exp(logits).sum()))
     return found

@@ -201,7 +201,7 @@ class _Run:
             if ending:
                 break
             batch = next(batches)
-            update = updates[batch.source.shape[1], batch.target.shape[1]]
+            update = updates[batch.source.values.shape[1], batch.target.values.shape[1]]
             state = update(state, *batch)  # which places the rows, sooner than device_put would
             step += 1
             if step % train.log_every == 0 or step == train.num_steps:

@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from jax.stages import Wrapped as JitWrapped
 from jaxtyping import Array, Bool, Float, Int
 
+from seq2seq_jax.build import build_model, model_graph
 from seq2seq_jax.config import Config
 from seq2seq_jax.cpu import compiler_options
-from seq2seq_jax.build import build_model, model_graph
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.sharding import DATA, ROWS, WHOLE, by_rows, replicated, share_rows
 from seq2seq_jax.training.objectives import negative_log_likelihood, num_terms

@@ -144,7 +144,9 @@ def test_padded_rows_are_the_sequences_then_padding():
     sequences = Rows(np.arange(1, 11, dtype=np.int32), np.array([3, 1, 6], np.int32))
     padded = sequences.padded(np.array([2, 0]), 4, 7)
     expected = [[5, 6, 7, 8, 9, 10], [1, 2, 3], [], []]
-    assert padded.tolist() == [row + [PAD] * (7 - len(row)) for row in expected]
+    assert padded.values.tolist() == [row + [PAD] * (7 - len(row)) for row in expected]
+    assert padded.lengths.tolist() == [6, 3, 0, 0]
+    assert padded.values.dtype == padded.lengths.dtype == np.int32
 
 
 def test_a_sequence_is_never_cut():

@@ -24,11 +24,10 @@ def batching(encoded):
     return Batching(encoded.source_lengths, encoded.target_lengths, max_length=100, num_shapes=4, batch_size=16, seed=3)
 
 
-def sequences(ids):
-    """The rows without padding; the padding is checked to be at the end only."""
-    rows = [row[row != PAD].tolist() for row in ids]
-    assert all((row[len(kept) :] == PAD).all() for row, kept in zip(ids, rows, strict=True))
-    return [row for row in rows if row]
+def sequences(batch):
+    """The rows without padding, and without empty ones; nothing but padding is checked to follow them."""
+    assert all((row[length:] == PAD).all() for row, length in zip(*batch, strict=True))
+    return [row[:length].tolist() for row, length in zip(*batch, strict=True) if length]
 
 
 def pair_list(encoded, indices):
@@ -40,8 +39,9 @@ def test_every_step_has_the_pairs_and_the_shape_that_the_batching_gives_it(encod
     assert len(batches) == 2 * batching.num_batches
     for step, batch in enumerate(batches):
         shape, examples = batching.batch(step)
-        assert batch.source.shape == (shape.batch, shape.source) and batch.target.shape == (shape.batch, shape.target)
-        assert batch.source.dtype == batch.target.dtype == np.int32
+        assert batch.source.values.shape == (shape.batch, shape.source)
+        assert batch.target.values.shape == (shape.batch, shape.target)
+        assert all(array.dtype == np.int32 for array in (*batch.source, *batch.target))
         assert (sequences(batch.source), sequences(batch.target)) == pair_list(encoded, examples)
         assert all(row[-1] == EOS for row in sequences(batch.source) + sequences(batch.target))
 
@@ -52,7 +52,7 @@ def test_a_start_in_the_middle_continues_the_same_batches(encoded, batching):
         rest = list(training_batches(encoded, batching, start, 40))
         assert len(rest) == 40 - start
         for one, other in zip(rest, whole[start:], strict=True):
-            assert np.array_equal(one.source, other.source) and np.array_equal(one.target, other.target)
+            assert all(map(np.array_equal, (*one.source, *one.target), (*other.source, *other.target)))
 
 
 def test_a_reader_that_stops_early_leaves_no_thread(encoded, batching):
@@ -67,7 +67,7 @@ def test_a_reader_that_stops_early_leaves_no_thread(encoded, batching):
 def test_evaluation_reads_every_pair_once(encoded, batch_size, multiple, rows):
     seen = []
     for batch, indices in evaluation_batches(encoded, batch_size, multiple):
-        assert len(batch.source) == len(batch.target) == rows
+        assert all(len(array) == rows for array in (*batch.source, *batch.target))
         assert (sequences(batch.source), sequences(batch.target)) == pair_list(encoded, indices)
         seen += indices.tolist()
     assert sorted(seen) == list(range(len(encoded)))
@@ -76,7 +76,7 @@ def test_evaluation_reads_every_pair_once(encoded, batch_size, multiple, rows):
 
 def test_evaluation_has_few_shapes_and_one_batch_with_empty_rows(encoded):
     batches = list(evaluation_batches(encoded, 16, num_shapes=3))
-    assert len({(batch.source.shape, batch.target.shape) for batch, _ in batches}) <= 3
+    assert len({(batch.source.values.shape, batch.target.values.shape) for batch, _ in batches}) <= 3
     assert all(len(indices) == 16 for _, indices in batches[:-1])
     assert len(batches) == -(-len(encoded) // 16)
 

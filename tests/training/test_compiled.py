@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from seq2seq_jax.config import Config, MeshConfig, ModelConfig, TrainConfig
-from seq2seq_jax.sharding import by_rows, make_mesh
+from seq2seq_jax.sharding import make_mesh
+from seq2seq_jax.training.setup import abstract_sequences
 from seq2seq_jax.training.step import abstract_state, jit_train_step
 from tests.hlo import computations, loop_bodies, reached
 
@@ -19,7 +20,7 @@ def compiled_step(batch=BATCH, source=SOURCE, target=TARGET, vocab_size=VOCAB, t
     model = ModelConfig(hidden_size=SIZE, embed_size=20, **settings)
     config, mesh = Config(model=model, train=train or TrainConfig()), make_mesh(MeshConfig(data=1))
     sizes = (vocab_size, vocab_size)
-    tokens = (jax.ShapeDtypeStruct((batch, n), np.int32, sharding=by_rows(mesh)) for n in (source, target))
+    tokens = (abstract_sequences(batch, width, mesh) for width in (source, target))
     return jit_train_step(config, sizes, mesh).lower(abstract_state(config, sizes, mesh), *tokens).compile()
 
 

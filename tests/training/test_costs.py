@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.stages import Lowered
 
@@ -15,13 +14,13 @@ from seq2seq_jax.config import ModelConfig, to_json
 from seq2seq_jax.cpu import PEAK_FACTOR
 from seq2seq_jax.data.batching import BatchShape
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.sharding import by_rows, make_mesh
+from seq2seq_jax.sharding import make_mesh
 from seq2seq_jax.training.costs.available import _group_room, _machine_room, available_bytes
 from seq2seq_jax.training.costs.counts import footprint, parameters_by_part, products
 from seq2seq_jax.training.costs.fits import check_fits, largest_that_fits
 from seq2seq_jax.training.costs.planning import plan
 from seq2seq_jax.training.loop import train
-from seq2seq_jax.training.setup import compile_step, prepare
+from seq2seq_jax.training.setup import abstract_sequences, compile_step, prepare
 from seq2seq_jax.training.step import abstract_state, jit_train_step
 from seq2seq_jax.translator import vocab_sizes
 from tests.models import QUICK_COMPILE
@@ -129,10 +128,7 @@ def test_every_number_is_printed(planned):
 
 def step_products(config, shape: BatchShape):
     mesh = make_mesh(config.mesh)
-    batch = (
-        jax.ShapeDtypeStruct((shape.batch, length), np.int32, sharding=by_rows(mesh))
-        for length in (shape.source, shape.target)
-    )
+    batch = (abstract_sequences(shape.batch, length, mesh) for length in (shape.source, shape.target))
     return products(jit_train_step(config, (11, 13), mesh).trace(abstract_state(config, (11, 13), mesh), *batch).jaxpr)
 
 
@@ -151,9 +147,9 @@ def multiplications(model: ModelConfig, shape: BatchShape, target_vocab_size: in
 
 
 def biased_results(model: ModelConfig, shape: BatchShape, target_vocab_size: int) -> int:
-    """Numbers to which a bias is added outside the loop: their gradients are summed by a product with ones."""
-    gates = 4 * model.hidden_size
-    return shape.batch * (shape.source * model.num_layers * gates + shape.target * (gates + target_vocab_size))
+    """Numbers to which a bias is added: their gradients are summed by a product with ones."""
+    gates = model.num_layers * 4 * model.hidden_size
+    return shape.batch * (shape.source * gates + shape.target * (gates + target_vocab_size))
 
 
 SHAPE = BatchShape(4, 5, 7)

@@ -19,8 +19,10 @@ import numpy as np
 from benchmarks.task import MODELS, Task
 from seq2seq_jax.config import Config, DecodeConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from seq2seq_jax.data.vocabulary import TokenVocabulary, Vocabularies
-from seq2seq_jax.sharding import DATA, ROWS, WHOLE, by_rows, make_mesh, share_rows
+from seq2seq_jax.padded import Padded
+from seq2seq_jax.sharding import DATA, ROWS, WHOLE, make_mesh, share_rows
 from seq2seq_jax.training.costs.counts import footprint, products, size
+from seq2seq_jax.training.setup import abstract_sequences
 from seq2seq_jax.training.step import abstract_state, initial_state, jit_train_step
 from seq2seq_jax.translator import Translator
 from tests.hlo import collectives, flops_of_products
@@ -28,9 +30,6 @@ from tests.models import QUICK_COMPILE
 
 BATCH, LENGTH = 64, 25
 meshes = {number: make_mesh(MeshConfig(data=number)) for number in (1, 2, 8)}
-
-def tokens(*shape, mesh):
-    return jax.ShapeDtypeStruct(shape, np.int32, sharding=by_rows(mesh))
 
 def look(traced):
     program = traced.lower().compile(compiler_options=QUICK_COMPILE)
@@ -46,7 +45,7 @@ def look(traced):
 def train_step(name, mesh):
     task = Task(MODELS[name], BATCH, LENGTH)
     config, sizes = task.train_config(), task.vocab_sizes
-    state, batch = abstract_state(config, sizes, mesh), tokens(BATCH, LENGTH, mesh=mesh)
+    state, batch = abstract_state(config, sizes, mesh), abstract_sequences(BATCH, LENGTH, mesh)
     found = look(jit_train_step(config, sizes, mesh).trace(state, batch, batch))
     return found | {"gradients": size(state.params).bytes}
 
@@ -56,11 +55,11 @@ def use(beam_size, mesh):
     config, decode = Config(model=model.config), DecodeConfig(beam_size=beam_size or 1)
     state = abstract_state(config, (model.vocab_size,) * 2, mesh)
     translator = Translator(config, Vocabularies(words, words), state.params, decode, mesh)
-    batch, limits = tokens(BATCH, LENGTH, mesh=mesh), tokens(BATCH, mesh=mesh)
+    batch = abstract_sequences(BATCH, LENGTH, mesh)
     if not beam_size:
         return look(translator._token_scores.trace(state.params, batch, batch))
     tables = jax.eval_shape(translator._search_tables, state.params)
-    return look(translator._search.trace(state.params, tables, batch, limits, 60))
+    return look(translator._search.trace(state.params, tables, batch, batch.lengths, 60))
 
 def losses(number, **train):
     config = Config(
@@ -71,11 +70,10 @@ def losses(number, **train):
     sizes, mesh, random = (11, 13), meshes[number], np.random.default_rng(0)
     step, state, found = None, initial_state(config, sizes, mesh), []
     for update in range(4):
-        real = [np.arange(6) < random.integers(2, 7, (16, 1)) for _ in sizes]
-        batch = [np.where(mask, random.integers(4, n, (16, 6)), 0) for n, mask in zip(sizes, real)]
+        lengths = random.integers(2, 7, (2, 16), np.int32)
         if update == 2:
-            batch[0][5:] = batch[1][5:] = 0  # a last batch: some devices have empty rows only
-        batch = [ids.astype(np.int32) for ids in batch]
+            lengths[:, 5:] = 0  # a last batch: some devices have empty rows only
+        batch = [Padded(random.integers(4, n, (16, 6), np.int32), rows) for n, rows in zip(sizes, lengths)]
         if step is None:
             step = jit_train_step(config, sizes, mesh).lower(state, *batch).compile(compiler_options=QUICK_COMPILE)
         state = step(state, *batch)

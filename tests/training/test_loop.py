@@ -333,7 +333,7 @@ def test_nothing_is_compiled_after_the_first_step(folder, capfd):
 
     def watched(*arguments):
         for batch in original(*arguments):
-            at_step.append((len(compiled), batch.source.shape[1]))
+            at_step.append((len(compiled), batch.source.values.shape[1]))
             yield batch
 
     with pytest.MonkeyPatch.context() as patch, compilations() as compiled:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from seq2seq_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from seq2seq_jax.padded import Padded
 from seq2seq_jax.sharding import make_mesh
 from seq2seq_jax.training.step import TrainState, initial_state, jit_train_step
 
@@ -19,16 +20,15 @@ PLAIN = Config(
 DROPOUT = replace(PLAIN, model=replace(PLAIN.model, dropout_rate=0.3))
 
 
-def pairs(rows: int = 8, width: int = 6, seed: int = 0):
+def pairs(rows: int = 8, width: int = 6, seed: int = 0) -> list[Padded]:
     """A batch of random ids, sequences of 2 to 6 tokens that end with an end id, padded to `width`."""
     random = np.random.default_rng(seed)
     batch = []
     for size in SIZES:
-        ids = np.zeros((rows, width), np.int32)
-        for row in ids:
-            length = random.integers(2, 7)
+        ids, lengths = np.zeros((rows, width), np.int32), random.integers(2, 7, rows, np.int32)
+        for row, length in zip(ids, lengths, strict=True):
             row[:length] = [*random.integers(4, size, length - 1), 2]
-        batch.append(ids)
+        batch.append(Padded(ids, lengths))
     return batch
 
 
@@ -46,8 +46,13 @@ def run(config: Config, *batches, state: TrainState | None = None, devices: int 
     """The state after an update with each of the batches."""
     state = jax.tree.map(jnp.asarray, first_state(config) if state is None else state)
     for batch in batches:
-        state = compiled_step(config, devices)(state, *map(jnp.asarray, batch))
+        state = compiled_step(config, devices)(state, *jax.tree.map(jnp.asarray, batch))
     return jax.device_get(state)
+
+
+def with_output(state: TrainState, **params: np.ndarray) -> TrainState:
+    """The state with other parameters of the output layer."""
+    return state._replace(params=state.params | {"output": state.params["output"] | params})
 
 
 def assert_close(one, other, rtol=1e-5):
@@ -65,18 +70,17 @@ def same_bits(one, other) -> bool:
 
 def test_two_halves_one_after_another_are_one_whole_batch():
     batch = pairs()
-    batch[1][::2, 2:] = 0  # the halves have unequal numbers of tokens
-    batch[1][::2, 1] = 2
+    batch[1].lengths[::2] = 2  # the halves have unequal numbers of tokens
     halves = replace(PLAIN, train=TrainConfig(accumulate_steps=2))
     assert_close(run(PLAIN, batch), run(halves, batch))
 
 
 def test_padding_rows_and_columns_change_no_update():
-    source, target = pairs()
-    wider = [np.pad(ids, ((0, 4), (0, 3))) for ids in (source, target)]
-    plain, padded = run(PLAIN, (source, target)), run(PLAIN, wider)
+    batch = pairs()
+    wider = [Padded(np.pad(ids, ((0, 4), (0, 3))), np.pad(lengths, (0, 4))) for ids, lengths in batch]
+    plain, padded = run(PLAIN, batch), run(PLAIN, wider)
     assert_close(plain, padded)
-    assert float(plain.window.tokens) == float(padded.window.tokens) == (target != 0).sum()
+    assert float(plain.window.tokens) == float(padded.window.tokens) == batch[1].lengths.sum()
 
 
 def test_activations_computed_again_give_the_same_update():
@@ -92,11 +96,11 @@ def test_bfloat16_learns_as_float32_does():
         config = replace(PLAIN, model=model, optimizer=OptimizerConfig(learning_rate=0.01))
         state, losses = jax.tree.map(jnp.asarray, first_state(config)), []
         for number in range(200):
-            batch = map(jnp.asarray, pairs(seed=number % 4))
+            batch = jax.tree.map(jnp.asarray, pairs(seed=number % 4))
             state = compiled_step(config)(state, *batch)
             losses.append(float(state.window.loss))
         sums = np.diff(losses[9::10], prepend=0)
-        tokens = sum((pairs(seed=seed)[1] != 0).sum() for seed in (0, 1, 2, 3)) * 2.5
+        tokens = sum(pairs(seed=seed)[1].lengths.sum() for seed in (0, 1, 2, 3)) * 2.5
         curves[dtype] = sums / tokens
     assert curves["float32"][-1] < 0.6 * curves["float32"][0]  # it does learn
     np.testing.assert_allclose(curves["bfloat16"][0], curves["float32"][0], rtol=0.01)
@@ -121,7 +125,7 @@ def test_dropout_differs_from_step_to_step():
 def test_a_window_sums_loss_tokens_and_updates_and_the_loss_falls():
     batch = pairs()
     first, state = run(PLAIN, batch), run(PLAIN, *[batch] * 40)
-    num_tokens = (batch[1] != 0).sum()
+    num_tokens = batch[1].lengths.sum()
     assert state.step == state.window.updates == 40 and state.window.nonfinite == 0
     assert state.window.tokens == 40 * num_tokens
     # A model that knows nothing gives each token about log(vocabulary) nats.
@@ -130,22 +134,20 @@ def test_a_window_sums_loss_tokens_and_updates_and_the_loss_falls():
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
-    before = run(PLAIN, pairs())
-    before = before._replace(params=before.params | {"output_bias": np.full(SIZES[1], np.nan, np.float32)})
+    before = with_output(run(PLAIN, pairs()), bias=np.full(SIZES[1], np.nan, np.float32))
     state = run(PLAIN, pairs(), state=before)
     assert same_bits(state.params, before.params) and same_bits(state.optimizer_state, before.optimizer_state)
     assert (state.step, state.nonfinite_in_a_row, state.window.nonfinite, state.window.updates) == (2, 1, 1, 1)
     assert state.window.loss == before.window.loss and state.window.tokens == before.window.tokens
-    healthy = state._replace(params=state.params | {"output_bias": np.zeros(SIZES[1], np.float32)})
-    after = run(PLAIN, pairs(), state=healthy)
+    after = run(PLAIN, pairs(), state=with_output(state, bias=np.zeros(SIZES[1], np.float32)))
     assert (after.nonfinite_in_a_row, after.window.nonfinite, after.window.updates) == (0, 1, 2)
 
 
 def test_the_plateau_factor_scales_the_update():
     start = first_state(PLAIN)
     whole, quarter = (
-        run(PLAIN, pairs(), state=start._replace(rate_factor=np.float32(factor))).params["output_bias"]
-        - start.params["output_bias"]
+        run(PLAIN, pairs(), state=start._replace(rate_factor=np.float32(factor))).params["output"]["bias"]
+        - start.params["output"]["bias"]
         for factor in (1.0, 0.25)
     )
     assert np.abs(whole).max() > 1e-3
@@ -157,9 +159,8 @@ def test_label_smoothing_is_in_the_training_loss():
     start = first_state(PLAIN)
     # Every logit is 0 except that of token 5: the smoothed loss must see it in all positions.
     bias = 10.0 * (np.arange(SIZES[1]) == 5).astype(np.float32)
-    zeros = {name: np.zeros_like(start.params[name]) for name in ("output_kernel",)}
-    start = start._replace(params=start.params | zeros | {"output_bias": bias})
+    start = with_output(start, bias=bias, table=np.zeros_like(start.params["output"]["table"]))
     _, target = batch = pairs()
     log_probs = bias - np.log(np.exp(bias).sum())
-    expected = [-0.5 * log_probs[token] - 0.5 * log_probs.mean() for token in target[target != 0]]
+    expected = [-0.5 * log_probs[token] - 0.5 * log_probs.mean() for token in target.values[target.mask]]
     assert run(smooth, batch, state=start).window.loss == pytest.approx(sum(expected), rel=1e-5)

@@ -13,13 +13,12 @@ import jax
 from jax.stages import Compiled
 
 PARTS = {
-    "source_embedding": "embeddings",
-    "target_embedding": "embeddings",
+    "source_table": "embeddings",
+    "target_table": "embeddings",
     "encoder": "encoder",
-    "bridge_kernel": "bridge",
+    "bridge": "bridge",
     "decoder": "decoder",
-    "output_kernel": "output layer",
-    "output_bias": "output layer",
+    "output": "output layer",
 }
 """Part of the model that each entry of the parameter tree belongs to."""
 
