@@ -58,7 +58,7 @@ class Graph(NamedTuple):
             values.update(zip(equation.outputs, results, strict=True))
         return values
 
-    def run_at_once(self, equations: Sequence[Equation], stacked: Values, fixed: Values) -> Values:
+    def run_at_once(self, equations: Sequence[Equation], stacked: Values, fixed: Values, length: int) -> Values:
         """What the equations make of values of all steps, [T, ...], and of others that are the same at every step."""
         read, made = read_by(equations), results_of(equations)
         stacked, fixed = ({n: known[n] for n in read if n in known} for known in (stacked, fixed))
@@ -67,7 +67,7 @@ class Graph(NamedTuple):
             values = self.run(equations, fixed | now)
             return {n: values[n] for n in made}
 
-        return jax.vmap(step)(stacked) if equations else {}
+        return jax.vmap(step, axis_size=length)(stacked)
 
     def call(self, function: Callable, *inputs: int) -> tuple[list[Equation], list[int]]:
         """The equations of a function of some values, and the numbers of its results."""
@@ -134,7 +134,7 @@ def _inlined(graph: Graph, closed: ClosedJaxpr, inputs: Sequence[int]) -> tuple[
         made = [variable for variable in equation.outvars if not isinstance(variable, DropVar)]
         numbers.update((variable, graph.new(variable.aval)) for variable in made)
         values = (tuple(numbers[variable] for variable in variables) for variables in (operands, made))
-        apply = _function_of(equation, operands, made, closed.jaxpr.debug_info)
+        apply = _function_of(equation, operands, made, closed.jaxpr.debug_info.with_unknown_names())
         equations.append(Equation(name, equation.params, *values, apply, bool(equation.effects)))
     return equations, [number(atom) for atom in closed.jaxpr.outvars]
 

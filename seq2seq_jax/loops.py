@@ -132,7 +132,9 @@ class Tap(NamedTuple):
             return jnp.stack([kernel_gradient(*side) for side in sides])
 
         def results(operand: Array) -> Array:
-            return graph.run_at_once([equation], stacked, fixed | {self.operand: operand})[equation.outputs[0]]
+            return graph.run_at_once([equation], stacked, fixed | {self.operand: operand}, len(d_results))[
+                equation.outputs[0]
+            ]
 
         return jax.linear_transpose(results, operand)(d_results)[0]
 
@@ -330,7 +332,7 @@ def _backward(
     now = {n: x for n, x in (stacked | d_now).items() if n in in_loop}
     (d_carries, d_fixed), d_stacked = time._replace(reverse=not time.reverse).loop(step, (start, sums), now)
 
-    stacked |= graph.run_at_once(passes.after, stacked, constants)
+    stacked |= graph.run_at_once(passes.after, stacked, constants, time.length)
     for tap in of.taps:
         others = ({n: known[of.at[n]] for n in tap.others if of.at[n] in known} for known in (stacked, constants))
         gradient = tap.gradient(of.step, constants[of.at[tap.operand]], *others, d_stacked[gradients[tap.zero]])

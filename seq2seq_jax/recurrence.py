@@ -280,13 +280,13 @@ def _run(traced: _Traced, schedule: Schedule, time: Time) -> tuple[Any, Any]:
             ((carry, new),) = stage.carries.items()
             stacked[carry] = time.before(starts[carry], all_steps(new))
         else:
-            _run_at_once(graph, stage.equations, stacked, fixed)
+            _run_at_once(graph, stage.equations, stacked, fixed, time.length)
     carry = [last[carry] if carry in last else time.last(all_steps(new)) for carry, new in pairs]
     ys = map(all_steps, graph.outputs[num_carries:])
     return jax.tree.unflatten(traced.carry, carry), jax.tree.unflatten(traced.ys, ys)
 
 
-def _run_at_once(graph: Graph, equations: Sequence[Equation], stacked: Values, fixed: Values) -> None:
+def _run_at_once(graph: Graph, equations: Sequence[Equation], stacked: Values, fixed: Values, length: int) -> None:
     """Adds to the stacked values what the equations make of them.
 
     Products with the same kernel at every step become one of all rows; the rest is vectorised over time.
@@ -300,10 +300,10 @@ def _run_at_once(graph: Graph, equations: Sequence[Equation], stacked: Values, f
             waiting.append(equation)
             continue
         if not results_of(waiting).isdisjoint(equation.inputs):
-            stacked |= graph.run_at_once(waiting, stacked, fixed)
+            stacked |= graph.run_at_once(waiting, stacked, fixed, length)
             waiting = []
         stacked[equation.outputs[0]] = (_multiply if product else add_to_all)(stacked[rows[0]], fixed[same[0]])
-    stacked |= graph.run_at_once(waiting, stacked, fixed)
+    stacked |= graph.run_at_once(waiting, stacked, fixed, length)
 
 
 def _multiply(rows: Array, kernel: Array) -> Array:

@@ -15,7 +15,7 @@ from seq2seq_jax.recurrence import scan
 QUICK_COMPILE = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
+    **({} if jax.__version__ >= "0.12" else {"xla_cpu_use_fusion_emitters": False}),
 }
 
 
