@@ -1,5 +1,6 @@
 """From a configuration to a model: the only reader of `ModelConfig`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,53 +22,59 @@ ATTENTIONS = {"dot": attention.Dot, "general": attention.General, "additive": at
 
 def build_model(config: ModelConfig, vocab_sizes: tuple[int, int], key: Key[Array, ""]) -> Seq2Seq:
     """The model with its first parameters; source and target vocabulary sizes."""
-    rngs, size, depth = nnx.Rngs(params=key), config.hidden_size, config.num_layers
-    initializers = linear.uniform(config.init_scale) if config.initializer == "uniform" else linear.orthogonal()
-
-    def cell(input_sizes: list[int], size: int) -> cells.Cell:
-        return CELLS[config.cell](input_sizes, size, initializers, rngs, config.forget_bias)
-
-    def table(vocab_size: int, size: int, initializer: linear.Initializer) -> nnx.Param:
-        return nnx.Param(initializer(rngs.params(), (vocab_size, size)))
-
-    target_table = table(vocab_sizes[1], config.embed_size, initializers.embedding)
-    source_table = output_table = target_table
-    if config.tied_embeddings not in ("source_target", "all"):
-        source_table = table(vocab_sizes[0], config.embed_size, initializers.embedding)
-    if config.tied_embeddings not in ("target_output", "all"):
-        output_table = table(vocab_sizes[1], size, initializers.matrix)
-
-    directions = 2 if config.bidirectional else 1
-    below = [config.embed_size, *[size] * (depth - 1)]
-    encoder = Layers([[cell([n], size // directions) for _ in range(directions)] for n in below], config.dropout_rate)
-    if config.bridge == "dense":
-        num_parts = len(encoder.layers[0][0].start(1, jnp.float32))
-        bridge: bridges.Bridge = bridges.Dense(depth, num_parts, size, initializers, rngs)
-    else:
-        bridge = BRIDGES[config.bridge]
-
-    vector_size = output_table.shape[1]
-    fed = [vector_size] if config.input_feeding else []
-    stack = cells.Stack(
-        [cell([config.embed_size, *fed], size), *(cell([size], size) for _ in below[1:])], config.dropout_rate
-    )
-    score = None
-    if config.attention != "none":
-        score = ATTENTIONS[config.attention](size, size, initializers, rngs)
-    parts = [size] if score is None else [size, size]
-    combine = linear.Linear(parts, initializers.matrix(rngs.params(), (sum(parts), vector_size)))
-    decoder = Luong(stack, score, combine, config.input_feeding, config.dropout_rate)
+    make, ties = _Maker(config, key), config.tied_embeddings
+    target_table = source_table = output_table = make.embedding(vocab_sizes[1])
+    if ties not in ("source_target", "all"):
+        source_table = make.embedding(vocab_sizes[0])
+    if ties not in ("target_output", "all"):
+        output_table = nnx.Param(make.matrix(vocab_sizes[1], config.hidden_size))
+    encoder = make.encoder()
+    bridge = make.bridge(num_parts=len(encoder.layers[0][0].start(1, jnp.float32)))
+    decoder = make.decoder(vector_size=output_table.shape[1])
     dtype = jnp.bfloat16 if config.compute_dtype == "bfloat16" else None
-    return Seq2Seq(
-        source_table,
-        target_table,
-        encoder,
-        bridge,
-        decoder,
-        Softmax(output_table),
-        dropout_rate=config.dropout_rate,
-        dtype=dtype,
-    )
+    sides = source_table, target_table, encoder, bridge, decoder, Softmax(output_table)
+    return Seq2Seq(*sides, dropout_rate=config.dropout_rate, dtype=dtype)
+
+
+class _Maker:
+    """Parts of a model, with first values from one stream of keys."""
+
+    def __init__(self, config: ModelConfig, key: Key[Array, ""]) -> None:
+        self.config, self.rngs = config, nnx.Rngs(params=key)
+        uniform = config.initializer == "uniform"
+        self.initializers = linear.uniform(config.init_scale) if uniform else linear.orthogonal()
+
+    def matrix(self, *shape: int) -> Array:
+        return self.initializers.matrix(self.rngs.params(), shape)
+
+    def embedding(self, vocab_size: int) -> nnx.Param:
+        return nnx.Param(self.initializers.embedding(self.rngs.params(), (vocab_size, self.config.embed_size)))
+
+    def cell(self, input_sizes: Sequence[int], size: int) -> cells.Cell:
+        return CELLS[self.config.cell](input_sizes, size, self.initializers, self.rngs, self.config.forget_bias)
+
+    def encoder(self) -> Layers:
+        config, num_directions = self.config, 2 if self.config.bidirectional else 1
+        inputs = [config.embed_size, *[config.hidden_size] * (config.num_layers - 1)]
+        layers = [[self.cell([n], config.hidden_size // num_directions) for _ in range(num_directions)] for n in inputs]
+        return Layers(layers, config.dropout_rate)
+
+    def bridge(self, num_parts: int) -> bridges.Bridge:
+        config = self.config
+        if config.bridge == "dense":
+            return bridges.Dense(config.num_layers, num_parts, config.hidden_size, self.initializers, self.rngs)
+        return BRIDGES[config.bridge]
+
+    def decoder(self, vector_size: int) -> Luong:
+        config, size = self.config, self.config.hidden_size
+        lowest = [config.embed_size, *([vector_size] if config.input_feeding else [])]
+        inputs = [lowest, *[[size]] * (config.num_layers - 1)]
+        stack = cells.Stack([self.cell(sizes, size) for sizes in inputs], config.dropout_rate)
+        attends = config.attention != "none"
+        score = ATTENTIONS[config.attention](size, size, self.initializers, self.rngs) if attends else None
+        parts = [size, size] if attends else [size]
+        combine = linear.Linear(parts, self.matrix(sum(parts), vector_size))
+        return Luong(stack, score, combine, config.input_feeding, config.dropout_rate)
 
 
 def model_graph(config: ModelConfig, vocab_sizes: tuple[int, int]) -> nnx.GraphDef:

@@ -1,7 +1,6 @@
 """What a function computes, as equations that can be cut apart, reordered and run."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -9,46 +8,34 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, DropVar, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
+Values = dict[int, Any]
+"""Arrays by the numbers of the values that they are."""
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr"}
 """Primitives that only call a function, and where they keep it."""
+FEW = 4
+"""Kernels side by side, such as those of two directions, that are multiplied one after another."""
 
 
 class Equation(NamedTuple):
-    """One operation on values, which are known by numbers.
-
-    Attributes:
-      primitive: name of JAX's primitive.
-      params: its parameters.
-      inputs: numbers of its operands, in their order; those written into it as literals have none.
-      outputs: numbers of its results.
-      apply: from the operands to the list of results.
-      effect: whether it does more than that, such as printing.
-    """
+    """One operation on values, which are known by numbers."""
 
     primitive: str
     params: dict[str, Any]
-    inputs: tuple[int, ...]
+    inputs: tuple[int, ...]  # in the order of the operands; those written into it as literals have no number
     outputs: tuple[int, ...]
-    apply: Callable[..., Sequence[Any]]
-    effect: bool = False
+    apply: Callable[..., Sequence[Any]]  # from the operands to the list of results
+    effect: bool = False  # whether it does more than that, such as printing
 
 
-@dataclass
-class Graph:
-    """The equations of a function in an order in which they can be run.
-
-    Attributes:
-      types: shape and dtype of every value.
-      constants: arrays that the function closes over.
-      literals: numbers written into it.
-    """
+class Graph(NamedTuple):
+    """The equations of a function, in an order in which they can be run."""
 
     equations: list[Equation]
     inputs: list[int]
     outputs: list[int]
-    types: list[Any]
-    constants: dict[int, Any]
-    literals: dict[int, np.ndarray]
+    types: list[Any]  # shape and dtype of every value
+    constants: Values  # arrays that the function closes over
+    literals: Values  # numbers written into it
 
     def new(self, type_: Any) -> int:
         """The number of a new value."""
@@ -59,13 +46,58 @@ class Graph:
         """Elements of a value."""
         return self.types[value].size
 
-    def run(self, equations: Iterable[Equation], known: dict[int, Any]) -> dict[int, Any]:
+    def is_real(self, value: int) -> bool:
+        """Whether a value can have a gradient."""
+        return jnp.issubdtype(self.types[value].dtype, jnp.inexact)
+
+    def run(self, equations: Iterable[Equation], known: Values) -> Values:
         """Adds to the known values those that the equations compute."""
         values = self.literals | known
         for equation in equations:
-            results = equation.apply(*(values[number] for number in equation.inputs))
+            results = equation.apply(*(values[n] for n in equation.inputs))
             values.update(zip(equation.outputs, results, strict=True))
         return values
+
+    def run_at_once(self, equations: Sequence[Equation], stacked: Values, fixed: Values, length: int) -> Values:
+        """What the equations make of values of all steps, [T, ...], and of others that are the same at every step."""
+        read, made = read_by(equations), results_of(equations)
+        stacked, fixed = ({n: known[n] for n in read if n in known} for known in (stacked, fixed))
+
+        def step(now: Values) -> Values:
+            values = self.run(equations, fixed | now)
+            return {n: values[n] for n in made}
+
+        return jax.vmap(step, axis_size=length)(stacked)
+
+    def call(self, function: Callable, *inputs: int) -> tuple[list[Equation], list[int]]:
+        """The equations of a function of some values, and the numbers of its results."""
+        return _inlined(self, jax.make_jaxpr(function)(*(self.types[n] for n in inputs)), inputs)
+
+    def is_large(self, equation: Equation, changing: Set[int], usual: int) -> bool:
+        """Whether an equation reads or forms an array of more elements that is not the same at every step."""
+        sizes = (self.size(n) for n in (*equation.inputs, *equation.outputs) if n in changing)
+        return max((_largest_inside(equation.params), *sizes)) > usual
+
+    def adds(self, equation: Equation) -> bool:
+        """Whether it is the sum of two values with fractions, of which the second may be broadcast."""
+        return equation.primitive == "add" and len(equation.inputs) == 2 and self.is_real(equation.outputs[0])
+
+    def multiplies_rows(self, equation: Equation) -> bool:
+        """Whether it is `rows @ kernel` of [..., I] with [I, O], or of [Z, ..., I] with a few [Z, I, O]."""
+        if equation.primitive != "dot_general" or len(equation.inputs) != 2:
+            return False
+        sides, batch = equation.params["dimension_numbers"]
+        rows, kernel = (self.types[n] for n in equation.inputs)
+        shared = tuple(range(kernel.ndim - 2))
+        return (
+            (not shared or (len(shared) == 1 and kernel.shape[0] <= FEW and rows.ndim > 2))
+            and tuple(map(tuple, batch)) == (shared, shared)
+            and tuple(map(tuple, sides)) == ((rows.ndim - 1,), (len(shared),))
+            and rows.dtype == kernel.dtype
+            and self.is_real(equation.inputs[0])
+            and equation.params["preferred_element_type"] in (None, rows.dtype)
+            and equation.params["precision"] is None
+        )
 
 
 def trace(function: Callable, *arguments: Any) -> tuple[Graph, Any]:
@@ -73,16 +105,16 @@ def trace(function: Callable, *arguments: Any) -> tuple[Graph, Any]:
     closed, result = jax.make_jaxpr(function, return_shape=True)(*arguments)
     graph = Graph([], [], [], [], {}, {})
     inputs = [graph.new(variable.aval) for variable in closed.jaxpr.invars]
-    graph.inputs, graph.outputs = inputs, _inline(graph, closed.jaxpr, closed.consts, inputs)
-    return graph, result
+    equations, outputs = _inlined(graph, closed, inputs)
+    return graph._replace(equations=equations, inputs=inputs, outputs=outputs), result
 
 
-def _inline(graph: Graph, jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequence[int]) -> list[int]:
-    """Adds a jaxpr's equations to the graph; the numbers of its results."""
-    numbers = dict(zip(jaxpr.invars, inputs, strict=True))
-    for variable, constant in zip(jaxpr.constvars, constants, strict=True):
+def _inlined(graph: Graph, closed: ClosedJaxpr, inputs: Sequence[int]) -> tuple[list[Equation], list[int]]:
+    """A jaxpr's equations with numbers of the graph, and the numbers of its results."""
+    equations, numbers = [], dict(zip(closed.jaxpr.invars, inputs, strict=True))
+    for variable, constant in zip(closed.jaxpr.constvars, closed.consts, strict=True):
         numbers[variable] = graph.new(variable.aval)
-        graph.constants[numbers[variable]] = jnp.asarray(constant)  # NumPy arrays are kept as they were closed over
+        graph.constants[numbers[variable]] = jnp.asarray(constant)
 
     def number(atom: Any) -> int:
         if not isinstance(atom, Literal):
@@ -91,35 +123,41 @@ def _inline(graph: Graph, jaxpr: Jaxpr, constants: Sequence[Any], inputs: Sequen
         graph.literals[literal] = np.asarray(atom.val, atom.aval.dtype)
         return literal
 
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in _CALLS:
-            called = equation.params[_CALLS[equation.primitive.name]]
-            results = _inline(graph, called.jaxpr, called.consts, [number(atom) for atom in equation.invars])
+    for equation in closed.jaxpr.eqns:
+        name = equation.primitive.name
+        if name in _CALLS:
+            inner, results = _inlined(graph, equation.params[_CALLS[name]], [number(atom) for atom in equation.invars])
+            equations += inner
             numbers.update(zip(equation.outvars, results, strict=True))
             continue
+        operands = [atom for atom in equation.invars if not isinstance(atom, Literal)]
         made = [variable for variable in equation.outvars if not isinstance(variable, DropVar)]
         numbers.update((variable, graph.new(variable.aval)) for variable in made)
-        operands = [atom for atom in equation.invars if not isinstance(atom, Literal)]
-        graph.equations.append(
-            Equation(
-                equation.primitive.name,
-                equation.params,
-                tuple(numbers[atom] for atom in operands),
-                tuple(numbers[variable] for variable in made),
-                _function_of(equation, operands, made, jaxpr.debug_info),
-                bool(equation.effects),
-            )
-        )
-    return [number(atom) for atom in jaxpr.outvars]
+        values = (tuple(numbers[variable] for variable in variables) for variables in (operands, made))
+        apply = _function_of(equation, operands, made, closed.jaxpr.debug_info.with_unknown_names())
+        equations.append(Equation(name, equation.params, *values, apply, bool(equation.effects)))
+    return equations, [number(atom) for atom in closed.jaxpr.outvars]
 
 
 def _function_of(equation: JaxprEqn, operands: list[Any], made: list[Any], debug_info: Any) -> Callable:
     """Equations are run as small jaxprs: what it takes to bind a primitive changes from one JAX to the next."""
     once = list(dict.fromkeys(operands))
-    jaxpr = Jaxpr((), once, made, [equation], equation.effects, debug_info)
-    run = jaxpr_as_fun(ClosedJaxpr(jaxpr, ()))
+    run = jaxpr_as_fun(ClosedJaxpr(Jaxpr((), once, made, [equation], equation.effects, debug_info), ()))
     places = [operands.index(variable) for variable in once]
     return lambda *values: run(*(values[place] for place in places))
+
+
+def _largest_inside(params: dict[str, Any]) -> int:
+    """Elements of the largest array that the functions among a primitive's parameters form."""
+    inside = [equation for jaxpr in jaxprs_in(params) for equation in jaxpr.eqns]
+    sizes = (getattr(variable.aval, "size", 0) for equation in inside for variable in equation.outvars)
+    return max((*sizes, *(_largest_inside(equation.params) for equation in inside)), default=0)
+
+
+def jaxprs_in(params: dict[str, Any]) -> Iterator[Any]:
+    """The functions among a primitive's parameters."""
+    for value in params.values():
+        yield from (item for item in (value if isinstance(value, tuple | list) else [value]) if hasattr(item, "eqns"))
 
 
 def needed_for(equations: Sequence[Equation], outputs: Iterable[int]) -> list[Equation]:
@@ -132,51 +170,32 @@ def needed_for(equations: Sequence[Equation], outputs: Iterable[int]) -> list[Eq
     return kept[::-1]
 
 
+def divide(
+    equations: Iterable[Equation], values: Iterable[int], *, effects: bool = False
+) -> tuple[list[Equation], list[Equation]]:
+    """Those equations that depend on none of the values, and those that do, or with `effects` have one."""
+    reached, apart, touched = set(values), [], []
+    for equation in equations:
+        if (effects and equation.effect) or not reached.isdisjoint(equation.inputs):
+            touched.append(equation)
+            reached.update(equation.outputs)
+        else:
+            apart.append(equation)
+    return apart, touched
+
+
+def without(equations: Iterable[Equation], others: Iterable[Equation]) -> list[Equation]:
+    """The equations but for the others."""
+    excluded = set(map(id, others))
+    return [equation for equation in equations if id(equation) not in excluded]
+
+
 def results_of(equations: Iterable[Equation]) -> set[int]:
     """All values that the equations compute."""
-    return {value for equation in equations for value in equation.outputs}
+    return {n for equation in equations for n in equation.outputs}
 
 
-def read_by(equations: Iterable[Equation]) -> list[int]:
+def read_by(equations: Sequence[Equation]) -> list[int]:
     """Values that the equations need and do not compute, in the order in which they are read first."""
-    equations = list(equations)
     made = results_of(equations)
-    return list(dict.fromkeys(value for equation in equations for value in equation.inputs if value not in made))
-
-
-def largest_inside(equation: Equation) -> int:
-    """Elements of the largest array that an equation forms on the way to its results, if it is a function's call."""
-    inner = (jaxpr for jaxpr in _jaxprs(equation.params))
-    return max((v.aval.size for jaxpr in inner for v in _variables(jaxpr) if hasattr(v.aval, "size")), default=0)
-
-
-def _variables(jaxpr: Any) -> Iterator[Any]:
-    for equation in jaxpr.eqns:
-        yield from equation.outvars
-        for inner in _jaxprs(equation.params):
-            yield from _variables(inner)
-
-
-def _jaxprs(params: dict[str, Any]) -> Iterator[Any]:
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if hasattr(item, "eqns"):
-                yield item
-
-
-FEW = 4
-"""Kernels side by side, such as those of two directions, that are multiplied one after another."""
-
-
-def multiplies_rows(graph: Graph, equation: Equation) -> bool:
-    """Whether an equation is the product of rows [..., I] with a kernel [I, O], or of [Z, ..., I] with a few [Z, I, O]."""
-    if equation.primitive != "dot_general":
-        return False
-    (left, right), (left_batch, right_batch) = equation.params["dimension_numbers"]
-    rows, kernel = (graph.types[n] for n in equation.inputs)
-    batch = tuple(range(kernel.ndim - 2))
-    return (
-        (not batch or (len(batch) == 1 and kernel.shape[0] <= FEW and rows.ndim > 2))
-        and tuple(left_batch) == tuple(right_batch) == batch
-        and (tuple(left), tuple(right)) == ((rows.ndim - 1,), (len(batch),))
-    )
+    return list(dict.fromkeys(n for equation in equations for n in equation.inputs if n not in made))

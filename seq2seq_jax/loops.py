@@ -7,7 +7,9 @@ linear in such an operand, and the operand's gradient is one product over all
 steps and rows after the loop.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,352 +18,330 @@ from jax.custom_derivatives import SymbolicZero
 from jax.tree_util import Partial
 from jaxtyping import Array
 
-from seq2seq_jax.equations import Equation, Graph, multiplies_rows, needed_for, read_by, trace
+from seq2seq_jax.distribution import Stage
+from seq2seq_jax.equations import Equation, Graph, Values, divide, needed_for, read_by, results_of, trace, without
 from seq2seq_jax.products import kernel_gradient, sum_to
 
-LINEAR = ("dot_general", "gather", "add", "sub", "mul")
-"""Primitives whose result is linear (or affine) in each operand that may be the same at every step."""
-FORMED_AGAIN = (
-    *("add", "sub", "mul", "neg", "not", "and", "or", "eq", "ne", "lt", "le", "gt", "ge", "select_n", "copy"),
+LINEAR = ("dot_general", "gather", "dynamic_slice", "mul", "select_n", "concatenate", "add", "sub")
+"""Primitives that are linear, but for what is added, in an operand that may be the same at every step."""
+CHEAP = (
+    *("add", "sub", "mul", "neg", "not", "and", "or", "eq", "ne", "lt", "le", "gt", "ge", "select_n", "copy", "iota"),
     *("broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "expand_dims", "transpose", "stop_gradient"),
+    *("concatenate", "slice", "split"),
 )
-"""Primitives so cheap that the backward loop computes their results again where it has what they are made of."""
+"""Primitives whose results the backward pass forms again where it has what they are made of."""
 STEPS_A_TRIP = 16
 """On a GPU, where every trip of a loop costs some kernels that do nothing but count and copy."""
 
 
-class Body(NamedTuple):
-    """What is done at every step of a loop; values are known by their numbers in `graph`.
+class Time(NamedTuple):
+    """How many steps there are, and in which order; and how many a trip of a loop does, if that is said."""
 
-    Attributes:
-      equations: in an order in which they can be run.
-      fixed: values that are the same at every step.
-      each: values of which every step has its own.
-      carries: values handed from one step to the next, as a step is given them.
-      new_carries: the same as a step hands them on.
-      outputs: values wanted of every step.
-      usual: elements of the largest value that may be stacked over time for a gradient after the loop.
-    """
+    length: int
+    reverse: bool = False
+    unroll: int | None = None
 
-    graph: Graph
-    equations: list[Equation]
-    fixed: list[int]
-    each: list[int]
-    carries: list[int]
-    new_carries: list[int]
-    outputs: list[int]
-    usual: int
+    def loop(self, step: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
+        """`jax.lax.scan` with as many steps in a trip as the device likes, unless it is said."""
 
-    def step(self, known: dict[int, Any]) -> tuple[list[Array], list[Array]]:
-        values = self.graph.run(self.equations, known)
-        return [values[n] for n in self.new_carries], [values[n] for n in self.outputs]
+        def scan(unroll: int) -> Callable:
+            return lambda carry, xs: jax.lax.scan(step, carry, xs, self.length, self.reverse, unroll)
+
+        if self.unroll is not None or self.length == 1:
+            return scan(1 if self.unroll is None else self.unroll)(carry, xs)
+        many = scan(min(self.length, STEPS_A_TRIP))
+        return jax.lax.platform_dependent(carry, xs, cuda=many, rocm=many, default=scan(1))
+
+    def before(self, start: Array, stacked: Array) -> Array:
+        """Of every step what it was one step earlier, [T, ...]."""
+        return jnp.concatenate([stacked[1:], start[None]] if self.reverse else [start[None], stacked[:-1]])
+
+    def last(self, stacked: Array) -> Array:
+        """What it is at the last step."""
+        return stacked[0 if self.reverse else -1]
 
 
 def run_loop(
-    body: Body, fixed: list[Array], carry: list[Array], each: list[Array], length: int, unroll: int | None
-) -> tuple[list[Array], list[Array]]:
-    """Returns the last carries, and the outputs of all steps, [T, ...]."""
+    graph: Graph, stage: Stage, fixed: Values, starts: Values, stacked: Values, usual: int, time: Time
+) -> tuple[Values, Values]:
+    """Returns the last carries, and the stage's outputs of all steps, [T, ...].
+
+    Args:
+      fixed: values that are the same at every step, among them those that the stage reads.
+      starts: the carries before the first step.
+      stacked: values of all steps, among them those that it reads.
+      usual: elements of the largest value that may be stacked for a gradient.
+    """
 
     @jax.custom_vjp
-    def run(fixed: list[Array], carry: list[Array], each: list[Array]) -> tuple[list[Array], list[Array]]:
-        known = dict(zip(body.fixed, fixed, strict=True))
+    def run(fixed: Values, starts: Values, each: Values) -> tuple[Values, Values]:
+        def step(carry: Values, now: Values) -> tuple[Values, Values]:
+            values = graph.run(stage.equations, fixed | carry | now)
+            return {n: values[new] for n, new in stage.carries.items()}, {n: values[n] for n in stage.outputs}
 
-        def step(carry: list[Array], now: list[Array]) -> tuple[list[Array], list[Array]]:
-            return body.step(known | dict(zip((*body.carries, *body.each), (*carry, *now), strict=True)))
+        return time.loop(step, starts, each)
 
-        return steps(step, carry, each, length, unroll=unroll)
-
-    def forward(*arguments: Any) -> tuple[tuple[list[Array], list[Array]], Partial]:
-        values, perturbed = (
-            jax.tree.map(lambda leaf, name=name: getattr(leaf, name), arguments) for name in ("value", "perturbed")
-        )
-        return _Differentiated(body, perturbed[0], perturbed[2], length, unroll).forward(*values)
+    def forward(*given: Values) -> tuple[tuple[Values, Values], Partial]:
+        moving = {n for part in given for n, leaf in part.items() if leaf.perturbed and graph.is_real(n)}
+        passes = passes_of(differentiated(graph, stage, tuple(map(list, given)), moving, usual), usual)
+        results, kept = _forward(passes, time, *jax.tree.map(lambda leaf: leaf.value, given))
+        return results, Partial(partial(_backward, passes, time), *kept)
 
     run.defvjp(forward, lambda backward, cotangents: backward(*cotangents), symbolic_zeros=True)
-    return run(fixed, carry, each)
+    read = [n for n in stage.reads() if n not in graph.literals]
+    starts = {n: starts[n] for n in stage.carries}
+    return run({n: fixed[n] for n in read if n in fixed}, starts, {n: stacked[n] for n in read if n in stacked})
 
 
-def steps(
-    step: Callable, carry: Any, xs: Any, length: int, *, reverse: bool = False, unroll: int | None = None
-) -> tuple[Any, Any]:
-    """`jax.lax.scan` with as many steps in a trip of the loop as the device likes, unless `unroll` says how many."""
-
-    def scan(num_steps: int) -> Callable:
-        return lambda carry, xs: jax.lax.scan(step, carry, xs, length, reverse, num_steps)
-
-    if unroll is not None or length == 1:
-        return scan(unroll or 1)(carry, xs)
-    many = scan(min(length, STEPS_A_TRIP))
-    return jax.lax.platform_dependent(carry, xs, cuda=many, rocm=many, default=scan(1))
+# ---- gradients after the loop
 
 
-class _Tap(NamedTuple):
-    """A use of a fixed operand whose gradient waits until after the loop."""
+class Tap(NamedTuple):
+    """A use of a fixed value whose gradient is formed after the loop, from the gradients of the use's results."""
 
     equation: Equation
     operand: int
-    lefts: tuple[int, ...]
-    """The other operand, if there is one."""
+    others: tuple[int, ...]  # its other operands, where the gradient depends on them
+    zero: int  # number of a zero that is added to the result, and so has its gradient
 
+    def tapped(self) -> Equation:
+        """The equation with the zero as its last operand, and ~n for the operand n: the same, without a gradient."""
 
-class _Differentiated:
-    """A loop with its backward loop."""
+        def apply(*values: Array) -> list[Array]:
+            return [_plus_zero(self.equation.apply(*values[:-1])[0], values[-1])]
 
-    def __init__(
-        self, body: Body, fixed_moves: list[bool], each_moves: list[bool], length: int, unroll: int | None
-    ) -> None:
-        self.body, self.length, self.unroll = body, length, unroll
-        self.types = body.graph.types
-        moving = {n for n, moves in zip(body.fixed, fixed_moves, strict=True) if moves and self._is_real(n)}
-        self.taps = [tap for equation in body.equations if (tap := self._tap(equation, moving))]
-        tapped = {tap.equation.outputs[0]: tap.operand for tap in self.taps}
-        self.summed = [
-            n
-            for n in body.fixed
-            if n in moving
-            and any(n in e.inputs and tapped.get(e.outputs[0] if e.outputs else -1) != n for e in body.equations)
-        ]
-        """Fixed operands whose gradients are added up in the loop."""
-        self.each = [n for n, moves in zip(body.each, each_moves, strict=True) if moves and self._is_real(n)]
-        self.carried = [place for place, n in enumerate(body.carries) if self._is_real(n)]
-        self.wanted = [place for place, n in enumerate(body.outputs) if self._is_real(n)]
+        inputs = (~n if n == self.operand else n for n in self.equation.inputs)
+        return self.equation._replace(inputs=(*inputs, self.zero), apply=apply)
 
-    def _is_real(self, number: int) -> bool:
-        return jnp.issubdtype(self.types[number].dtype, jnp.inexact)
+    def gradient(self, graph: Graph, operand: Array, stacked: Values, fixed: Values, d_results: Array) -> Array:
+        """The operand's: one product over all steps.
 
-    def _tap(self, equation: Equation, moving: set[int]) -> _Tap | None:
-        if equation.primitive not in LINEAR or len(moving.intersection(equation.inputs)) != 1:
-            return None
-        (operand,) = moving.intersection(equation.inputs)
-        lefts = tuple(n for n in equation.inputs if n != operand)
-        if (
-            equation.inputs.count(operand) != 1
-            or max(map(self.body.graph.size, (*lefts, *equation.outputs))) > self.body.usual
-        ):
-            return None
-        return _Tap(equation, operand, () if equation.primitive in ("add", "sub") else lefts)
+        Args:
+          stacked, fixed: the other operands: those of all steps, and those that are the same at each.
+          d_results: gradients of the results of all steps.
+        """
+        equation = self.equation
+        if equation.primitive in ("add", "sub"):
+            total = sum_to(operand.shape, d_results)
+            return -total if equation.primitive == "sub" and equation.inputs[-1] == self.operand else total
+        if graph.multiplies_rows(equation) and equation.inputs[1] == self.operand:
+            rows, flat = stacked[equation.inputs[0]], lambda x: x.reshape(-1, x.shape[-1])
+            if operand.ndim == 2:
+                return kernel_gradient(flat(rows), flat(d_results))
+            sides = ((flat(rows[:, z]), flat(d_results[:, z])) for z in range(len(operand)))
+            return jnp.stack([kernel_gradient(*side) for side in sides])
 
-    # ---- one step and its linearisation
-
-    def _linearize(self) -> None:
-        """Traces a step with what its backward step needs of it, and that."""
-        body, structure = self.body, []
-        operands = [body.fixed, body.carries, body.each]
-
-        def forward(*values: list[Array]) -> Any:
-            known = dict(zip(sum(operands, []), sum(values, []), strict=True))
-            moving = [
-                [known[n] for n in self.summed],
-                [values[1][p] for p in self.carried],
-                [known[n] for n in self.each],
+        def results(operand: Array) -> Array:
+            return graph.run_at_once([equation], stacked, fixed | {self.operand: operand}, len(d_results))[
+                equation.outputs[0]
             ]
-            taps = [jnp.zeros(t.shape, t.dtype) for t in (self.types[tap.equation.outputs[0]] for tap in self.taps)]
-            _, pullback, results = jax.vjp(lambda *moving: self._step(known, *moving), *moving, taps, has_aux=True)
-            structure[:] = [jax.tree.structure(pullback)]
-            return *results, jax.tree.leaves(pullback)
 
-        self.forward_graph, shapes = trace(forward, *([self.types[n] for n in part] for part in operands))
-        self.inputs = _split(self.forward_graph.inputs, operands)
-        self.results = _split(self.forward_graph.outputs, shapes)  # new carries, outputs, left sides, residuals
-
-        def backward(residuals: list[Array], d_carry: list[Array], d_outputs: list[Array]) -> Any:
-            return jax.tree.unflatten(structure[0], residuals)((d_carry, d_outputs))
-
-        arguments = (
-            shapes[3],
-            [self.types[body.new_carries[p]] for p in self.carried],
-            [self.types[body.outputs[p]] for p in self.wanted],
-        )
-        self.backward_graph, shapes = trace(backward, *arguments)
-        self.backward_equations = needed_for(self.backward_graph.equations, self.backward_graph.outputs)
-        self.residuals, self.d_carry, self.d_outputs = _split(self.backward_graph.inputs, arguments)
-        self.d_summed, self.d_carried, self.d_each, self.d_taps = _split(self.backward_graph.outputs, shapes)
-
-    def _step(self, known: dict[int, Array], summed: list, carried: list, each: list, taps: list) -> Any:
-        """A step as a function of what it is differentiated by; and all of its results beside."""
-        body = self.body
-        carries = [body.carries[place] for place in self.carried]
-        values = body.graph.literals | known
-        values |= dict(zip((*self.summed, *carries, *self.each), (*summed, *carried, *each), strict=True))
-        tap_of = {id(tap.equation): (tap, added) for tap, added in zip(self.taps, taps, strict=True)}
-        for equation in body.equations:
-            inputs = {n: values[n] for n in equation.inputs}
-            tap, added = tap_of.get(id(equation), (None, None))
-            if tap:
-                inputs[tap.operand] = known[tap.operand]
-            results = equation.apply(*(inputs[n] for n in equation.inputs))
-            values.update(zip(equation.outputs, [_tapped(results[0], added)] if tap else results, strict=True))
-        new_carries, outputs = ([values[n] for n in numbers] for numbers in (body.new_carries, body.outputs))
-        lefts = [[values[n] for n in tap.lefts] for tap in self.taps]
-        moved = [new_carries[place] for place in self.carried], [outputs[place] for place in self.wanted]
-        return moved, (new_carries, outputs, lefts)
-
-    # ---- what the backward loop is given
-
-    def _choose_residuals(self) -> None:
-        """Of what the backward pass needs, nothing is kept that is there anyway or is formed again cheaply."""
-        graph, body = self.forward_graph, self.body
-        fixed, carries, each = self.inputs
-        new_carries, outputs, lefts, residuals = self.results
-        self.constant = set(fixed) | set(graph.constants) | set(graph.literals)
-        self.once = []
-        for equation in graph.equations:
-            if self.constant.issuperset(equation.inputs) and not equation.effect:
-                self.once.append(equation)
-                self.constant.update(equation.outputs)
-        used = set(read_by(self.backward_equations)) | set(self.backward_graph.outputs)
-        self.used = [(n, value) for n, value in zip(self.residuals, residuals, strict=True) if n in used]
-        in_loop = [value for _, value in self.used if value not in self.constant]
-        # A carry is what was put out one step earlier.
-        self.before = {
-            carry: new for carry, new in zip(carries, new_carries, strict=True) if new in outputs and new not in each
-        }
-        available = self.constant | set(each) | set(outputs) | set(self.before)
-        maker = {value: equation for equation in graph.equations for value in equation.outputs}
-        self.saved: list[int] = []
-
-        def find(value: int) -> bool:
-            """Whether a value can be had in the backward loop."""
-            equation = maker.get(value)
-            cheap = equation is not None and equation.primitive in FORMED_AGAIN and not equation.effect
-            return value in available or (cheap and all(map(find, equation.inputs)))
-
-        order = {value: place for place, value in enumerate((*graph.inputs, *maker))}
-        left_sides = [value for pair in lefts for value in pair if value not in self.constant]
-        for value in sorted(set(in_loop), key=lambda value: order.get(value, -1)):
-            if not find(value):
-                self.saved.append(value)
-                available.add(value)
-        self.again = needed_for([e for e in graph.equations if available.isdisjoint(e.outputs)], in_loop)
-        self.read = [
-            value
-            for value in dict.fromkeys((*read_by(self.again), *in_loop))
-            if value in available and value not in self.constant
-        ]
-        for value in dict.fromkeys(left_sides):
-            if value not in available:
-                self.saved.append(value)
-                available.add(value)
-
-    # ---- the two passes
-
-    def forward(self, fixed: list[Array], carry: list[Array], each: list[Array]) -> Any:
-        """The loop's results, and the function that takes their gradients to those of its arguments."""
-        self._linearize()
-        self._choose_residuals()
-        graph, body = self.forward_graph, self.body
-        fixed_numbers, carry_numbers, each_numbers = self.inputs
-        constants = graph.run(self.once, graph.constants | dict(zip(fixed_numbers, fixed, strict=True)))
-        new_carries, outputs, lefts, _ = self.results
-        wanted = list(dict.fromkeys((*outputs, *self.saved)))
-        equations = needed_for(
-            [e for e in graph.equations if not self.constant.issuperset(e.outputs) or e.effect], (*new_carries, *wanted)
-        )
-
-        def step(carry: list[Array], now: list[Array]) -> tuple[list[Array], list[Array]]:
-            known = dict(zip((*carry_numbers, *each_numbers), (*carry, *now), strict=True))
-            values = graph.run(equations, constants | known)
-            return [values[n] for n in new_carries], [values[n] for n in wanted]
-
-        last, found = steps(step, carry, each, self.length, unroll=self.unroll)
-        stacked = dict(zip(wanted, found, strict=True)) | dict(zip(each_numbers, each, strict=True))
-        starts = dict(zip(carry_numbers, carry, strict=True))
-        stacked |= {
-            value: before(starts[value], stacked[self.before[value]])
-            for value in (*self.read, *(left for pair in lefts for left in pair))
-            if value in self.before and value not in stacked
-        }
-        kept = {value: stacked[value] for value in self.read}
-        kept_lefts = [[stacked[n] if n in stacked else constants[n] for n in pair] for pair in lefts]
-        needed = {value for _, value in self.used} | set(read_by(self.again)) | set(self.body.fixed and fixed_numbers)
-        kept_constants = {n: constants[n] for n in needed if n in constants and n not in graph.literals}
-        return (last, [stacked[n] for n in outputs]), Partial(self.backward, kept_constants, kept, kept_lefts)
-
-    def backward(
-        self, constants: dict[int, Array], kept: dict[int, Array], lefts: list, d_last: list, d_outputs: list
-    ) -> tuple[list, list, list]:
-        """Gradients of the loop's arguments; None stands for those that nobody wants."""
-        body, graph = self.body, self.backward_graph
-        wanted = [(n, d_outputs[place]) for n, place in zip(self.d_outputs, self.wanted, strict=True)]
-        given = {n: d for n, d in wanted if not isinstance(d, SymbolicZero)}
-        zeros = {n: jnp.zeros(d.shape[1:], d.dtype) for n, d in wanted if isinstance(d, SymbolicZero)}
-        stacked_outputs = list(dict.fromkeys((*self.d_each, *self.d_taps)))
-
-        def step(carry: tuple[list, list], now: tuple[dict, dict]) -> tuple[tuple[list, list], list]:
-            d_carry, sums = carry
-            values = self.forward_graph.run(self.again, constants | now[0])
-            known = {n: values[value] for n, value in self.used} | zeros | now[1]
-            found = graph.run(
-                self.backward_equations, graph.constants | known | dict(zip(self.d_carry, d_carry, strict=True))
-            )
-            sums = [total + found[n] for total, n in zip(sums, self.d_summed, strict=True)]
-            return ([found[n] for n in self.d_carried], sums), [found[n] for n in stacked_outputs]
-
-        start = (
-            [_instantiated(d_last[place]) for place in self.carried],
-            [_zeros(graph.types[n]) for n in self.d_summed],
-        )
-        (d_carry, sums), found = steps(step, start, (kept, given), self.length, reverse=True, unroll=self.unroll)
-        stacked = dict(zip(stacked_outputs, found, strict=True))
-        d_fixed = dict(zip(self.summed, sums, strict=True))
-        fixed = dict(zip(body.fixed, self.inputs[0], strict=True))
-        for tap, d_tap, left in zip(self.taps, self.d_taps, lefts, strict=True):
-            gradient = _operand_gradient(body.graph, tap, constants[fixed[tap.operand]], left, stacked[d_tap])
-            d_fixed[tap.operand] = d_fixed[tap.operand] + gradient if tap.operand in d_fixed else gradient
-        d_each = dict(zip(self.each, self.d_each, strict=True))
-        carried = dict(zip(self.carried, d_carry, strict=True))
-        return (
-            [d_fixed.get(n) for n in body.fixed],
-            [carried.get(place) for place in range(len(body.carries))],
-            [stacked[d_each[n]] if n in d_each else None for n in body.each],
-        )
+        return jax.linear_transpose(results, operand)(d_results)[0]
 
 
-def before(start: Array, stacked: Array) -> Array:
-    """Of every step what it was one step earlier, [T, ...]."""
-    return jnp.concatenate([start[None], stacked[:-1]])
-
-
-def _operand_gradient(graph: Graph, tap: _Tap, operand: Array, left: list[Array], d_results: Array) -> Array:
-    """The one product over all steps."""
-    equation = tap.equation
-    if equation.primitive in ("add", "sub"):
-        gradient = sum_to(operand.shape, d_results)
-        return -gradient if equation.primitive == "sub" and equation.inputs[-1] == tap.operand else gradient
-    if multiplies_rows(graph, equation) and equation.inputs[1] == tap.operand:
-        flat = lambda x: x.reshape(-1, x.shape[-1])  # noqa: E731
-        if operand.ndim == 2:
-            return kernel_gradient(flat(left[0]), flat(d_results))
-        pairs = ((left[0][:, z], d_results[:, z]) for z in range(len(operand)))
-        return jnp.stack([kernel_gradient(flat(rows), flat(d_rows)) for rows, d_rows in pairs])
-
-    def of_all_steps(operand: Array) -> Array:
-        def of_a_step(*left: Array) -> Array:
-            others = iter(left)
-            return equation.apply(*(operand if n == tap.operand else next(others) for n in equation.inputs))[0]
-
-        return jax.vmap(of_a_step)(*left)
-
-    return jax.vjp(of_all_steps, operand)[1](d_results)[0]
+def _taps(graph: Graph, stage: Stage, moving: set[int], usual: int) -> list[Tap]:
+    """The uses of moving fixed values, but for those whose results or other operands are too large to be stacked."""
+    taps = []
+    for equation in stage.equations:
+        operands = [n for n in equation.inputs if n in moving]
+        others = tuple(n for n in equation.inputs if n not in moving and n not in graph.literals)
+        small = max(map(graph.size, (*others, *equation.outputs)), default=0) <= usual
+        if equation.primitive in LINEAR and len(operands) == 1 and small:
+            others = () if equation.primitive in ("add", "sub") else others
+            taps.append(Tap(equation, operands[0], others, graph.new(graph.types[equation.outputs[0]])))
+    return taps
 
 
 @jax.custom_vjp
-def _tapped(result: Array, tap: Array) -> Array:
-    """`result + tap` for a tap that is zero, without reading it."""
+def _plus_zero(result: Array, zero: Array) -> Array:
     return result
 
 
-_tapped.defvjp(lambda result, tap: (result, None), lambda _, cotangent: (cotangent, cotangent))
+_plus_zero.defvjp(lambda result, zero: (result, None), lambda _, cotangent: (cotangent, cotangent))
 
 
-def _split(values: Sequence[Any], like: Any) -> Any:
-    """The values, in the order of the leaves of a tree, as that tree."""
-    return jax.tree.unflatten(jax.tree.structure(like), values)
+# ---- a step there and back
 
 
-def _zeros(type_: Any) -> Array:
-    return jnp.zeros(type_.shape, type_.dtype)
+class Differentiated(NamedTuple):
+    """A step and its backward step as one graph. The dicts are keyed by the numbers of the step's own graph."""
+
+    step: Graph
+    stage: Stage
+    taps: list[Tap]
+    given: tuple[list[int], ...]  # what the step reads: the same at every step, carries, and what each has for itself
+    graph: Graph
+    at: dict[int, int]  # numbers in this graph of the step's values
+    residuals: list[int]  # of what a backward step needs of the step
+    gradients: dict[int, int]  # of the gradients of what the step reads, and of taps' zeros
+    d_carries: dict[int, int]  # of the gradients that a backward step is given: of what comes of the carries,
+    d_outputs: dict[int, int]  # and of the outputs
 
 
-def _instantiated(cotangent: Any) -> Array:
-    return _zeros(cotangent) if isinstance(cotangent, SymbolicZero) else cotangent
+def differentiated(
+    graph: Graph, stage: Stage, given: tuple[list[int], ...], moving: set[int], usual: int
+) -> Differentiated:
+    """Differentiates a step by its carries, by the moving ones of what else it reads, and by the taps' zeros."""
+    taps = _taps(graph, stage, moving.intersection(given[0]), usual)
+    tapped = {id(tap.equation): tap.tapped() for tap in taps}
+    equations = [tapped.get(id(equation), equation) for equation in stage.equations]
+    carries = {carry: new for carry, new in stage.carries.items() if graph.is_real(carry)}
+    outputs = {n: n for n in stage.outputs if graph.is_real(n)}
+    results = {*stage.carries.values(), *stage.outputs}.union(*(tap.others for tap in taps))
+    untapped = results.union(*(e.inputs for e in stage.equations if id(e) not in tapped))
+    moving = moving.difference(tap.operand for tap in taps if tap.operand not in untapped).union(carries)
+
+    def both(known: Values, d_carries: Values, d_outputs: Values) -> Any:
+        def step(moved: Values) -> tuple[tuple[Values, Values], Values]:
+            values = graph.run(equations, known | {~n: x for n, x in known.items()} | moved)
+            new, out = ({key: values[n] for key, n in numbers.items()} for numbers in (carries, outputs))
+            return (new, out), {n: values[n] for n in results}
+
+        moved = {n: x for n, x in known.items() if n in moving} | {tap.zero: _zeros(graph, tap.zero) for tap in taps}
+        _, pullback, found = jax.vjp(step, moved, has_aux=True)
+        return found, jax.tree.leaves(pullback), pullback((d_carries, d_outputs))[0]
+
+    parts = ({n: n for part in given for n in part}, carries, outputs)
+    arguments = [{key: graph.types[n] for key, n in part.items()} for part in parts]
+    pair, found = trace(both, *arguments)
+    at, *d_given = jax.tree.unflatten(jax.tree.structure(arguments), pair.inputs)
+    values, residuals, gradients = jax.tree.unflatten(jax.tree.structure(found), pair.outputs)
+    return Differentiated(graph, stage, taps, given, pair, at | values, residuals, gradients, *d_given)
+
+
+class Passes(NamedTuple):
+    """What the two loops of a differentiated step do."""
+
+    of: Differentiated
+    once: list[Equation]  # before the forward loop
+    forward: list[Equation]
+    kept: list[int]  # what the forward loop puts out besides its outputs
+    before: dict[int, int]  # of carries what each is one step later
+    backward: list[Equation]  # the first ones form again what was not kept
+    after: list[Equation]  # what forms again, for all steps at once, what gradients after the loop need
+    read: list[int]  # what the backward pass reads of the forward one
+
+
+def passes_of(of: Differentiated, usual: int) -> Passes:
+    """Parts a step from its backward step.
+
+    Nothing is kept for the backward step that is there anyway: what the step
+    reads and puts out, and carries, which are what was put out one step earlier.
+    """
+    graph, at, stage = of.graph, of.at, of.stage
+    there, _ = divide(graph.equations, (*of.d_carries.values(), *of.d_outputs.values()))
+    there = needed_for(there, (*at.values(), *of.residuals))
+    back = needed_for(without(graph.equations, there), of.gradients.values())
+    carries, each, outputs = ({at[n] for n in numbers} for numbers in (*of.given[1:], stage.outputs))
+    once, forward = divide(there, carries | each, effects=True)
+    made = results_of(forward)
+    before = {at[n]: at[new] for n, new in stage.carries.items() if at[new] in made | each}
+
+    found, stuck = each | outputs | set(before), carries - set(before)
+    wanted = [*read_by(back), *of.gradients.values()]
+    kept, again = _keep(graph, forward, found, stuck, wanted, usual)
+    others = [at[n] for tap in of.taps for n in tap.others]
+    more, after = _keep(graph, forward, found.union(kept), stuck, others, math.inf)
+    backward = [*again, *back]
+    operands = [at[tap.operand] for tap in of.taps]
+    read = list(dict.fromkeys((*read_by(backward), *wanted, *read_by(after), *others, *operands)))
+    kept = dict.fromkeys((*kept, *more, *(before[n] for n in read if n in before)))
+    kept = [n for n in kept if n not in outputs | each]
+    forward = needed_for(forward, (*(at[n] for n in (*stage.carries.values(), *stage.outputs)), *kept))
+    return Passes(of, once, forward, kept, before, backward, after, read)
+
+
+def _keep(
+    graph: Graph, equations: list[Equation], found: set[int], stuck: set[int], wanted: list[int], usual: float
+) -> tuple[list[int], list[Equation]]:
+    """What to keep of a step so that the wanted values are there later, and the equations that form the rest again.
+
+    Formed again is what is cheap to form of what is there, and what is larger than usual.
+
+    Args:
+      found: values that are there anyway.
+      stuck: carries that are not.
+    """
+    large = {id(e) for e in equations if not e.effect and max(map(graph.size, e.outputs), default=0) > usual}
+    needed = set(wanted)
+    for equation in reversed(equations):
+        if id(equation) in large and not needed.isdisjoint(equation.outputs):
+            needed.update(equation.inputs)
+    kept = sorted(stuck & needed)
+    missing, again = (results_of(equations) | stuck) - found.union(kept), []
+    for equation in equations:
+        formed = id(equation) in large or (equation.primitive in CHEAP and not equation.effect)
+        if formed and missing.isdisjoint(equation.inputs) and not missing.isdisjoint(equation.outputs):
+            again.append(equation)
+            missing.difference_update(equation.outputs)
+        else:
+            kept += [n for n in equation.outputs if n in missing and n in needed]
+            missing.difference_update(kept)
+    return kept, needed_for(again, wanted)
+
+
+# ---- the two loops
+
+
+def _forward(passes: Passes, time: Time, fixed: Values, carry: Values, each: Values) -> Any:
+    """The loop's results, and what the backward pass needs: fixed values, first carries, and stacked values."""
+    graph, at, stage = passes.of.graph, passes.of.at, passes.of.stage
+    constants, starts, stacked = ({at[n]: x for n, x in part.items()} for part in (fixed, carry, each))
+    constants = graph.run(passes.once, graph.constants | constants)
+
+    def step(carry: Values, now: Values) -> tuple[Values, tuple[Values, Values]]:
+        values = graph.run(passes.forward, constants | {at[n]: x for n, x in carry.items()} | now)
+        outputs = {n: values[at[n]] for n in stage.outputs}
+        return {n: values[at[new]] for n, new in stage.carries.items()}, (outputs, {n: values[n] for n in passes.kept})
+
+    last, (outputs, kept) = time.loop(step, carry, stacked)
+    stacked |= kept | {at[n]: x for n, x in outputs.items()}
+    read = {n if n in stacked else passes.before.get(n, n) for n in passes.read}
+    return (last, outputs), (
+        {n: constants[n] for n in read if n in constants and n not in graph.literals},
+        {n: starts[n] for n in passes.read if n in passes.before},
+        {n: stacked[n] for n in read if n in stacked},
+    )
+
+
+def _backward(
+    passes: Passes, time: Time, constants: Values, starts: Values, stacked: Values, d_last: Values, d_outputs: Values
+) -> tuple[Values, ...]:
+    """Gradients of the loop's arguments; None stands for those that nobody wants."""
+    of, graph, gradients = passes.of, passes.of.graph, passes.of.gradients
+    constants = graph.literals | constants
+    stacked = stacked | {n: time.before(x, stacked[passes.before[n]]) for n, x in starts.items() if n not in stacked}
+    d_now = {to: d_outputs[n] for n, to in of.d_outputs.items() if not isinstance(d_outputs[n], SymbolicZero)}
+    fixed, carries, each = of.given
+    put_out = {gradients[n] for n in (*each, *(tap.zero for tap in of.taps)) if n in gradients}
+
+    def step(carry: tuple[Values, Values], now: Values) -> tuple[tuple[Values, Values], Values]:
+        d_carries, sums = carry
+        given = {to: _zeros(graph, to) for to in of.d_outputs.values()} | {
+            of.d_carries[n]: d for n, d in d_carries.items()
+        }
+        values = graph.run(passes.backward, constants | given | now)
+        sums = {n: total + values[gradients[n]] for n, total in sums.items()}
+        return ({n: values[gradients[n]] for n in d_carries}, sums), {n: values[n] for n in put_out}
+
+    start = {
+        n: _zeros(graph, to) if isinstance(d_last[n], SymbolicZero) else d_last[n] for n, to in of.d_carries.items()
+    }
+    sums = {n: _zeros(graph, gradients[n]) for n in fixed if n in gradients}
+    in_loop = {*read_by(passes.backward), *gradients.values()}
+    now = {n: x for n, x in (stacked | d_now).items() if n in in_loop}
+    (d_carries, d_fixed), d_stacked = time._replace(reverse=not time.reverse).loop(step, (start, sums), now)
+
+    stacked |= graph.run_at_once(passes.after, stacked, constants, time.length)
+    for tap in of.taps:
+        others = ({n: known[of.at[n]] for n in tap.others if of.at[n] in known} for known in (stacked, constants))
+        gradient = tap.gradient(of.step, constants[of.at[tap.operand]], *others, d_stacked[gradients[tap.zero]])
+        d_fixed[tap.operand] = d_fixed[tap.operand] + gradient if tap.operand in d_fixed else gradient
+    d_each = {n: d_stacked[gradients[n]] for n in each if n in gradients}
+    parts = zip(of.given, (d_fixed, d_carries, d_each), strict=True)
+    return tuple({n: found.get(n) for n in numbers} for numbers, found in parts)
+
+
+def _zeros(graph: Graph, value: int) -> Array:
+    """Zeros like a value; also in what varies over devices, which its type says in a way of each JAX's own."""
+    return jnp.zeros_like(jax.eval_shape(lambda x: x, graph.types[value]))

@@ -15,16 +15,26 @@ belongs to, as one large product instead of many skinny ones: here
 `plan` says in words what runs where.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from seq2seq_jax.distribution import Schedule, Stage, distribute as distributed
-from seq2seq_jax.equations import Equation, Graph, multiplies_rows, needed_for, read_by, results_of, trace
-from seq2seq_jax.loops import Body, before, run_loop
+from seq2seq_jax import distribution
+from seq2seq_jax.distribution import Schedule
+from seq2seq_jax.equations import (
+    Equation,
+    Graph,
+    Values,
+    divide,
+    needed_for,
+    read_by,
+    results_of,
+    trace,
+)
+from seq2seq_jax.loops import Time, run_loop
 from seq2seq_jax.products import add_to_all, matmul
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
@@ -62,14 +72,10 @@ def scan(
     """
     length = _length(xs, length)
     if length == 0:
-        return jax.lax.scan(step, carry, xs, length)
-    if reverse:
-        xs = jax.tree.map(lambda x: jnp.flip(x, 0), xs)
+        return jax.lax.scan(step, carry, xs, length, reverse)
     traced = _trace(step, carry, xs)
-    last, ys = _Run(
-        traced, distributed(traced.graph, traced.carries, one_loop=not distribute), length, unroll
-    ).results()
-    return last, jax.tree.map(lambda y: jnp.flip(y, 0), ys) if reverse else ys
+    schedule = distribution.distribute(traced.graph, len(traced.starts), one_loop=not distribute)
+    return _run(traced, schedule, Time(length, reverse, unroll))
 
 
 def in_pieces(run: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, length: int) -> tuple[Any, Any]:
@@ -101,68 +107,142 @@ def in_pieces(run: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, l
     return carry, ys
 
 
+# ---- what runs where
+
+
+class PlannedStage(NamedTuple):
+    """Equations of a step that run together.
+
+    Attributes:
+      where: "once", "all steps at once", "loop" or "one step earlier".
+      carries: names of those that a loop hands on; or of the one that is at every
+        step what a value was one step earlier.
+      products: matrix products, by the shapes of their operands at one step.
+      num_equations: operations in all.
+    """
+
+    where: str
+    carries: list[str]
+    products: list[str]
+    num_equations: int
+
+    def __str__(self) -> str:
+        products = ", ".join(self.products) or "no product"
+        names = ", ".join(self.carries)
+        if self.where == "one step earlier":
+            return f"{names} is what it was handed on as one step earlier"
+        name = f"loop over {names}" if names else "loop without a carry" if self.where == "loop" else self.where
+        return f"{name}: {products}"
+
+
+class Plan(NamedTuple):
+    """What of a step runs where, in order. Its text has a line for each stage."""
+
+    stages: list[PlannedStage]
+
+    @property
+    def loops(self) -> list[PlannedStage]:
+        """Those that run step by step."""
+        return [stage for stage in self.stages if stage.where == "loop"]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.stages))
+
+
+def plan(step: Step, carry: Any, xs: Any = None, length: int | None = None, *, distribute: bool = True) -> Plan:
+    """Says what `scan` makes of a step, which it traces but does not run; arguments as for `scan`, and as abstract.
+
+    Raises:
+      TypeError, ValueError: as `scan` does.
+    """
+    found: list[Plan] = []
+
+    def look(carry: Any, xs: Any) -> None:
+        _length(xs, length)
+        traced = _trace(step, carry, xs)
+        schedule = distribution.distribute(traced.graph, len(traced.names), one_loop=not distribute)
+        found.append(_plan(traced, schedule))
+
+    jax.eval_shape(look, carry, xs)
+    return found[0]
+
+
+def _plan(traced: "_Traced", schedule: Schedule) -> Plan:
+    graph, names = traced.graph, dict(zip(traced.graph.inputs, traced.names, strict=False))
+
+    def stage(where: str, equations: Sequence[Equation], carries: list[str]) -> PlannedStage:
+        products = [
+            " @ ".join(str(list(graph.types[n].shape)) for n in equation.inputs)
+            for equation in equations
+            if equation.primitive == "dot_general"
+        ]
+        return PlannedStage(where, carries, products, len(equations))
+
+    stages = [stage("once", schedule.once, [])] if schedule.once else []
+    for part in schedule.stages:
+        where = "loop" if part.loop else "one step earlier" if part.carries else "all steps at once"
+        stages.append(stage(where, part.equations, [names[n] for n in part.carries]))
+    return Plan(stages)
+
+
 # ---- what the step is
 
 
 class _Traced(NamedTuple):
-    """A step's equations, and which of its values are what.
-
-    Attributes:
-      carries, new_carries: values of the carry, as a step is given it and as it hands it on.
-      starts: the carry before the first step.
-      xs, ys: values of a step's own input and output.
-      arrays: the stacked inputs, [T, ...].
-    """
+    """A step's equations; the first of its inputs and outputs are the carries."""
 
     graph: Graph
-    carries: list[int]
-    new_carries: list[int]
-    starts: list[Array]
-    xs: list[int]
-    ys: list[int]
-    arrays: list[Array]
-    names: list[str]
-    structure: tuple[Any, Any]
+    starts: list[Array]  # the carry before the first step
+    names: list[str]  # its paths
+    arrays: list[Array]  # of xs
+    carry: Any  # how the carry is built
+    ys: Any  # and ys
 
 
 def _trace(step: Step, carry: Any, xs: Any) -> _Traced:
     carry, xs = jax.tree.map(jnp.asarray, (carry, xs))
-    first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)
-    graph, result = trace(step, carry, first)
-    _check(carry, result)
-    starts, num_carries = jax.tree.leaves(carry), len(jax.tree.leaves(carry))
-    names = [jax.tree_util.keystr(path) or "carry" for path, _ in jax.tree.leaves_with_path(carry)]
-    return _Traced(
-        graph,
-        graph.inputs[:num_carries],
-        graph.outputs[:num_carries],
-        starts,
-        graph.inputs[num_carries:],
-        graph.outputs[num_carries:],
-        jax.tree.leaves(xs),
-        names,
-        tuple(map(jax.tree.structure, result)),
-    )
+    graph, result = trace(step, carry, jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], xs)))
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        found = f"{len(result)} things" if isinstance(result, tuple | list) else f"one {type(result).__name__}"
+        raise TypeError(f"a step returns a pair, (carry, y), not {found}.")
+    leaves = _checked(carry, result[0])
+    if leaves is not None:
+        return _trace(step, jax.tree.unflatten(jax.tree.structure(carry), leaves), xs)
+    names = [f"carry{jax.tree_util.keystr(path)}" for path, _ in jax.tree.leaves_with_path(carry)]
+    return _Traced(graph, jax.tree.leaves(carry), names, jax.tree.leaves(xs), *map(jax.tree.structure, result))
 
 
-def _check(carry: Any, result: Any) -> None:
-    if not isinstance(result, tuple) or len(result) != 2:
-        raise TypeError(f"a step returns (carry, y), not {type(result).__name__}.")
-    if jax.tree.structure(carry) != jax.tree.structure(result[0]):
+def _checked(carry: Any, new: Any) -> list[Array] | None:
+    """Checks that a carry is alike before and after a step.
+
+    Python's numbers have no dtype of their own, and get the one that the step
+    gives them, as in `jax.lax.scan`: then returns all leaves of the carry anew.
+    """
+    named = [
+        {f"carry{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+        for tree in (carry, new)
+    ]
+    if jax.tree.structure(carry) != jax.tree.structure(new):
+        lost, added = (", ".join(a.keys() - b.keys()) or "nothing" for a, b in (named, named[::-1]))
         raise TypeError(
-            f"the carry that the step returns is built like {jax.tree.structure(result[0])},"
-            f" the one it is given like {jax.tree.structure(carry)}; they must be alike."
+            f"the step is given a carry like {jax.tree.structure(carry)} and returns one like"
+            f" {jax.tree.structure(new)}; they must be alike. It loses {lost} and adds {added}."
         )
-    for (path, given), found in zip(jax.tree.leaves_with_path(carry), jax.tree.leaves(result[0]), strict=True):
-        if (given.shape, given.dtype) != (found.shape, found.dtype):
+    pairs = [(name, x, named[1][name]) for name, x in named[0].items()]
+    dtypes = [jnp.result_type(x, found) if jax.typeof(x).weak_type else x.dtype for _, x, found in pairs]
+    if any(dtype != x.dtype for dtype, (_, x, _) in zip(dtypes, pairs, strict=True)):
+        return [x if x.dtype == dtype else x.astype(dtype) for dtype, (_, x, _) in zip(dtypes, pairs, strict=True)]
+    for name, x, found in pairs:
+        if (x.shape, x.dtype) != (found.shape, found.dtype):
             raise TypeError(
-                f"carry{jax.tree_util.keystr(path)} is {given.dtype}{list(given.shape)} when the step is given it, and"
-                f" {found.dtype}{list(found.shape)} when it returns it; they must be the same."
+                f"{name} is {x.dtype}{list(x.shape)} when the step is given it, and {found.dtype}{list(found.shape)}"
+                " when it returns it; they must be the same."
             )
+    return None
 
 
 def _length(xs: Any, length: int | None) -> int:
-    lengths = {} if length is None else {"length": length}
+    lengths = {} if length is None else {"length": int(length)}
     for path, x in jax.tree.leaves_with_path(xs):
         name = f"xs{jax.tree_util.keystr(path)}"
         if not jnp.ndim(x):
@@ -179,116 +259,57 @@ def _length(xs: Any, length: int | None) -> int:
 # ---- running it
 
 
-class _Run:
-    """Values of all steps, stage by stage."""
+def _run(traced: _Traced, schedule: Schedule, time: Time) -> tuple[Any, Any]:
+    """The last carry and the ys, stage by stage."""
+    graph, num_carries = traced.graph, len(traced.starts)
+    pairs = list(zip(graph.inputs[:num_carries], graph.outputs[:num_carries], strict=True))
+    starts = {carry: start for (carry, _), start in zip(pairs, traced.starts, strict=True)}
+    last = {carry: starts[carry] for carry, new in pairs if carry == new}
+    fixed = graph.run(schedule.once, graph.constants | last)
+    stacked = dict(zip(graph.inputs[num_carries:], traced.arrays, strict=True))
 
-    def __init__(self, traced: _Traced, schedule: Schedule, length: int, unroll: int | None) -> None:
-        self.traced, self.graph, self.length, self.unroll = traced, traced.graph, length, unroll
-        self.usual = schedule.usual
-        known = self.graph.constants | {traced.carries[place]: traced.starts[place] for place in schedule.constant}
-        self.fixed = self.graph.run(schedule.once, known)
-        self.stacked = dict(zip(traced.xs, traced.arrays, strict=True))
-        self.last = {place: traced.starts[place] for place in schedule.constant}
-        read = [set(read_by(stage.equations)) for stage in schedule.stages]
-        for number, stage in enumerate(schedule.stages):
-            wanted = set(traced.ys).union(traced.new_carries, *read[number + 1 :])
-            if stage.shifted is not None:
-                self._shift(stage.shifted)
-            if stage.loop:
-                self._loop(stage, wanted)
-            else:
-                self._at_once(stage.equations)
+    def all_steps(n: int) -> Array:
+        return stacked[n] if n in stacked else jnp.broadcast_to(fixed[n], (time.length, *graph.types[n].shape))
 
-    def results(self) -> tuple[Any, Any]:
-        carry, ys = self.traced.structure
-        last = [self.last[p] if p in self.last else self._all(n)[-1] for p, n in enumerate(self.traced.new_carries)]
-        return jax.tree.unflatten(carry, last), jax.tree.unflatten(ys, map(self._all, self.traced.ys))
+    for stage in schedule.stages:
+        if stage.loop:
+            found, outputs = run_loop(graph, stage, fixed, starts, stacked, schedule.usual, time)
+            last.update(found)
+            stacked.update(outputs)
+        elif stage.carries:
+            ((carry, new),) = stage.carries.items()
+            stacked[carry] = time.before(starts[carry], all_steps(new))
+        else:
+            _run_at_once(graph, stage.equations, stacked, fixed, time.length)
+    carry = [last[carry] if carry in last else time.last(all_steps(new)) for carry, new in pairs]
+    ys = map(all_steps, graph.outputs[num_carries:])
+    return jax.tree.unflatten(traced.carry, carry), jax.tree.unflatten(traced.ys, ys)
 
-    def _all(self, n: int) -> Array:
-        """A value of all steps, [T, ...]."""
-        if n in self.stacked:
-            return self.stacked[n]
-        return jnp.broadcast_to(self.fixed[n], (self.length, *self.graph.types[n].shape))
 
-    def _shift(self, place: int) -> None:
-        new = self._all(self.traced.new_carries[place])
-        self.stacked[self.traced.carries[place]] = before(self.traced.starts[place], new)
+def _run_at_once(graph: Graph, equations: Sequence[Equation], stacked: Values, fixed: Values, length: int) -> None:
+    """Adds to the stacked values what the equations make of them.
 
-    def _loop(self, stage: Stage, wanted: set[int]) -> None:
-        traced = self.traced
-        carries, new_carries = ([numbers[p] for p in stage.carries] for numbers in (traced.carries, traced.new_carries))
-        made = results_of(stage.equations) | set(carries)
-        read = [n for n in dict.fromkeys((*read_by(stage.equations), *new_carries)) if n not in made]
-        body = Body(
-            self.graph,
-            stage.equations,
-            fixed=[n for n in read if n in self.fixed and n not in self.graph.literals],
-            each=[n for n in read if n in self.stacked],
-            carries=carries,
-            new_carries=new_carries,
-            outputs=sorted(made & wanted),
-            usual=self.usual,
-        )
-        values = (
-            [known[n] for n in numbers] for known, numbers in ((self.fixed, body.fixed), (self.stacked, body.each))
-        )
-        fixed, each = values
-        starts = [traced.starts[place] for place in stage.carries]
-        last, outputs = run_loop(body, fixed, starts, each, self.length, self.unroll)
-        self.last |= dict(zip(stage.carries, last, strict=True))
-        self.stacked |= dict(zip(body.outputs, outputs, strict=True))
+    Products with the same kernel at every step become one of all rows; the rest is vectorised over time.
+    """
+    waiting: list[Equation] = []
+    for equation in equations:
+        product = graph.multiplies_rows(equation) and equation.inputs[1] in fixed
+        rows, same = ([n for n in equation.inputs if (n in fixed) == wanted] for wanted in (False, True))
+        total = graph.adds(equation) and same and graph.size(rows[0]) == graph.size(equation.outputs[0])
+        if not (product or total):
+            waiting.append(equation)
+            continue
+        if not results_of(waiting).isdisjoint(equation.inputs):
+            stacked |= graph.run_at_once(waiting, stacked, fixed, length)
+            waiting = []
+        stacked[equation.outputs[0]] = (_multiply if product else add_to_all)(stacked[rows[0]], fixed[same[0]])
+    stacked |= graph.run_at_once(waiting, stacked, fixed, length)
 
-    def _at_once(self, equations: list[Equation]) -> None:
-        """Products with the same kernel at every step become one of all rows; the rest is vectorised over time."""
-        others: list[Equation] = []
-        for equation in equations:
-            special = self._product if self._is_product(equation) else self._sum if self._is_sum(equation) else None
-            if special is None:
-                others.append(equation)
-                continue
-            self._vectorise(others)
-            others = []
-            self.stacked[equation.outputs[0]] = special(equation)
-        self._vectorise(others)
 
-    def _vectorise(self, equations: list[Equation]) -> None:
-        if not equations:
-            return
-        read = [n for n in read_by(equations) if n not in self.graph.literals]
-        made = sorted(results_of(equations))
-
-        def step(*values: Array) -> list[Array]:
-            found = self.graph.run(equations, dict(zip(read, values, strict=True)))
-            return [found[n] for n in made]
-
-        axes = [0 if n in self.stacked else None for n in read]
-        values = [self.stacked.get(n, self.fixed.get(n)) for n in read]
-        self.stacked |= dict(zip(made, jax.vmap(step, axes, axis_size=self.length)(*values), strict=True))
-
-    def _is_product(self, equation: Equation) -> bool:
-        return (
-            multiplies_rows(self.graph, equation)
-            and equation.inputs[0] not in self.fixed
-            and equation.inputs[1] in self.fixed
-            and equation.params["preferred_element_type"] in (None, self.graph.types[equation.inputs[0]].dtype)
-        )
-
-    def _product(self, equation: Equation) -> Array:
-        rows, kernel = self.stacked[equation.inputs[0]], self.fixed[equation.inputs[1]]
-        if kernel.ndim == 2:
-            return matmul(rows, kernel)
-        return jnp.stack([matmul(rows[:, z], kernel[z]) for z in range(len(kernel))], axis=1)
-
-    def _is_sum(self, equation: Equation) -> bool:
-        return (
-            equation.primitive == "add"
-            and len(equation.inputs) == 2
-            and sum(n in self.fixed for n in equation.inputs) == 1
-        )
-
-    def _sum(self, equation: Equation) -> Array:
-        value, rows = sorted(equation.inputs, key=lambda n: n in self.stacked)
-        return add_to_all(self.stacked[rows], self.fixed[value])
+def _multiply(rows: Array, kernel: Array) -> Array:
+    if kernel.ndim == 2:
+        return matmul(rows, kernel)
+    return jnp.stack([matmul(rows[:, z], kernel[z]) for z in range(len(kernel))], axis=1)
 
 
 # ---- what a step makes of its input alone
@@ -299,38 +320,26 @@ def prepare(step: Callable[[Any, Any], Any], others: Any, x: Any) -> list[Array]
 
     `others` may be abstract: nothing of it is computed.
     """
-    graph, first, _, crossing = _cut(step, others, x)
-    num_others = len(jax.tree.leaves(others))
-    values = graph.run(first, graph.constants | dict(zip(graph.inputs[num_others:], jax.tree.leaves(x), strict=True)))
+    graph, _, crossing, _ = _cut(step, others, x)
+    inputs = zip(graph.inputs[len(jax.tree.leaves(others)) :], jax.tree.leaves(x), strict=True)
+    values = graph.run(needed_for(graph.equations, crossing), graph.constants | dict(inputs))
     return [values[n] for n in crossing]
 
 
-def resume(step: Callable[[Any, Any], Any], others: Any, x: Any, prepared: Any) -> Any:
+def resume(step: Callable[[Any, Any], Any], others: Any, x: Any, prepared: Sequence[Any]) -> Any:
     """Returns `step(others, x)`, going on from what `prepare` gave; x itself may be abstract."""
-    graph, _, rest, crossing = _cut(step, others, x)
-    given = dict(zip(crossing, prepared, strict=True)) | dict(zip(graph.inputs, jax.tree.leaves(others)))
-    values = graph.run(rest, graph.constants | given)
-    result = jax.eval_shape(step, others, x)
+    graph, result, crossing, rest = _cut(step, others, x)
+    inputs = zip(graph.inputs, jax.tree.leaves(others), strict=False)
+    values = graph.run(rest, graph.constants | dict(inputs) | dict(zip(crossing, prepared, strict=True)))
     return jax.tree.unflatten(jax.tree.structure(result), [values[n] for n in graph.outputs])
 
 
-def _cut(
-    step: Callable[[Any, Any], Any], others: Any, x: Any
-) -> tuple[Graph, list[Equation], list[Equation], list[int]]:
-    """The equations that depend on x alone, the rest, and the values that the rest needs of them."""
-    graph, _ = trace(step, others, x)
+def _cut(step: Callable[[Any, Any], Any], others: Any, x: Any) -> tuple[Graph, Any, list[int], list[Equation]]:
+    """A step, what its result looks like, what it makes of x alone and needs for the rest, and the rest."""
+    graph, result = trace(step, others, x)
     num_others = len(jax.tree.leaves(others))
-    of_x, of_others = set(graph.inputs[num_others:]), set(graph.inputs[:num_others])
-    first, rest = [], []
-    for equation in needed_for(graph.equations, graph.outputs):
-        if not of_others.isdisjoint(equation.inputs):
-            of_others.update(equation.outputs)
-            rest.append(equation)
-        elif not of_x.isdisjoint(equation.inputs):
-            of_x.update(equation.outputs)
-            first.append(equation)
-        else:  # of constants alone, for whoever needs it
-            first.append(equation)
-            rest.append(equation)
-    crossing = [n for n in dict.fromkeys((*read_by(rest), *graph.outputs)) if n in of_x]
-    return graph, needed_for(first, crossing), needed_for(rest, graph.outputs), crossing
+    alone, rest = divide(graph.equations, graph.inputs[:num_others])
+    same, first = divide(alone, graph.inputs[num_others:])
+    of_x = results_of(first).union(graph.inputs[num_others:])
+    rest = needed_for([*same, *rest], graph.outputs)
+    return graph, result, [n for n in dict.fromkeys((*read_by(rest), *graph.outputs)) if n in of_x], rest

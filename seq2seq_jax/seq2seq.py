@@ -20,7 +20,7 @@ from seq2seq_jax.dropout import Keys, dropout, split_keys
 from seq2seq_jax.encoders import Layers
 from seq2seq_jax.outputs import Softmax
 from seq2seq_jax.padded import Padded
-from seq2seq_jax.recurrence import in_pieces, prepare, resume, scan
+from seq2seq_jax.recurrence import Plan, in_pieces, plan, prepare, resume, scan
 from seq2seq_jax.symbols import BOS
 
 
@@ -130,13 +130,20 @@ class Seq2Seq(nnx.Module):
         return in_pieces(run, (encoded.state, decoder_keys, sums), xs, piece)[0][2]
 
     def _decode(self, memory: Any, state: Any, inputs: Int[Array, "T B"], keys: Keys | None) -> tuple[Any, Features]:
+        return scan(partial(self._decoder_step, memory), state, self._decoder_inputs(inputs, keys))
+
+    def _decoder_step(self, memory: Any, state: Any, x: tuple[Array, Any]) -> tuple[Any, Features]:
+        return self.decoder.step(memory, state, *x)
+
+    def _decoder_inputs(self, inputs: Int[Array, "T B"], keys: Keys | None) -> tuple[Float[Array, "T B D"], Any]:
         first, rest = split_keys(keys, 2)
-        embedded = self._embed(self.target_table, inputs, first)
+        return self._embed(self.target_table, inputs, first), self.decoder.keep(rest, len(inputs))
 
-        def step(state: Any, x: tuple[Array, Any]) -> tuple[Any, Features]:
-            return self.decoder.step(memory, state, *x)
-
-        return scan(step, state, (embedded, self.decoder.keep(rest, len(inputs))))
+    def plan(self, source: Padded, target: Padded) -> Plan:
+        """Says what of a decoder's step runs where, for batches like these."""
+        encoded = self.encode(source)
+        inputs = self._decoder_inputs(_inputs(target.values), None)
+        return plan(partial(self._decoder_step, encoded.memory), encoded.state, inputs)
 
     def _embed(self, table: nnx.Param, tokens: Int[Array, "*N"], keys: Keys | None) -> Float[Array, "*N D"]:
         return dropout(table[...][tokens].astype(self._dtype), self.dropout_rate, keys)

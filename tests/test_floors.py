@@ -13,19 +13,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # one here.
 FLOORS = (
     ("errors", "symbols", "cpu", "checksums", "signals", "wording", "padded", "products", "equations", "dropout"),
-    ("config", "cache", "console", "troubles", "linear", "distribution", "loops", "old_parameters"),
-    (
-        "recurrence",
-        "arguments",
-        "config_file",
-        "run_directory",
-        "text_files",
-        "compiled",
-        "sharding",
-        "cells",
-        "attention",
-    ),
-    ("encoders", "bridges", "decoders", "outputs"),
+    ("config", "cache", "console", "troubles", "linear", "distribution", "old_parameters"),
+    ("arguments", "config_file", "run_directory", "text_files", "compiled", "sharding", "loops", "cells", "attention"),
+    ("recurrence", "decoders"),
+    ("encoders", "bridges", "outputs"),
     ("seq2seq",),
     ("build", "losses", "metrics", "checkpoint", "decoding", "data"),
     ("translator",),

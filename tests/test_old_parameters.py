@@ -52,7 +52,8 @@ def test_the_model_computes_what_0_1_computed(config):
     with jax.enable_x64(True):
         model = nnx.merge(model_graph(config, sizes(config)), jax.tree.map(jnp.asarray, from_version_0_1(old)))
         source = Padded(jnp.array([SOURCE]), jnp.array([len(SOURCE)], jnp.int32))
-        logits = jax.jit(lambda: model.output(model(source, jnp.array([TARGET])).vector))()
+        logits = np.asarray(jax.jit(lambda: model.output(model(source, jnp.array([TARGET])).vector))())
+    assert logits.dtype == np.float64
     np.testing.assert_allclose(logits[:, 0], old_logits(config, old, SOURCE, TARGET), rtol=0, atol=1e-12)
 
 

@@ -15,7 +15,7 @@ from seq2seq_jax.recurrence import scan
 QUICK_COMPILE = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
+    **({} if jax.__version__ >= "0.12" else {"xla_cpu_use_fusion_emitters": False}),
 }
 
 
@@ -180,10 +180,13 @@ def assert_is_lax_scan(description, **settings):
 
     def both(leaves):
         inputs_ = inputs
-        reference = lambda w, carry, xs: jax.lax.scan(
-            partial(step, w), carry, xs, length, settings.get("reverse", False)
-        )
-        ours = lambda w, carry, xs: scan(partial(step, w), carry, xs, length, **settings)
+
+        def reference(w, carry, xs):
+            return jax.lax.scan(partial(step, w), carry, xs, length, settings.get("reverse", False))
+
+        def ours(w, carry, xs):
+            return scan(partial(step, w), carry, xs, length, **settings)
+
         return value_and_gradients(ours, inputs_), value_and_gradients(reference, inputs_)
 
     with jax.enable_x64(True):

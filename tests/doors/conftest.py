@@ -72,6 +72,7 @@ def echo(trained: Path, compiled: None) -> Iterator[Callable[..., Any]]:
     """
     from seq2seq_jax import cli, translator
     from seq2seq_jax.decoding.hypotheses import Found
+    from seq2seq_jax.padded import Padded
     from seq2seq_jax.symbols import PAD
 
     loaded = translator.load(trained)
@@ -80,7 +81,8 @@ def echo(trained: Path, compiled: None) -> Iterator[Callable[..., Any]]:
         model: Any = copy.copy(loaded)
         model.decode = decode or loaded.config.decode
 
-        def search(params: Any, tables: Any, source: np.ndarray, max_lengths: np.ndarray, max_length: int) -> Found:
+        def search(params: Any, tables: Any, padded: Padded, max_lengths: np.ndarray, max_length: int) -> Found:
+            source = padded.values
             if len(source) * model.decode.beam_size * max_length > 2**32:
                 raise MemoryError("RESOURCE_EXHAUSTED")
             tokens = np.full((len(source), 1, max(max_length, source.shape[1])), PAD, np.int32)
@@ -89,8 +91,8 @@ def echo(trained: Path, compiled: None) -> Iterator[Callable[..., Any]]:
             found: Any = Found
             return found(tokens, nothing, nothing, (tokens != PAD).sum(-1), nothing > 0)
 
-        def token_scores(params: Any, source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, ...]:
-            tokens = (target != PAD).sum(-1)
+        def token_scores(params: Any, source: Padded, target: Padded) -> tuple[np.ndarray, ...]:
+            tokens = target.lengths
             return tokens.astype(np.float32), tokens, tokens
 
         model._search, model._token_scores = search, token_scores

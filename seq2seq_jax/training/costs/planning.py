@@ -2,22 +2,29 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Int
 
+from seq2seq_jax.build import model_graph
 from seq2seq_jax.config import Config
 from seq2seq_jax.data.batching import BatchShape
 from seq2seq_jax.data.pipeline import Batch, padded_batch
 from seq2seq_jax.metrics import check_packages
+from seq2seq_jax.padded import Padded
+from seq2seq_jax.recurrence import Plan
+from seq2seq_jax.seq2seq import Seq2Seq
 from seq2seq_jax.sharding import make_mesh
 from seq2seq_jax.training import report
 from seq2seq_jax.training.costs.available import available_bytes
 from seq2seq_jax.training.costs.counts import footprint, parameters_by_part, products, size
 from seq2seq_jax.training.costs.fits import check_fits, check_state_fits
-from seq2seq_jax.training.costs.summary import Costs, ShapeCosts, cost_lines, parameter_lines
+from seq2seq_jax.training.costs.summary import Costs, ShapeCosts, cost_lines, parameter_lines, step_lines
 from seq2seq_jax.training.setup import CompiledStep, Material, compile_steps, prepare
 from seq2seq_jax.training.step import TrainState, abstract_state, initial_state
 from seq2seq_jax.translator import vocab_sizes
@@ -41,7 +48,10 @@ def plan(config: Config, say: Callable[[str], None]) -> Costs:
     sizes = vocab_sizes(material.vocabularies)
     abstract = abstract_state(config, sizes, mesh)
     parts, state_size = parameters_by_part(abstract.params), size(abstract)
-    for line in (*report.describe(config, material, abstract.params, mesh), *parameter_lines(parts, state_size)):
+    largest = material.batching.shapes[-1]
+    step = _decoder_plan(config, sizes, abstract.params, replace(largest, batch=largest.batch // mesh.size))
+    described = report.describe(config, material, abstract.params, mesh)
+    for line in (*described, *parameter_lines(parts, state_size), *step_lines(step)):
         say(line)
     check_state_fits(mesh, abstract)
     compiled = compile_steps(config, material, mesh, abstract, say)
@@ -66,6 +76,20 @@ def plan(config: Config, say: Callable[[str], None]) -> Costs:
     for line in cost_lines(costs):
         say(line)
     return costs
+
+
+def _decoder_plan(config: Config, sizes: tuple[int, int], params: Any, shape: BatchShape) -> Plan:
+    """What of a decoder's step runs where, on one device."""
+    found: list[Plan] = []
+
+    def look(params: Any, source: Padded, target: Padded) -> None:
+        model: Seq2Seq = nnx.merge(model_graph(config.model, sizes), params)
+        found.append(model.plan(source, target))
+
+    ids = partial(jax.ShapeDtypeStruct, dtype=np.int32)
+    batch = (Padded(ids((shape.batch, width)), ids((shape.batch,))) for width in (shape.source, shape.target))
+    jax.eval_shape(look, params, *batch)
+    return found[0]
 
 
 class _Share(NamedTuple):

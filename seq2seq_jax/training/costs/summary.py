@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from seq2seq_jax.data.batching import BatchShape
+from seq2seq_jax.recurrence import Plan
 from seq2seq_jax.training.costs.counts import Footprint, Products, Size
 from seq2seq_jax.wording import counted, duration, figures, megabytes
 
@@ -79,6 +80,12 @@ def parameter_lines(parts: Mapping[str, Size], state: Size) -> Iterator[str]:
     yield f"{'Parameters':<20}{'number':>12}{'MB':>9}"
     for name, part in (*parts.items(), ("training state", state)):
         yield f"    {name:<16} {part.count:>11,} {megabytes(part.bytes):>8}"
+
+
+def step_lines(plan: Plan) -> Iterator[str]:
+    """What of a step of the decoder runs in a loop, and what for all steps at once."""
+    yield "Decoder's step, with the shapes of its products at one step"
+    yield from (f"    {stage}" for stage in plan.stages if stage.products or stage.where == "loop")
 
 
 def cost_lines(costs: Costs) -> Iterator[str]:
