@@ -42,7 +42,7 @@ COMMANDS = {
     "train": ["train", "--workdir", "run", "--config", "same.py"],
     "train with other settings": ["train", "--workdir", "run", "--config", "other.py"],
 }
-TOLD = re.compile(r"warning:|damaged|missing|rebuil|again|anew|takes its place|no longer", re.IGNORECASE)
+TOLD = re.compile(r"warning:|damaged|missing|rebuil|again|anew|takes its place|no longer|is gone", re.IGNORECASE)
 
 
 def _crc(tree: Any) -> int:
