@@ -25,9 +25,9 @@ from seq2seq_jax.products import kernel_gradient, sum_to
 LINEAR = ("dot_general", "gather", "dynamic_slice", "mul", "select_n", "concatenate", "add", "sub")
 """Primitives that are linear, but for what is added, in an operand that may be the same at every step."""
 CHEAP = (
-    *("add", "sub", "mul", "neg", "not", "and", "or", "eq", "ne", "lt", "le", "gt", "ge", "select_n", "copy", "iota"),
-    *("broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "expand_dims", "transpose", "stop_gradient"),
-    *("concatenate", "slice", "split"),
+    *("add", "sub", "mul", "neg", "div", "integer_pow", "square", "max", "min", "abs", "sign", "select_n", "copy", "iota"),
+    *("not", "and", "or", "eq", "ne", "lt", "le", "gt", "ge", "convert_element_type", "stop_gradient", "broadcast_in_dim"),
+    *("reshape", "squeeze", "expand_dims", "transpose", "concatenate", "slice", "split"),
 )
 """Primitives whose results the backward pass forms again where it has what they are made of."""
 STEPS_A_TRIP = 16
@@ -237,16 +237,16 @@ def passes_of(of: Differentiated, usual: int) -> Passes:
     made = results_of(forward)
     before = {at[n]: at[new] for n, new in stage.carries.items() if at[new] in made | each}
 
-    found, stuck = each | outputs | set(before), carries - set(before)
+    found, stuck = each | outputs | {*before, *before.values()}, carries - set(before)
     wanted = [*read_by(back), *of.gradients.values()]
     kept, again = _keep(graph, forward, found, stuck, wanted, usual)
     others = [at[n] for tap in of.taps for n in tap.others]
     more, after = _keep(graph, forward, found.union(kept), stuck, others, math.inf)
     backward = [*again, *back]
-    operands = [at[tap.operand] for tap in of.taps]
+    operands = (at[tap.operand] for tap in of.taps)
     read = list(dict.fromkeys((*read_by(backward), *wanted, *read_by(after), *others, *operands)))
-    kept = dict.fromkeys((*kept, *more, *(before[n] for n in read if n in before)))
-    kept = [n for n in kept if n not in outputs | each]
+    handed_on = [before.get(n, n) for n in read if n in before or n in before.values()]
+    kept = [n for n in dict.fromkeys((*kept, *more, *handed_on)) if n not in outputs | each]
     forward = needed_for(forward, (*(at[n] for n in (*stage.carries.values(), *stage.outputs)), *kept))
     return Passes(of, once, forward, kept, before, backward, after, read)
 
@@ -265,7 +265,8 @@ def _keep(
     large = {id(e) for e in equations if not e.effect and max(map(graph.size, e.outputs), default=0) > usual}
     needed = set(wanted)
     for equation in reversed(equations):
-        if id(equation) in large and not needed.isdisjoint(equation.outputs):
+        joins = equation.primitive == "concatenate" and not found.isdisjoint(equation.inputs)
+        if (joins or id(equation) in large) and not needed.isdisjoint(equation.outputs):
             needed.update(equation.inputs)
     kept = sorted(stuck & needed)
     missing, again = (results_of(equations) | stuck) - found.union(kept), []

@@ -203,7 +203,7 @@ def _trace(step: Step, carry: Any, xs: Any) -> _Traced:
     carry, xs = jax.tree.map(jnp.asarray, (carry, xs))
     graph, result = trace(step, carry, jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], xs)))
     if not isinstance(result, tuple | list) or len(result) != 2:
-        found = f"{len(result)} things" if isinstance(result, tuple | list) else f"one {type(result).__name__}"
+        found = f"{len(result)} things" if isinstance(result, tuple | list) else "one thing"
         raise TypeError(f"a step returns a pair, (carry, y), not {found}.")
     leaves = _checked(carry, result[0])
     if leaves is not None:
