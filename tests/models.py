@@ -23,15 +23,6 @@ SOURCE = Padded(np.array([[3, 4, 5, 6, 2], [7, 8, 2, 9, 4], [9, 10, 4, 2, 8]], n
 TARGET = Padded(np.array([[5, 4, 3, 2], [6, 2, 10, 3], [7, 9, 2, 5]], np.int32), np.int32([4, 2, 3]))
 
 
-def padded(*rows, width: int = 0) -> Padded:
-    """Rows of ids in one array, zeros behind them."""
-    lengths = np.array([len(row) for row in rows], np.int32)
-    values = np.zeros((len(rows), max(width, *lengths)), np.int32)
-    for row, ids in zip(values, rows, strict=True):
-        row[: len(ids)] = ids
-    return Padded(values, lengths)
-
-
 def tiny_config(**settings) -> ModelConfig:
     """Sizes that all differ, so that no axis is taken for another."""
     return ModelConfig(**{"hidden_size": 6, "embed_size": 4, "dropout_rate": 0.3} | settings)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+from seq2seq_jax import build
 from seq2seq_jax.config import Config, MeshConfig
 from seq2seq_jax.sharding import make_mesh
 from seq2seq_jax.training.setup import abstract_sequences
@@ -45,6 +46,11 @@ def products_of_loops(jaxpr) -> list[list[tuple[int, ...]]]:
     """For every loop, in order, the shapes of what the matrix products in one step of it give."""
     loops = [operation.params["jaxpr"].jaxpr for operation in operations(jaxpr) if operation.primitive.name == "scan"]
     return [[o.outvars[0].aval.shape for o in operations(body) if o.primitive.name == "dot_general"] for body in loops]
+
+
+def test_every_cell_and_every_attention_has_a_row():
+    assert CELLS.keys() == build.CELLS.keys()
+    assert ATTENTIONS.keys() == {"none", *build.ATTENTIONS}
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
