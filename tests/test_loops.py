@@ -145,6 +145,34 @@ def test_products_that_are_added_are_one():
     assert forward.put_out == [ROW, ROW]  # what is multiplied is joined of them
 
 
+def test_of_joined_rows_only_what_is_new_is_kept():
+    """[context; hidden], where the hidden state is put out anyway."""
+
+    def step(w, carry, x):
+        hidden, fed = carry
+        hidden = jnp.tanh(x + hidden @ w["on"] + fed @ w["fed"])
+        context = jnp.sin(hidden)
+        fed = jnp.tanh(context @ w["context"] + hidden @ w["out"])
+        return (hidden, fed), (hidden, fed)
+
+    forward, _ = loops(program(step, (START, START), weights=dict.fromkeys(("on", "fed", "context", "out"), KERNEL)))
+    assert forward.put_out == [ROW] * 4  # both outputs, the context, and the cosine for its gradient
+
+
+def test_a_carry_that_is_put_out_before_it_changes_is_the_outputs_shifted():
+    def step(w, carry, x):
+        return jnp.tanh(x + carry @ w), carry
+
+    forward, _ = loops(program(step, weights=KERNEL))
+    assert forward.put_out == [ROW]
+
+
+def test_kernels_outside_loops_have_their_gradients_from_all_rows_as_one_axis():
+    products = (o for o in operations(program(elman, weights=ELMAN)) if o.primitive.name == "dot_general")
+    summed = [p.invars[0].aval.shape for p in products if p.outvars[0].aval.shape == KERNEL.shape]
+    assert summed == [(SIZE, STEPS * BATCH)] * 2
+
+
 def additive(w, query):
     return jnp.tanh(query[:, None] + w["keys"]) @ w["score"]
 
