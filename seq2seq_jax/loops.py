@@ -24,10 +24,12 @@ from seq2seq_jax.products import kernel_gradient, sum_to
 
 LINEAR = ("dot_general", "gather", "dynamic_slice", "mul", "select_n", "concatenate", "add", "sub")
 """Primitives that are linear, but for what is added, in an operand that may be the same at every step."""
-CHEAP = (
-    *("add", "sub", "mul", "neg", "div", "integer_pow", "square", "max", "min", "abs", "sign", "select_n", "copy", "iota"),
-    *("not", "and", "or", "eq", "ne", "lt", "le", "gt", "ge", "convert_element_type", "stop_gradient", "broadcast_in_dim"),
-    *("reshape", "squeeze", "expand_dims", "transpose", "concatenate", "slice", "split"),
+CHEAP = frozenset(
+    """
+    add sub mul neg div integer_pow square max min abs sign select_n copy iota not and or eq ne lt le gt ge
+    convert_element_type stop_gradient broadcast_in_dim reshape squeeze expand_dims transpose concatenate slice
+    split
+    """.split()
 )
 """Primitives whose results the backward pass forms again where it has what they are made of."""
 STEPS_A_TRIP = 16

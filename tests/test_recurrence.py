@@ -197,18 +197,14 @@ def test_scan_is_lax_scan_for_many_steps(description, choices, length):
     assert_is_lax_scan(partial(step_of, *parts), arguments(num_carries, has_xs, length), **choices)
 
 
-@pytest.mark.parametrize("operation", sorted(OPERATIONS))
-def test_an_operation_may_stand_before_in_and_after_a_loop(operation):
-    """Of xs 0; of the carry and that; of the loop's carry."""
-    operations = [
-        (operation, 1, 2),
-        ("add", 3, 0),
-        (operation, 4, 3),
-        ("add", 5, 3),
-        ("product", 6, 0),
-        (operation, 7, 0),
-    ]
-    parts = operations, "counts", [7], [8]
+@pytest.mark.parametrize("names", [sorted(OPERATIONS)[n::7] for n in range(7)], ids=", ".join)
+def test_an_operation_may_stand_before_in_and_after_a_loop(names):
+    """Values 0 to 2 are the carry and xs. Each is applied to what the one before made."""
+    before = [(name, 1 if n == 0 else 2 + n, 2) for n, name in enumerate(names)]
+    inside = [("product", 0, 0), *((name, 3 + len(names) + n, 2 + len(names)) for n, name in enumerate(names))]
+    last = 3 + 2 * len(names)
+    after = [("add", last, 2), *((name, last + 1 + n, 1) for n, name in enumerate(names))]
+    parts = [*before, *inside, *after], "counts", [last], [last + 1 + len(names)]
     assert_is_lax_scan(partial(step_of, *parts), arguments(1, True))
 
 
@@ -297,10 +293,12 @@ def test_transformed_as_lax_scan_is(name):
 
 
 def test_called_eagerly():
-    with jax.enable_x64(True):
-        inputs, seen = real_arguments()
-        both = [jax.grad(loss_of(run, seen), (0, 1, 2))(*inputs) for run in (scan, jax.lax.scan)]
-    assert_close(*jax.device_get(both))
+    w, start = np.float32([[0.5, -0.2], [0.1, 0.3]]), np.ones((BATCH, 2), np.float32)
+
+    def loss(w, run):
+        return run(lambda carry, x: (jnp.tanh(carry @ w + x), carry), start, jnp.ones((STEPS, 2)))[1].sum()
+
+    np.testing.assert_allclose(*(jax.grad(partial(loss, run=run))(w) for run in (scan, jax.lax.scan)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(np.float32, 1e-5), (jnp.bfloat16, 0.05)])
@@ -356,14 +354,17 @@ def test_on_two_devices(repository):
 
 
 def test_modules_that_a_step_closes_over():
-    module = nnx.Linear(SIZE, SIZE, rngs=nnx.Rngs(0))
+    structure, weights = nnx.split(nnx.Linear(SIZE, SIZE, rngs=nnx.Rngs(0)))
     carry, xs = jnp.ones((BATCH, SIZE)), jnp.ones((STEPS, BATCH, SIZE))
 
-    def loss(module, run):
+    def loss(weights, run):
+        module = nnx.merge(structure, weights)
         return run(lambda carry, x: (jnp.tanh(module(carry) + x), carry), carry, xs)[1].sum()
 
-    found, expected = (nnx.state(nnx.grad(partial(loss, run=run))(module)) for run in (scan, jax.lax.scan))
-    assert_close(*jax.tree.map(np.asarray, (found, expected)), 1e-5)
+    found, expected = run_compiled(
+        lambda weights: [jax.grad(partial(loss, run=run))(weights) for run in (scan, jax.lax.scan)], weights
+    )
+    assert_close(found, expected, 1e-6)
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.grad], ids=["", "grad"])
@@ -384,15 +385,16 @@ def test_what_a_step_prints_comes_once_and_in_order(capsys, transform):
 @pytest.mark.parametrize("start", [0, 0.0, np.float32(0), True], ids=repr)
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.int32])
 def test_numbers_as_carries_get_the_dtypes_that_lax_scan_gives_them(start, dtype):
-    def last(run):
+    def types(run):
         try:
             return jax.tree.map(
-                lambda x: (x.dtype, x.tolist()), run(lambda c, x: (c + x, c), start, jnp.arange(3, dtype=dtype))
+                lambda x: x.dtype,
+                jax.eval_shape(lambda xs: run(lambda c, x: (c + x, c), start, xs), np.arange(3).astype(dtype)),
             )
         except TypeError:
             return TypeError
 
-    assert last(scan) == last(jax.lax.scan)
+    assert types(scan) == types(jax.lax.scan)
 
 
 def test_random_keys():
@@ -457,7 +459,7 @@ def test_length_must_be_that_of_xs():
 # ---- pieces, and what of a step its input alone decides
 
 
-@pytest.mark.parametrize("length", [0, 1, 3, 4, 9])
+@pytest.mark.parametrize("length", [0, 3])
 def test_pieces_make_no_difference(length):
     with jax.enable_x64(True):
         inputs, seen = real_arguments()
