@@ -1,12 +1,12 @@
 """What a function computes, as equations that can be cut apart, reordered and run."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, DropVar, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, DropVar, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun, jaxprs_in_params
 
 Values = dict[int, Any]
 """Arrays by the numbers of the values that they are."""
@@ -149,15 +149,9 @@ def _function_of(equation: JaxprEqn, operands: list[Any], made: list[Any], debug
 
 def _largest_inside(params: dict[str, Any]) -> int:
     """Elements of the largest array that the functions among a primitive's parameters form."""
-    inside = [equation for jaxpr in jaxprs_in(params) for equation in jaxpr.eqns]
+    inside = [equation for jaxpr in jaxprs_in_params(params) for equation in jaxpr.eqns]
     sizes = (getattr(variable.aval, "size", 0) for equation in inside for variable in equation.outvars)
     return max((*sizes, *(_largest_inside(equation.params) for equation in inside)), default=0)
-
-
-def jaxprs_in(params: dict[str, Any]) -> Iterator[Any]:
-    """The functions among a primitive's parameters."""
-    for value in params.values():
-        yield from (item for item in (value if isinstance(value, tuple | list) else [value]) if hasattr(item, "eqns"))
 
 
 def needed_for(equations: Sequence[Equation], outputs: Iterable[int]) -> list[Equation]:

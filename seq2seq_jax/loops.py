@@ -134,14 +134,13 @@ class Tap(NamedTuple):
             return jnp.stack([kernel_gradient(*side) for side in sides])
 
         def results(operand: Array) -> Array:
-            return graph.run_at_once([equation], stacked, fixed | {self.operand: operand}, len(d_results))[
-                equation.outputs[0]
-            ]
+            found = graph.run_at_once([equation], stacked, fixed | {self.operand: operand}, len(d_results))
+            return found[equation.outputs[0]]
 
         return jax.linear_transpose(results, operand)(d_results)[0]
 
 
-def _taps(graph: Graph, stage: Stage, moving: set[int], usual: int) -> list[Tap]:
+def taps_of(graph: Graph, stage: Stage, moving: set[int], usual: int) -> list[Tap]:
     """The uses of moving fixed values, but for those whose results or other operands are too large to be stacked."""
     taps = []
     for equation in stage.equations:
@@ -184,7 +183,7 @@ def differentiated(
     graph: Graph, stage: Stage, given: tuple[list[int], ...], moving: set[int], usual: int
 ) -> Differentiated:
     """Differentiates a step by its carries, by the moving ones of what else it reads, and by the taps' zeros."""
-    taps = _taps(graph, stage, moving.intersection(given[0]), usual)
+    taps = taps_of(graph, stage, moving.intersection(given[0]), usual)
     tapped = {id(tap.equation): tap.tapped() for tap in taps}
     equations = [tapped.get(id(equation), equation) for equation in stage.equations]
     carries = {carry: new for carry, new in stage.carries.items() if graph.is_real(carry)}
@@ -312,24 +311,22 @@ def _backward(
 ) -> tuple[Values, ...]:
     """Gradients of the loop's arguments; None stands for those that nobody wants."""
     of, graph, gradients = passes.of, passes.of.graph, passes.of.gradients
+    fixed, carries, each = of.given
     constants = graph.literals | constants
     stacked = stacked | {n: time.before(x, stacked[passes.before[n]]) for n, x in starts.items() if n not in stacked}
     d_now = {to: d_outputs[n] for n, to in of.d_outputs.items() if not isinstance(d_outputs[n], SymbolicZero)}
-    fixed, carries, each = of.given
+    d_last = {n: d for n, d in d_last.items() if not isinstance(d, SymbolicZero)}
     put_out = {gradients[n] for n in (*each, *(tap.zero for tap in of.taps)) if n in gradients}
 
     def step(carry: tuple[Values, Values], now: Values) -> tuple[tuple[Values, Values], Values]:
         d_carries, sums = carry
-        given = {to: _zeros(graph, to) for to in of.d_outputs.values()} | {
-            of.d_carries[n]: d for n, d in d_carries.items()
-        }
-        values = graph.run(passes.backward, constants | given | now)
+        absent = {to: _zeros(graph, to) for to in of.d_outputs.values() if to not in now}
+        values = {to: d_carries[n] for n, to in of.d_carries.items()}
+        values = graph.run(passes.backward, constants | absent | values | now)
         sums = {n: total + values[gradients[n]] for n, total in sums.items()}
         return ({n: values[gradients[n]] for n in d_carries}, sums), {n: values[n] for n in put_out}
 
-    start = {
-        n: _zeros(graph, to) if isinstance(d_last[n], SymbolicZero) else d_last[n] for n, to in of.d_carries.items()
-    }
+    start = {n: d_last[n] if n in d_last else _zeros(graph, to) for n, to in of.d_carries.items()}
     sums = {n: _zeros(graph, gradients[n]) for n in fixed if n in gradients}
     in_loop = {*read_by(passes.backward), *gradients.values()}
     now = {n: x for n, x in (stacked | d_now).items() if n in in_loop}

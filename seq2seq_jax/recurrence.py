@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from seq2seq_jax import distribution
-from seq2seq_jax.distribution import Schedule
+from seq2seq_jax.distribution import Schedule, Stage
 from seq2seq_jax.equations import (
     Equation,
     Graph,
@@ -34,7 +34,7 @@ from seq2seq_jax.equations import (
     results_of,
     trace,
 )
-from seq2seq_jax.loops import Time, run_loop
+from seq2seq_jax.loops import Time, run_loop, taps_of
 from seq2seq_jax.products import add_to_all, matmul
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
@@ -118,21 +118,24 @@ class PlannedStage(NamedTuple):
       carries: names of those that a loop hands on; or of the one that is at every
         step what a value was one step earlier.
       products: matrix products, by the shapes of their operands at one step.
+      later: shapes of what a loop reads that is the same at every step, and whose
+        gradient is formed after the backward loop.
       num_equations: operations in all.
     """
 
     where: str
     carries: list[str]
     products: list[str]
+    later: list[str]
     num_equations: int
 
     def __str__(self) -> str:
-        products = ", ".join(self.products) or "no product"
         names = ", ".join(self.carries)
         if self.where == "one step earlier":
             return f"{names} is what it was handed on as one step earlier"
         name = f"loop over {names}" if names else "loop without a carry" if self.where == "loop" else self.where
-        return f"{name}: {products}"
+        later = f"; gradients after it: {', '.join(self.later)}" if self.later else ""
+        return f"{name}: {', '.join(self.products) or 'no product'}{later}"
 
 
 class Plan(NamedTuple):
@@ -160,8 +163,7 @@ def plan(step: Step, carry: Any, xs: Any = None, length: int | None = None, *, d
     def look(carry: Any, xs: Any) -> None:
         _length(xs, length)
         traced = _trace(step, carry, xs)
-        schedule = distribution.distribute(traced.graph, len(traced.names), one_loop=not distribute)
-        found.append(_plan(traced, schedule))
+        found.append(_plan(traced, distribution.distribute(traced.graph, len(traced.names), one_loop=not distribute)))
 
     jax.eval_shape(look, carry, xs)
     return found[0]
@@ -169,19 +171,22 @@ def plan(step: Step, carry: Any, xs: Any = None, length: int | None = None, *, d
 
 def _plan(traced: "_Traced", schedule: Schedule) -> Plan:
     graph, names = traced.graph, dict(zip(traced.graph.inputs, traced.names, strict=False))
+    changing = {n for stage in schedule.stages for n in (*results_of(stage.equations), *stage.carries)}
+    changing.update(graph.inputs[len(names) :])
 
-    def stage(where: str, equations: Sequence[Equation], carries: list[str]) -> PlannedStage:
-        products = [
-            " @ ".join(str(list(graph.types[n].shape)) for n in equation.inputs)
-            for equation in equations
-            if equation.primitive == "dot_general"
-        ]
-        return PlannedStage(where, carries, products, len(equations))
+    def planned(stage: Stage, where: str) -> PlannedStage:
+        shapes = lambda numbers: [str(list(graph.types[n].shape)) for n in numbers]  # noqa: E731
+        products = [" @ ".join(shapes(e.inputs)) for e in stage.equations if e.primitive == "dot_general"]
+        fixed = {n for n in stage.reads() if n not in changing and graph.is_real(n)} if stage.loop else set()
+        later = dict.fromkeys(tap.operand for tap in taps_of(graph, stage, fixed, schedule.usual))
+        carries = [names[n] for n in stage.carries]
+        return PlannedStage(where, carries, products, shapes(later), len(stage.equations))
 
-    stages = [stage("once", schedule.once, [])] if schedule.once else []
-    for part in schedule.stages:
-        where = "loop" if part.loop else "one step earlier" if part.carries else "all steps at once"
-        stages.append(stage(where, part.equations, [names[n] for n in part.carries]))
+    stages = [planned(Stage(schedule.once, False, {}), "once")] if schedule.once else []
+    for stage in schedule.stages:
+        stages.append(
+            planned(stage, "loop" if stage.loop else "one step earlier" if stage.carries else "all steps at once")
+        )
     return Plan(stages)
 
 
@@ -218,25 +223,24 @@ def _checked(carry: Any, new: Any) -> list[Array] | None:
     Python's numbers have no dtype of their own, and get the one that the step
     gives them, as in `jax.lax.scan`: then returns all leaves of the carry anew.
     """
-    named = [
+    named, found = (
         {f"carry{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(tree)}
         for tree in (carry, new)
-    ]
+    )
     if jax.tree.structure(carry) != jax.tree.structure(new):
-        lost, added = (", ".join(a.keys() - b.keys()) or "nothing" for a, b in (named, named[::-1]))
+        lost, added = (", ".join(a.keys() - b.keys()) or "nothing" for a, b in ((named, found), (found, named)))
         raise TypeError(
             f"the step is given a carry like {jax.tree.structure(carry)} and returns one like"
             f" {jax.tree.structure(new)}; they must be alike. It loses {lost} and adds {added}."
         )
-    pairs = [(name, x, named[1][name]) for name, x in named[0].items()]
-    dtypes = [jnp.result_type(x, found) if jax.typeof(x).weak_type else x.dtype for _, x, found in pairs]
-    if any(dtype != x.dtype for dtype, (_, x, _) in zip(dtypes, pairs, strict=True)):
-        return [x if x.dtype == dtype else x.astype(dtype) for dtype, (_, x, _) in zip(dtypes, pairs, strict=True)]
-    for name, x, found in pairs:
-        if (x.shape, x.dtype) != (found.shape, found.dtype):
+    dtypes = {n: jnp.result_type(x, found[n]) if jax.typeof(x).weak_type else x.dtype for n, x in named.items()}
+    if any(dtypes[name] != x.dtype for name, x in named.items()):
+        return [x if x.dtype == dtypes[name] else x.astype(dtypes[name]) for name, x in named.items()]
+    for name, x in named.items():
+        old, new = (f"{leaf.dtype}{list(leaf.shape)}" for leaf in (x, found[name]))
+        if old != new:
             raise TypeError(
-                f"{name} is {x.dtype}{list(x.shape)} when the step is given it, and {found.dtype}{list(found.shape)}"
-                " when it returns it; they must be the same."
+                f"{name} is {old} when the step is given it, and {new} when it returns it; they must be the same."
             )
     return None
 

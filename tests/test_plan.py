@@ -32,7 +32,7 @@ def test_layers_fall_apart_into_loops_of_one_product():
         ("all steps at once", [], 1),
         ("one step earlier", ["carry['fed']"], 0),
     ]
-    assert str(found).splitlines()[1] == "loop over carry['low']: [3, 4] @ [4, 4]"
+    assert str(found).splitlines()[1] == "loop over carry['low']: [3, 4] @ [4, 4]; gradients after it: [4, 4]"
     assert str(found).splitlines()[-1] == "carry['fed'] is what it was handed on as one step earlier"
 
 
