@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from seq2seq_jax.linear import Initializers, Linear
+from seq2seq_jax.linear import Linear, Weights
 from seq2seq_jax.products import matmul
 
 
@@ -24,7 +24,7 @@ class Memory(NamedTuple):
 class Dot(nnx.Module):
     """`q . m`, Luong et al. 2015, equation 8."""
 
-    def __init__(self, query_size: int, memory_size: int, initializers: Initializers, rngs: nnx.Rngs) -> None:
+    def __init__(self, query_size: int, memory_size: int, weights: Weights) -> None:
         """Every score is made from these; this one has no weights."""
 
     def keys(self, values: Float[Array, "B S E"]) -> Float[Array, "B S A"]:
@@ -58,8 +58,8 @@ class Dot(nnx.Module):
 class General(Dot):
     """`q . W m`, Luong et al. 2015, equation 8."""
 
-    def __init__(self, query_size: int, memory_size: int, initializers: Initializers, rngs: nnx.Rngs) -> None:
-        self.key_kernel = nnx.Param(initializers.matrix(rngs.params(), (memory_size, query_size)))
+    def __init__(self, query_size: int, memory_size: int, weights: Weights) -> None:
+        self.key_kernel = nnx.Param(weights.matrix(memory_size, query_size))
 
     def keys(self, values: Float[Array, "B S E"]) -> Float[Array, "B S A"]:
         return matmul(values, self.key_kernel[...].astype(values.dtype))
@@ -68,10 +68,10 @@ class General(Dot):
 class Additive(General):
     """`v . tanh(W q + U m)`, Bahdanau et al. 2015, appendix A.1.2."""
 
-    def __init__(self, query_size: int, memory_size: int, initializers: Initializers, rngs: nnx.Rngs) -> None:
-        super().__init__(query_size, memory_size, initializers, rngs)
-        self.query = Linear([query_size], initializers.matrix(rngs.params(), (query_size, query_size)))
-        self.score = nnx.Param(initializers.matrix(rngs.params(), (query_size, 1))[:, 0])
+    def __init__(self, query_size: int, memory_size: int, weights: Weights) -> None:
+        super().__init__(query_size, memory_size, weights)
+        self.query = Linear([query_size], weights.matrix(query_size, query_size))
+        self.score = nnx.Param(weights.matrix(query_size, 1)[:, 0])
 
     def scores(self, query: Float[Array, "B H"], keys: Float[Array, "B S A"]) -> Float[Array, "B S"]:
         # v comes once for every row, so that a loop adds up its gradients row by row.

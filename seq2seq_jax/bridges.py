@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from seq2seq_jax.cells import State
-from seq2seq_jax.linear import Initializers, Linear
+from seq2seq_jax.linear import Linear, Weights
 
 Bridge = Callable[[Sequence[State]], Sequence[State]]
 
@@ -25,8 +25,8 @@ def zero(states: Sequence[State]) -> Sequence[State]:
 class Dense(nnx.Module):
     """`tanh(W s)`, with weights of its own for every part of every layer's state."""
 
-    def __init__(self, num_layers: int, num_parts: int, size: int, initializers: Initializers, rngs: nnx.Rngs) -> None:
-        make = lambda: Linear([size], initializers.matrix(rngs.params(), (size, size)))  # noqa: E731
+    def __init__(self, num_layers: int, num_parts: int, size: int, weights: Weights) -> None:
+        make = lambda: Linear([size], weights.matrix(size, size))  # noqa: E731
         self.layers = nnx.List([nnx.List([make() for _ in range(num_parts)]) for _ in range(num_layers)])
 
     def __call__(self, states: Sequence[State]) -> Sequence[State]:

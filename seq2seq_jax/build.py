@@ -27,7 +27,7 @@ def build_model(config: ModelConfig, vocab_sizes: tuple[int, int], key: Key[Arra
     if ties not in ("source_target", "all"):
         source_table = make.embedding(vocab_sizes[0])
     if ties not in ("target_output", "all"):
-        output_table = nnx.Param(make.matrix(vocab_sizes[1], config.hidden_size))
+        output_table = nnx.Param(make.weights.matrix(vocab_sizes[1], config.hidden_size))
     encoder = make.encoder()
     bridge = make.bridge(num_parts=len(encoder.layers[0][0].start(1, jnp.float32)))
     decoder = make.decoder(vector_size=output_table.shape[1])
@@ -40,18 +40,15 @@ class _Maker:
     """Parts of a model, with first values from one stream of keys."""
 
     def __init__(self, config: ModelConfig, key: Key[Array, ""]) -> None:
-        self.config, self.rngs = config, nnx.Rngs(params=key)
+        self.config, rngs = config, nnx.Rngs(params=key)
         uniform = config.initializer == "uniform"
-        self.initializers = linear.uniform(config.init_scale) if uniform else linear.orthogonal()
-
-    def matrix(self, *shape: int) -> Array:
-        return self.initializers.matrix(self.rngs.params(), shape)
+        self.weights = linear.uniform(config.init_scale, rngs) if uniform else linear.orthogonal(rngs)
 
     def embedding(self, vocab_size: int) -> nnx.Param:
-        return nnx.Param(self.initializers.embedding(self.rngs.params(), (vocab_size, self.config.embed_size)))
+        return nnx.Param(self.weights.embedding(vocab_size, self.config.embed_size))
 
     def cell(self, input_sizes: Sequence[int], size: int) -> cells.Cell:
-        return CELLS[self.config.cell](input_sizes, size, self.initializers, self.rngs, self.config.forget_bias)
+        return CELLS[self.config.cell](input_sizes, size, self.weights, self.config.forget_bias)
 
     def encoder(self) -> Layers:
         config, num_directions = self.config, 2 if self.config.bidirectional else 1
@@ -62,7 +59,7 @@ class _Maker:
     def bridge(self, num_parts: int) -> bridges.Bridge:
         config = self.config
         if config.bridge == "dense":
-            return bridges.Dense(config.num_layers, num_parts, config.hidden_size, self.initializers, self.rngs)
+            return bridges.Dense(config.num_layers, num_parts, config.hidden_size, self.weights)
         return BRIDGES[config.bridge]
 
     def decoder(self, vector_size: int) -> Luong:
@@ -71,9 +68,9 @@ class _Maker:
         inputs = [lowest, *[[size]] * (config.num_layers - 1)]
         stack = cells.Stack([self.cell(sizes, size) for sizes in inputs], config.dropout_rate)
         attends = config.attention != "none"
-        score = ATTENTIONS[config.attention](size, size, self.initializers, self.rngs) if attends else None
+        score = ATTENTIONS[config.attention](size, size, self.weights) if attends else None
         parts = [size, size] if attends else [size]
-        combine = linear.Linear(parts, self.matrix(sum(parts), vector_size))
+        combine = linear.Linear(parts, self.weights.matrix(sum(parts), vector_size))
         return Luong(stack, score, combine, config.input_feeding, config.dropout_rate)
 
 

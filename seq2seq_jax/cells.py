@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from seq2seq_jax.dropout import Keys, drop, keep_mask
-from seq2seq_jax.linear import Initializers, Linear
+from seq2seq_jax.linear import Linear, Weights
 
 State = tuple[Array, ...]
 """What a cell hands on, [B, H] each; the hidden state h, its output, comes last."""
@@ -21,33 +21,21 @@ class Cell(nnx.Module):
     Args:
       input_sizes: features of the inputs; each has a kernel of its own.
       size: H, features of the state.
-      initializers: of its weights.
-      rngs: stream `params` gives their first values.
+      weights: draws their first values.
+      forget_bias: first bias of a forget gate; a cell without one has no use for it.
     """
 
     num_gates = 1
     """Blocks of H that the weights give for a step."""
 
-    def __init__(
-        self,
-        input_sizes: Sequence[int],
-        size: int,
-        initializers: Initializers,
-        rngs: nnx.Rngs,
-        forget_bias: float = 0.0,
-    ) -> None:
+    def __init__(self, input_sizes: Sequence[int], size: int, weights: Weights, forget_bias: float = 0.0) -> None:
         self.size = size
-        kernel = initializers.matrix(rngs.params(), (sum(input_sizes), self.num_gates * size))
+        kernel = weights.matrix(sum(input_sizes), self.num_gates * size)
         self.input = Linear(input_sizes, kernel, self.first_bias(forget_bias))
-        self.recurrent = self.recurrent_map(self.num_gates, initializers, rngs)
-
-    def recurrent_map(self, num_gates: int, initializers: Initializers, rngs: nnx.Rngs) -> Linear:
-        """From h to some gates, each with first values of its own."""
-        blocks = [initializers.recurrent(rngs.params(), (self.size, self.size)) for _ in range(num_gates)]
-        return Linear([self.size], jnp.concatenate(blocks, axis=1))
+        self.recurrent = Linear([size], weights.recurrent(size, self.num_gates))
 
     def first_bias(self, forget_bias: float) -> Float[Array, " G"]:
-        """Zeros; `forget_bias` is for cells with a forget gate."""
+        """Zeros, where there is no forget gate."""
         return jnp.zeros(self.num_gates * self.size)
 
     def start(self, batch: int, dtype: Any) -> State:
@@ -78,18 +66,10 @@ class GRU(Cell):
 
     num_gates = 2
 
-    def __init__(
-        self,
-        input_sizes: Sequence[int],
-        size: int,
-        initializers: Initializers,
-        rngs: nnx.Rngs,
-        forget_bias: float = 0.0,
-    ) -> None:
-        super().__init__(input_sizes, size, initializers, rngs, forget_bias)
-        of_inputs = initializers.matrix(rngs.params(), (sum(input_sizes), size))
-        of_state = initializers.recurrent(rngs.params(), (size, size))
-        self.candidate = Linear([*input_sizes, size], jnp.concatenate([of_inputs, of_state]), jnp.zeros(size))
+    def __init__(self, input_sizes: Sequence[int], size: int, weights: Weights, forget_bias: float = 0.0) -> None:
+        super().__init__(input_sizes, size, weights, forget_bias)
+        kernel = jnp.concatenate([weights.matrix(sum(input_sizes), size), weights.recurrent(size)])
+        self.candidate = Linear([*input_sizes, size], kernel, jnp.zeros(size))
 
     def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
         (hidden,) = state

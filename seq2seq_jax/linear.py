@@ -1,7 +1,8 @@
 """Linear maps, and the first values of their weights."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,24 +13,39 @@ Initializer = Callable[[Any, tuple[int, ...]], Array]
 """From a random key and a shape to values, float32."""
 
 
-class Initializers(NamedTuple):
-    """First values by the kind of weight: matrices [I, O], recurrent ones [H, H], tables of embeddings [V, D]."""
+@dataclass(frozen=True)
+class Weights:
+    """First values of weights, by their kind, drawn one after another from the stream `params` of `rngs`."""
 
-    matrix: Initializer
-    recurrent: Initializer
-    embedding: Initializer
+    rngs: nnx.Rngs
+    of_matrix: Initializer
+    of_recurrent: Initializer
+    of_embedding: Initializer
+
+    def matrix(self, size: int, results: int) -> Float[Array, "I O"]:
+        """From `size` features to others."""
+        return self.of_matrix(self.rngs.params(), (size, results))
+
+    def recurrent(self, size: int, num_gates: int = 1) -> Float[Array, "H G"]:
+        """From a state to blocks of the same size, one for every gate, each drawn by itself."""
+        blocks = [self.of_recurrent(self.rngs.params(), (size, size)) for _ in range(num_gates)]
+        return jnp.concatenate(blocks, axis=1)
+
+    def embedding(self, vocab_size: int, size: int) -> Float[Array, "V D"]:
+        """A vector for every entry of a vocabulary."""
+        return self.of_embedding(self.rngs.params(), (vocab_size, size))
 
 
-def uniform(scale: float) -> Initializers:
+def uniform(scale: float, rngs: nnx.Rngs) -> Weights:
     """Every weight from ±scale."""
     initializer = lambda key, shape: jax.random.uniform(key, shape, minval=-scale, maxval=scale)  # noqa: E731
-    return Initializers(initializer, initializer, initializer)
+    return Weights(rngs, initializer, initializer, initializer)
 
 
-def orthogonal() -> Initializers:
+def orthogonal(rngs: nnx.Rngs) -> Weights:
     """Recurrent matrices orthogonal per gate, others Glorot uniform, embeddings of length 1 in the mean."""
     embedding = lambda key, shape: jax.random.normal(key, shape) * shape[-1] ** -0.5  # noqa: E731
-    return Initializers(nnx.initializers.glorot_uniform(), nnx.initializers.orthogonal(), embedding)
+    return Weights(rngs, nnx.initializers.glorot_uniform(), nnx.initializers.orthogonal(), embedding)
 
 
 class Linear(nnx.Module):

@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from seq2seq_jax.distribution import Stage
 from seq2seq_jax.equations import Equation, Graph, Values, divide, needed_for, read_by, results_of, trace, without
-from seq2seq_jax.products import kernel_gradient, sum_to
+from seq2seq_jax.products import gradient_of_steps, sum_to
 
 LINEAR = ("dot_general", "gather", "dynamic_slice", "mul", "select_n", "concatenate", "add", "sub")
 """Primitives that are linear, but for what is added, in an operand that may be the same at every step."""
@@ -127,11 +127,7 @@ class Tap(NamedTuple):
             total = sum_to(operand.shape, d_results)
             return -total if equation.primitive == "sub" and equation.inputs[-1] == self.operand else total
         if graph.multiplies_rows(equation) and equation.inputs[1] == self.operand:
-            rows, flat = stacked[equation.inputs[0]], lambda x: x.reshape(-1, x.shape[-1])
-            if operand.ndim == 2:
-                return kernel_gradient(flat(rows), flat(d_results))
-            sides = ((flat(rows[:, z]), flat(d_results[:, z])) for z in range(len(operand)))
-            return jnp.stack([kernel_gradient(*side) for side in sides])
+            return gradient_of_steps(stacked[equation.inputs[0]], operand, d_results)
 
         def results(operand: Array) -> Array:
             found = graph.run_at_once([equation], stacked, fixed | {self.operand: operand}, len(d_results))

@@ -21,6 +21,23 @@ def matmul(
     return result.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+def multiply_steps(rows: Float[Array, "T *N I"], kernel: Float[Array, "*Z I O"]) -> Float[Array, "T *N O"]:
+    """Returns `rows @ kernel` of all steps: with one kernel, or with a few [Z, I, O] for rows [T, Z, ..., I]."""
+    if kernel.ndim == 2:
+        return matmul(rows, kernel)
+    return jnp.stack([matmul(rows[:, z], kernel[z]) for z in range(len(kernel))], axis=1)
+
+
+def gradient_of_steps(
+    rows: Float[Array, "T *N I"], kernel: Float[Array, "*Z I O"], d_result: Float[Array, "T *N O"]
+) -> Float[Array, "*Z I O"]:
+    """The kernel's gradient by what `multiply_steps` returns."""
+    if kernel.ndim == 2:
+        return kernel_gradient(rows.reshape(-1, rows.shape[-1]), d_result.reshape(-1, d_result.shape[-1]))
+    each = (gradient_of_steps(rows[:, z], kernel[z], d_result[:, z]) for z in range(len(kernel)))
+    return jnp.stack(list(each))
+
+
 @jax.custom_vjp
 def _matmul(x: Float[Array, "N I"], kernel: Float[Array, "I O"]) -> Float[Array, "N O"]:
     return x @ kernel

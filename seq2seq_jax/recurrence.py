@@ -35,7 +35,7 @@ from seq2seq_jax.equations import (
     trace,
 )
 from seq2seq_jax.loops import Time, run_loop, taps_of
-from seq2seq_jax.products import add_to_all, matmul
+from seq2seq_jax.products import add_to_all, multiply_steps
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 
@@ -52,6 +52,11 @@ def scan(
 ) -> tuple[Any, Any]:
     """Runs `step` over the leading axis of `xs`, as `jax.lax.scan` does.
 
+    Gradients are taken in reverse (`jax.grad`, `jax.vjp`), any number of times, and
+    under `jax.vmap`, `jax.jit`, `jax.checkpoint` and `jax.shard_map`. There is no
+    forward mode (`jax.jvp`, `jax.jacfwd`). A step with an effect, such as
+    `jax.debug.print`, runs whole, in one loop.
+
     Args:
       step: `(carry, x) -> (carry, y)`, pure, on trees of arrays. It may close over
         anything, and everything it closes over gets its gradient.
@@ -61,7 +66,7 @@ def scan(
       reverse: from the last step to the first; ys keep the order of xs.
       unroll: steps in a trip of a loop; by default as many as the device likes.
       distribute: whether each cycle of the step becomes a loop of its own. False
-        keeps them in one loop, which has less latency where the products are tiny.
+        keeps all of them in one loop, with what lies between them.
 
     Returns:
       The state after the last step, and the ys, [T, ...].
@@ -306,14 +311,8 @@ def _run_at_once(graph: Graph, equations: Sequence[Equation], stacked: Values, f
         if not results_of(waiting).isdisjoint(equation.inputs):
             stacked |= graph.run_at_once(waiting, stacked, fixed, length)
             waiting = []
-        stacked[equation.outputs[0]] = (_multiply if product else add_to_all)(stacked[rows[0]], fixed[same[0]])
+        stacked[equation.outputs[0]] = (multiply_steps if product else add_to_all)(stacked[rows[0]], fixed[same[0]])
     stacked |= graph.run_at_once(waiting, stacked, fixed, length)
-
-
-def _multiply(rows: Array, kernel: Array) -> Array:
-    if kernel.ndim == 2:
-        return matmul(rows, kernel)
-    return jnp.stack([matmul(rows[:, z], kernel[z]) for z in range(len(kernel))], axis=1)
 
 
 # ---- what a step makes of its input alone

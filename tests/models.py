@@ -15,7 +15,6 @@ VOCAB = 11
 QUICK_COMPILE = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
 }
 
 # In the padding stand tokens like any others: nothing may look at them.

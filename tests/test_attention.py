@@ -19,7 +19,7 @@ def draw(*shape, seed=0):
 
 
 def attention(kind):
-    return ATTENTIONS[kind](SIZE, SIZE, uniform(2.0), nnx.Rngs(0))
+    return ATTENTIONS[kind](SIZE, SIZE, uniform(2.0, nnx.Rngs(0)))
 
 
 @partial(jax.jit, static_argnames=("kind", "axes"))

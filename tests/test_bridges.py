@@ -25,7 +25,7 @@ def test_zero_forgets_the_source():
 
 
 def test_dense_has_weights_of_its_own_for_every_part_of_every_layer():
-    bridge = bridges.Dense(2, 2, SIZE, uniform(0.8), nnx.Rngs(0))
+    bridge = bridges.Dense(2, 2, SIZE, uniform(0.8, nnx.Rngs(0)))
     kernels = [[np.asarray(linear.kernels[0][...]) for linear in layer] for layer in bridge.layers]
     assert len({kernel.tobytes() for layer in kernels for kernel in layer}) == 4
     for depth, (layer, given) in enumerate(zip(bridge(states()), states(), strict=True)):

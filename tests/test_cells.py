@@ -20,7 +20,7 @@ def draw(*shapes, seed=0):
 
 def step_of(kind, inputs=INPUTS):
     """A step as a function, `(params, state, *inputs) -> state`, and random parameters for it, biases too."""
-    structure, params = nnx.split(CELLS[kind](inputs, SIZE, uniform(0.8), nnx.Rngs(0)))
+    structure, params = nnx.split(CELLS[kind](inputs, SIZE, uniform(0.8, nnx.Rngs(0))))
     params = nnx.to_pure_dict(params)
     leaves, tree = jax.tree.flatten(params)
     params = jax.tree.unflatten(tree, draw(*(leaf.shape for leaf in leaves)))
@@ -58,7 +58,7 @@ def test_gradients_of_a_cell_agree_with_finite_differences(kind):
 @pytest.mark.parametrize("kind", CELLS)
 def test_a_state_starts_at_zero_and_keeps_its_dtypes(kind, dtype):
     """Whatever sums over all steps is float32 at least."""
-    cell = CELLS[kind](INPUTS, SIZE, uniform(0.8), nnx.Rngs(0))
+    cell = CELLS[kind](INPUTS, SIZE, uniform(0.8, nnx.Rngs(0)))
     state = cell.start(BATCH, dtype)
     after = cell(state, *(jnp.ones((BATCH, size), dtype) for size in INPUTS))
     assert [part.dtype for part in state] == [jnp.float32] * (len(state) - 1) + [dtype]
@@ -67,8 +67,8 @@ def test_a_state_starts_at_zero_and_keeps_its_dtypes(kind, dtype):
 
 
 def test_in_a_stack_each_state_goes_up_and_dropout_is_between():
-    rngs = nnx.Rngs(0)
-    cells = [CELLS["lstm"]([size], SIZE, uniform(0.8), rngs) for size in (2, SIZE, SIZE)]
+    weights = uniform(0.8, nnx.Rngs(0))
+    cells = [CELLS["lstm"]([size], SIZE, weights) for size in (2, SIZE, SIZE)]
     states = [tuple(map(jnp.float32, draw((BATCH, SIZE), (BATCH, SIZE), seed=n))) for n in range(3)]
     (x,) = map(jnp.float32, draw((BATCH, 2), seed=3))
     keep = [jnp.asarray(mask > 0) for mask in draw((BATCH, SIZE), (BATCH, SIZE), seed=4)]

@@ -15,8 +15,8 @@ LENGTHS = np.array([5, 2, 0, 4])
 def encoder(kind, num_directions, dropout_rate=0.0):
     """Two layers; the lower one's outputs are as wide as both directions."""
     sizes = SIZES[0], num_directions * SIZE
-    rngs = nnx.Rngs(0)
-    make = lambda size: CELLS[kind]([size], SIZE, uniform(0.8), rngs, 1.0)  # noqa: E731
+    weights = uniform(0.8, nnx.Rngs(0))
+    make = lambda size: CELLS[kind]([size], SIZE, weights, 1.0)  # noqa: E731
     return Layers([[make(size) for _ in range(num_directions)] for size in sizes], dropout_rate)
 
 

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from seq2seq_jax.linear import Linear, orthogonal, uniform
 
@@ -34,18 +35,18 @@ def test_weights_follow_the_dtype_of_what_they_meet():
 
 
 def test_uniform_fills_its_bounds():
-    for initializer in uniform(0.02):
-        values = np.asarray(initializer(jax.random.key(0), (80, 90)))
+    weights = uniform(0.02, nnx.Rngs(0))
+    for values in map(np.asarray, (weights.matrix(80, 90), weights.recurrent(80), weights.embedding(80, 90))):
         assert 0.019 < np.abs(values).max() <= 0.02 and abs(values.mean()) < 5e-4
         assert values.std() == pytest.approx(0.02 / np.sqrt(3), rel=0.05)
 
 
 def test_orthogonal_keeps_lengths():
-    initializers = orthogonal()
-    recurrent = np.asarray(initializers.recurrent(jax.random.key(0), (40, 40)))
-    np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(40), atol=1e-5)
-    matrix = np.asarray(initializers.matrix(jax.random.key(1), (30, 120)))
+    weights = orthogonal(nnx.Rngs(0))
+    for recurrent in np.asarray(weights.recurrent(40, num_gates=3)).reshape(40, 3, 40).swapaxes(0, 1):
+        np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(40), atol=1e-5)
+    matrix = np.asarray(weights.matrix(30, 120))
     bound = np.sqrt(6 / (30 + 120))  # Glorot and Bengio 2010, equation 16
     assert 0.98 * bound < np.abs(matrix).max() <= bound
-    lengths = np.linalg.norm(initializers.embedding(jax.random.key(2), (500, 64)), axis=1)
+    lengths = np.linalg.norm(weights.embedding(500, 64), axis=1)
     assert np.mean(lengths**2) == pytest.approx(1, rel=0.05)

@@ -1,6 +1,5 @@
 """What the loops of `scan` and of its gradient do and hold, read off the programs that JAX hands to the compiler."""
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ import pytest
 
 from seq2seq_jax.products import matmul
 from seq2seq_jax.recurrence import scan
+from tests.jaxprs import operations, products
 
 STEPS, BATCH, SIZE, SOURCE = 7, 3, 4, 5
 KERNEL = np.full((SIZE, SIZE), 0.1, np.float32)
@@ -25,17 +25,6 @@ class Loop(NamedTuple):
     products: list[tuple[int, ...]]
 
 
-def operations(jaxpr: Any) -> Iterator[Any]:
-    """All operations, those inside others too; of a choice those of its last branch."""
-    for operation in jaxpr.eqns:
-        yield operation
-        values = operation.params.values()
-        inner = [item for value in values for item in (value if isinstance(value, tuple | list) else [value])]
-        inner = [item for item in inner if hasattr(item, "eqns")]
-        for part in inner[-1:] if operation.primitive.name == "cond" else inner:
-            yield from operations(getattr(part, "jaxpr", part))
-
-
 def program(step, start=START, xs=XS, weights=None, of_xs=False, run=scan, **settings) -> Any:
     """The gradient of the sum of all ys and last carries by the weights, the start and, if asked for, xs."""
 
@@ -48,14 +37,11 @@ def program(step, start=START, xs=XS, weights=None, of_xs=False, run=scan, **set
 
 def loops(jaxpr: Any) -> list[Loop]:
     found = []
-    for operation in operations(jaxpr):
-        if operation.primitive.name == "scan":
-            skip, num_carries = operation.params["num_consts"], operation.params["num_carry"]
-            body = operation.params["jaxpr"].jaxpr
-            shapes = [variable.aval.shape for variable in body.invars[skip:]]
-            products = [o.outvars[0].aval.shape for o in operations(body) if o.primitive.name == "dot_general"]
-            put_out = [variable.aval.shape for variable in body.outvars[num_carries:]]
-            found.append(Loop(shapes[:num_carries], shapes[num_carries:], put_out, products))
+    for loop in operations(jaxpr, "scan"):
+        skip, num_carries, body = loop.params["num_consts"], loop.params["num_carry"], loop.params["jaxpr"].jaxpr
+        shapes = [variable.aval.shape for variable in body.invars[skip:]]
+        put_out = [variable.aval.shape for variable in body.outvars[num_carries:]]
+        found.append(Loop(shapes[:num_carries], shapes[num_carries:], put_out, products(body)))
     return found
 
 
@@ -168,8 +154,8 @@ def test_a_carry_that_is_put_out_before_it_changes_is_the_outputs_shifted():
 
 
 def test_kernels_outside_loops_have_their_gradients_from_all_rows_as_one_axis():
-    products = (o for o in operations(program(elman, weights=ELMAN)) if o.primitive.name == "dot_general")
-    summed = [p.invars[0].aval.shape for p in products if p.outvars[0].aval.shape == KERNEL.shape]
+    found = operations(program(elman, weights=ELMAN), "dot_general")
+    summed = [product.invars[0].aval.shape for product in found if product.outvars[0].aval.shape == KERNEL.shape]
     assert summed == [(SIZE, STEPS * BATCH)] * 2
 
 
@@ -238,7 +224,7 @@ def test_directions_side_by_side_are_one_loop():
 
 def test_a_trip_has_many_steps_on_a_gpu_alone():
     jaxpr = jax.make_jaxpr(lambda: scan(lambda carry, x: elman(ELMAN, carry, x), START, XS))().jaxpr
-    (choice,) = (operation for operation in operations(jaxpr) if operation.primitive.name == "cond")
+    (choice,) = operations(jaxpr, "cond")
     trips = [branch.jaxpr.eqns[0].params["unroll"] for branch in choice.params["branches"]]
     assert sorted(trips) == [1, STEPS]
 

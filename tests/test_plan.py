@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from seq2seq_jax.recurrence import plan, scan
+from tests.jaxprs import operations, products
 
 BATCH, SIZE, LENGTH = 3, 4, 5
 STARTS = {"low": jnp.zeros((BATCH, SIZE)), "top": jnp.zeros((BATCH, SIZE)), "fed": jnp.zeros((BATCH, SIZE))}
@@ -56,17 +57,7 @@ def test_abstract_arguments_will_do():
 def test_what_is_planned_is_what_runs():
     """The loops in the program of `scan`, and the products in each."""
     program = jax.make_jaxpr(lambda carry, xs: scan(step, carry, xs, unroll=1))(STARTS, XS)
-    loops = []
-
-    def look(jaxpr):
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "scan":
-                loops.append(sum(e.primitive.name == "dot_general" for e in equation.params["jaxpr"].jaxpr.eqns))
-            for value in equation.params.values():
-                if hasattr(value, "jaxpr"):
-                    look(value.jaxpr)
-
-    look(program.jaxpr)
+    loops = [len(products(loop.params["jaxpr"].jaxpr)) for loop in operations(program.jaxpr, "scan")]
     assert loops == [len(loop.products) for loop in plan(step, STARTS, XS).loops] == [1, 1]
 
 

@@ -3,8 +3,6 @@
 Read off the program that JAX hands to the compiler; test_compiled.py looks at what the compiler makes of it.
 """
 
-from collections.abc import Iterator
-
 import jax
 import pytest
 
@@ -13,6 +11,7 @@ from seq2seq_jax.config import Config, MeshConfig
 from seq2seq_jax.sharding import make_mesh
 from seq2seq_jax.training.setup import abstract_sequences
 from seq2seq_jax.training.step import abstract_state, jit_train_step
+from tests.jaxprs import operations, products
 from tests.models import VOCAB, tiny_config
 
 BATCH, SOURCE, TARGET, SIZE = 3, 13, 7, 10  # the batch is as large as no other axis
@@ -31,21 +30,9 @@ def training_step(**settings):
     return jit_train_step(config, sizes, mesh).trace(abstract_state(config, sizes, mesh), *batch).jaxpr.jaxpr
 
 
-def operations(jaxpr) -> Iterator:
-    """All operations, those inside others too; of a choice, by platform or otherwise, those of its last branch."""
-    for operation in jaxpr.eqns:
-        yield operation
-        values = operation.params.values()
-        inner = [item for value in values for item in (value if isinstance(value, tuple | list) else [value])]
-        inner = [item for item in inner if hasattr(item, "eqns")]
-        for part in inner[-1:] if operation.primitive.name == "cond" else inner:
-            yield from operations(getattr(part, "jaxpr", part))
-
-
 def products_of_loops(jaxpr) -> list[list[tuple[int, ...]]]:
     """For every loop, in order, the shapes of what the matrix products in one step of it give."""
-    loops = [operation.params["jaxpr"].jaxpr for operation in operations(jaxpr) if operation.primitive.name == "scan"]
-    return [[o.outvars[0].aval.shape for o in operations(body) if o.primitive.name == "dot_general"] for body in loops]
+    return [products(loop.params["jaxpr"].jaxpr) for loop in operations(jaxpr, "scan")]
 
 
 def test_every_cell_and_every_attention_has_a_row():

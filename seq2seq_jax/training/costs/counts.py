@@ -6,10 +6,10 @@ rounds, and a recurrent model is all loops.
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+from jax.extend.core import jaxprs_in_params
 from jax.stages import Compiled
 
 PARTS = {
@@ -80,7 +80,7 @@ def products(jaxpr: Any) -> Products:
         if equation.primitive.name == "dot_general":
             inner = [_product(equation)]
         else:
-            inner = [products(part) for part in _inner_jaxprs(equation.params)]
+            inner = [products(part) for part in jaxprs_in_params(equation.params)]
         if equation.primitive.name == "cond":
             inner = [max(inner)]
         rounds = equation.params["length"] if equation.primitive.name == "scan" else 1
@@ -95,14 +95,6 @@ def _product(equation: Any) -> Products:
     (contracted, _), _ = equation.params["dimension_numbers"]
     flops = 2 * result.size * math.prod(left.shape[axis] for axis in contracted)
     return Products(flops, size([left, right, result]).bytes)
-
-
-def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
-    """Yields the jaxprs among an equation's parameters: bodies of loops, branches, called functions."""
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if hasattr(item, "eqns"):
-                yield item
 
 
 def footprint(program: Compiled) -> Footprint | None:
