@@ -10,9 +10,12 @@ from jaxtyping import install_import_hook
 
 import seq2seq_jax.config  # noqa: F401 - checks its own values, in words for users, so the hook below comes after it
 import tests.typechecker  # noqa: F401 - the hook below finds it by name
+from tests.compiler import compile_quickly
 
 # Tests run on the CPU wherever they are, unless asked otherwise: JAX_PLATFORMS=cuda pytest -m gpu.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+compile_quickly()
 
 # From here on every annotation of the package is checked at every call.
 install_import_hook("seq2seq_jax", "tests.typechecker.check")

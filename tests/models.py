@@ -8,14 +8,9 @@ from flax import nnx
 from seq2seq_jax.build import abstract_params, model_graph
 from seq2seq_jax.config import ModelConfig
 from seq2seq_jax.padded import Padded
+from tests.compiler import QUICK_COMPILE
 
 VOCAB = 11
-
-# A model this small costs nothing to run and everything to compile: leave out what only makes code faster.
-QUICK_COMPILE = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
 
 # In the padding stand tokens like any others: nothing may look at them.
 SOURCE = Padded(np.array([[3, 4, 5, 6, 2], [7, 8, 2, 9, 4], [9, 10, 4, 2, 8]], np.int32), np.int32([5, 3, 4]))

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.measure import compilations
 from seq2seq_jax import cli
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig, ModelConfig, OptimizerConfig, TrainConfig
+from tests.compiler import users_environment
 from tests.tiny import rows, sentences, write_pairs
 
 CONFIG = """
@@ -51,7 +52,10 @@ def program(*arguments: str | Path) -> list[str]:
 def run(repository: Path, *arguments: str | Path, text: str = "") -> Called:
     """A command in a process of its own."""
     command = program(*arguments)
-    done = subprocess.run(command, cwd=repository, input=text, capture_output=True, text=True, timeout=300)
+    environment = users_environment()
+    done = subprocess.run(
+        command, cwd=repository, env=environment, input=text, capture_output=True, text=True, timeout=300
+    )
     return Called(done.returncode, done.stdout, done.stderr)
 
 

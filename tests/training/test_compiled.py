@@ -10,6 +10,7 @@ from seq2seq_jax.config import Config, MeshConfig, ModelConfig, TrainConfig
 from seq2seq_jax.sharding import make_mesh
 from seq2seq_jax.training.setup import abstract_sequences
 from seq2seq_jax.training.step import abstract_state, jit_train_step
+from tests.compiler import AS_USERS_COMPILE
 from tests.hlo import computations, loop_bodies, reached
 
 BATCH, SOURCE, TARGET, SIZE, VOCAB = 8, 13, 11, 24, 97  # no two products of them are alike
@@ -21,7 +22,8 @@ def compiled_step(batch=BATCH, source=SOURCE, target=TARGET, vocab_size=VOCAB, t
     config, mesh = Config(model=model, train=train or TrainConfig()), make_mesh(MeshConfig(data=1))
     sizes = (vocab_size, vocab_size)
     tokens = (abstract_sequences(batch, width, mesh) for width in (source, target))
-    return jit_train_step(config, sizes, mesh).lower(abstract_state(config, sizes, mesh), *tokens).compile()
+    lowered = jit_train_step(config, sizes, mesh).lower(abstract_state(config, sizes, mesh), *tokens)
+    return lowered.compile(compiler_options=AS_USERS_COMPILE)
 
 
 def products_of_loops(hlo: str) -> list[list[str]]:

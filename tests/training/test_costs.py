@@ -23,7 +23,7 @@ from seq2seq_jax.training.loop import train
 from seq2seq_jax.training.setup import abstract_sequences, compile_step, prepare
 from seq2seq_jax.training.step import abstract_state, jit_train_step
 from seq2seq_jax.translator import vocab_sizes
-from tests.models import QUICK_COMPILE
+from tests.compiler import QUICK_COMPILE
 from tests.models import tiny_config as tiny_model
 from tests.tiny import tiny_config
 

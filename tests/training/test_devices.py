@@ -26,7 +26,7 @@ from seq2seq_jax.training.setup import abstract_sequences
 from seq2seq_jax.training.step import abstract_state, initial_state, jit_train_step
 from seq2seq_jax.translator import Translator
 from tests.hlo import collectives, flops_of_products
-from tests.models import QUICK_COMPILE
+from tests.compiler import QUICK_COMPILE
 
 BATCH, LENGTH = 64, 25
 meshes = {number: make_mesh(MeshConfig(data=number)) for number in (1, 2, 8)}
@@ -95,7 +95,8 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def found(repository):
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
+    environment = os.environ | {"XLA_FLAGS": flags}
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
