@@ -15,7 +15,17 @@ from seq2seq_jax.encoders import Layers
 from seq2seq_jax.outputs import Softmax
 from seq2seq_jax.seq2seq import Seq2Seq
 
-CELLS = {"rnn": cells.RNN, "gru": cells.GRU, "lstm": cells.LSTM}
+CELLS = {
+    "rnn": cells.RNN,
+    "gru": cells.GRU,
+    "gru_v2": cells.GRUv2,
+    "lstm": cells.LSTM,
+    "layer_norm_lstm": cells.LayerNormLSTM,
+    "layer_norm_gru": cells.LayerNormGRU,
+    "min_lstm": cells.MinLSTM,
+    "min_gru": cells.MinGRU,
+    "slstm": cells.SLSTM,
+}
 BRIDGES = {"copy": bridges.copy, "zero": bridges.zero}  # and "dense", which has weights
 ATTENTIONS = {"dot": attention.Dot, "general": attention.General, "additive": attention.Additive}
 

@@ -26,13 +26,16 @@ class Cell(nnx.Module):
     """
 
     num_gates = 1
-    """Blocks of H that the weights give for a step."""
+    """Blocks of H that the weights of the inputs give for a step."""
+    sees_past = True
+    """Whether as many come from h."""
 
     def __init__(self, input_sizes: Sequence[int], size: int, weights: Weights, forget_bias: float = 0.0) -> None:
         self.size = size
         kernel = weights.matrix(sum(input_sizes), self.num_gates * size)
         self.input = Linear(input_sizes, kernel, self.first_bias(forget_bias))
-        self.recurrent = Linear([size], weights.recurrent(size, self.num_gates))
+        if self.sees_past:
+            self.recurrent = Linear([size], weights.recurrent(size, self.num_gates))
 
     def first_bias(self, forget_bias: float) -> Float[Array, " G"]:
         """Zeros, where there is no forget gate."""
@@ -75,6 +78,27 @@ class GRU(Cell):
         (hidden,) = state
         reset, update = jnp.split(jax.nn.sigmoid(self.input(*inputs) + self.recurrent(hidden)), 2, axis=-1)
         candidate = jnp.tanh(self.candidate(*inputs, reset * hidden))
+        return (update * hidden + (1 - update) * candidate,)
+
+
+class GRUv2(Cell):
+    """Gated recurrent unit with the reset gate after the product: the first version of Cho et al. 2014, and cuDNN's.
+
+        r, z = sigmoid(W x + U h + b);  c = tanh(W_c x + b_c + r (U_c h + b_h));  h' = z h + (1 - z) c
+    """
+
+    num_gates = 3
+
+    def __init__(self, input_sizes: Sequence[int], size: int, weights: Weights, forget_bias: float = 0.0) -> None:
+        super().__init__(input_sizes, size, weights, forget_bias)
+        self.bias = nnx.Param(jnp.zeros(size))
+
+    def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
+        (hidden,) = state
+        *of_inputs, candidate = jnp.split(self.input(*inputs), 3, axis=-1)
+        *of_state, past = jnp.split(self.recurrent(hidden), 3, axis=-1)
+        reset, update = (jax.nn.sigmoid(x + h) for x, h in zip(of_inputs, of_state, strict=True))
+        candidate = jnp.tanh(candidate + reset * (past + self.bias[...].astype(past.dtype)))
         return (update * hidden + (1 - update) * candidate,)
 
 
@@ -148,24 +172,186 @@ def _lstm_backward(residuals: tuple[Array, ...], cotangents: tuple[Array, Array]
 lstm_cell.defvjp(_lstm_forward, _lstm_backward)
 
 
-class Stack(nnx.Module):
-    """Cells one above another, with dropout between them (Zaremba et al. 2014, section 3.1)."""
+class LayerNormLSTM(LSTM):
+    """LSTM with layer normalisation, Ba et al. 2016, equations 20 to 22, each gate normalised by itself.
 
-    def __init__(self, cells: Sequence[Cell], dropout_rate: float) -> None:
+        i, f, g, o = LN(W x) + LN(U h) + b;  c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(LN(c'))
+
+    As written there a mean and a variance are of all four gates together. By
+    gate they are taken in RNMT+ (Chen et al. 2018, section 3.1).
+    """
+
+    def __init__(self, input_sizes: Sequence[int], size: int, weights: Weights, forget_bias: float = 0.0) -> None:
+        super().__init__(input_sizes, size, weights)
+        self.bias = nnx.Param(super().first_bias(forget_bias))
+        self.norms = nnx.List([LayerNorm(4, size), LayerNorm(4, size), LayerNorm(1, size)])
+        self.cell_bias = nnx.Param(jnp.zeros(size))
+
+    def first_bias(self, forget_bias: float) -> None:
+        """None: it is added to what is normalised."""
+
+    def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
+        cell, hidden = state
+        of_inputs, of_state, of_cell = self.norms
+        gates = of_inputs(self.input(*inputs)) + of_state(self.recurrent(hidden)) + self.bias[...].astype(hidden.dtype)
+        i, f, g, o = jnp.split(gates.astype(cell.dtype), 4, axis=-1)
+        cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+        squashed = jnp.tanh(of_cell(cell) + self.cell_bias[...])
+        return cell, (jax.nn.sigmoid(o) * squashed).astype(hidden.dtype)
+
+
+class LayerNormGRU(Cell):
+    """Gated recurrent unit with layer normalisation, Ba et al. 2016, equations 26 to 29, each gate by itself.
+
+        z, r = LN(W x) + LN(U h) + b;  c = tanh(LN(W_c x) + b_c + sigmoid(r) LN(U_c h));
+        h' = (1 - sigmoid(z)) h + sigmoid(z) c
+
+    The reset gate acts after the product, and the update gate says how much is new.
+    """
+
+    num_gates = 3
+
+    def __init__(self, input_sizes: Sequence[int], size: int, weights: Weights, forget_bias: float = 0.0) -> None:
+        super().__init__(input_sizes, size, weights)
+        self.bias = nnx.Param(super().first_bias(forget_bias))
+        self.norms = nnx.List([LayerNorm(3, size), LayerNorm(3, size)])
+
+    def first_bias(self, forget_bias: float) -> None:
+        """None: it is added to what is normalised."""
+
+    def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
+        (hidden,) = state
+        of_inputs, of_state = self.norms
+        gates = of_inputs(self.input(*inputs)) + self.bias[...].astype(hidden.dtype)
+        *given, candidate = jnp.split(gates, 3, axis=-1)
+        *past, of_candidate = jnp.split(of_state(self.recurrent(hidden)), 3, axis=-1)
+        update, reset = (jax.nn.sigmoid(x + h) for x, h in zip(given, past, strict=True))
+        candidate = jnp.tanh(candidate + reset * of_candidate)
+        return ((1 - update) * hidden + update * candidate,)
+
+
+class MinGRU(Cell):
+    """Minimal gated recurrent unit, Feng et al. 2024, section 3.1.
+
+        z = sigmoid(W_z x + b_z);  c = W_c x + b_c;  h' = (1 - z) h + z c
+
+    No gate sees the past: all steps are solved at once, see `recurrence.scan`.
+    """
+
+    num_gates, sees_past = 2, False
+
+    def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
+        (hidden,) = state
+        update, candidate = jnp.split(self.input(*inputs), 2, axis=-1)
+        update = jax.nn.sigmoid(update)
+        return ((1 - update) * hidden + update * candidate,)
+
+
+class MinLSTM(Cell):
+    """Minimal LSTM, Feng et al. 2024, section 3.2: forget and input gate add up to 1.
+
+        f, i = sigmoid(W x + b);  c = W_c x + b_c;  h' = f / (f + i) h + i / (f + i) c
+
+    No gate sees the past: all steps are solved at once, see `recurrence.scan`.
+    """
+
+    num_gates, sees_past = 3, False
+
+    def first_bias(self, forget_bias: float) -> Float[Array, " G"]:
+        return jnp.zeros((3, self.size)).at[0].set(forget_bias).reshape(-1)
+
+    def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
+        (hidden,) = state
+        forget, new, candidate = jnp.split(self.input(*inputs), 3, axis=-1)
+        # f / (f + i) without the quotient of two small numbers: both are 1 / (1 + exp(-x)).
+        forget = jax.nn.sigmoid(jax.nn.log_sigmoid(forget) - jax.nn.log_sigmoid(new))
+        return (forget * hidden + (1 - forget) * candidate,)
+
+
+class SLSTM(Cell):
+    """LSTM with exponential gates, Beck et al. 2024, equations 8 to 17, with one head.
+
+        i, f, z, o = W x + U h + b;  m' = max(log sigmoid(f) + m, i)
+        i' = exp(i - m');  f' = exp(log sigmoid(f) + m - m')
+        c' = f' c + i' tanh(z);  n' = f' n + i';  h' = sigmoid(o) c' / n'
+
+    The forget gate is the sigmoid, of the two that the paper allows. The state is
+    (c, n, m, h); all but h are float32 or wider.
+    """
+
+    num_gates = 4
+
+    def first_bias(self, forget_bias: float) -> Float[Array, " G"]:
+        return jnp.zeros((4, self.size)).at[1].set(forget_bias).reshape(-1)
+
+    def start(self, batch: int, dtype: Any) -> State:
+        """Zeros, but for m: before the first step there is nothing to be scaled."""
+        shape, wide = (batch, self.size), jnp.promote_types(dtype, jnp.float32)
+        zeros = jnp.zeros(shape, wide)
+        return zeros, zeros, jnp.full(shape, -1e30, wide), jnp.zeros(shape, dtype)
+
+    def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
+        cell, normalizer, largest, hidden = state
+        gates = (self.input(*inputs) + self.recurrent(hidden)).astype(cell.dtype)
+        i, f, z, o = jnp.split(gates, 4, axis=-1)
+        kept = jax.nn.log_sigmoid(f) + largest
+        largest = jnp.maximum(kept, i)
+        i, f = jnp.exp(i - largest), jnp.exp(kept - largest)
+        cell, normalizer = f * cell + i * jnp.tanh(z), f * normalizer + i
+        return cell, normalizer, largest, (jax.nn.sigmoid(o) * cell / normalizer).astype(hidden.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation, Ba et al. 2016, equation 4, without a bias, of blocks of features each by itself."""
+
+    def __init__(self, num_blocks: int, size: int) -> None:
+        self.num_blocks = num_blocks
+        self.gain = nnx.Param(jnp.ones(num_blocks * size))
+
+    def __call__(self, x: Float[Array, "*N G"]) -> Float[Array, "*N G"]:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(*x.shape[:-1], self.num_blocks, -1)
+        centred = wide - wide.mean(-1, keepdims=True)
+        scaled = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
+        return (scaled.reshape(x.shape) * self.gain[...]).astype(x.dtype)
+
+
+class Stack(nnx.Module):
+    """Cells one above another, with dropout between them (Zaremba et al. 2014, section 3.1).
+
+    Args:
+      cells: from the lowest to the top one.
+      dropout_rate: between them.
+      residual: for every cell whether what comes from below is added to its
+        output (Wu et al. 2016, section 3.1).
+    """
+
+    def __init__(self, cells: Sequence[Cell], dropout_rate: float, residual: Sequence[bool] = ()) -> None:
         self.cells, self.dropout_rate = nnx.List(cells), dropout_rate
+        self.residual = tuple(residual) or (False,) * len(cells)
 
     def __call__(
-        self, states: Sequence[State], *inputs: Float[Array, "B _"], keep: Sequence[Bool[Array, "B H"] | None]
+        self,
+        states: Sequence[State],
+        *inputs: Float[Array, "B _"],
+        keep: Sequence[Bool[Array, "B H"] | None],
+        shared: Sequence[Float[Array, "B _"]] = (),
     ) -> tuple[tuple[State, ...], Float[Array, "B H"]]:
-        """One step of all cells: their states, and the hidden state of the top one.
+        """One step of all cells: their states, and the output of the top one.
 
-        `keep` says for every cell but the top one which of its features go up; None for all.
+        Args:
+          states: of all cells.
+          inputs: of the lowest cell; the first one comes from below.
+          keep: for every cell but the top one, which of its features go up; None for all.
+          shared: further inputs of every cell but the lowest.
         """
         new: list[State] = []
-        for cell, state, kept in zip(self.cells, states, (None, *keep), strict=True):
-            inputs = (drop(new[-1][-1], self.dropout_rate, kept),) if new else inputs
+        below = inputs[0]
+        for cell, state, residual, kept in zip(self.cells, states, self.residual, (None, *keep), strict=True):
+            if new:
+                inputs = drop(below, self.dropout_rate, kept), *shared
             new.append(cell(state, *inputs))
-        return tuple(new), new[-1][-1]
+            below = new[-1][-1] + below if residual else new[-1][-1]
+        return tuple(new), below
 
     def keep(self, keys: Keys | None, num_steps: int) -> list[Bool[Array, "T B H"] | None]:
         """Draws for every cell but the top one what goes up, at all steps."""

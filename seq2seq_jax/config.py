@@ -30,6 +30,9 @@ MOST_HYPOTHESES = 1_000_000
 MAY_BE_EMPTY = "may be empty"
 """Marks text that may be empty; any other text says something."""
 
+Cell = Literal[
+    "rnn", "gru", "gru_v2", "lstm", "layer_norm_lstm", "layer_norm_gru", "min_lstm", "min_gru", "slstm"
+]
 Attention = Literal["none", "dot", "general", "additive"]
 Ties = Literal["none", "source_target", "target_output", "all"]
 BleuTokenizer = Literal["13a", "intl", "zh", "char", "none", "ja-mecab", "ko-mecab"]
@@ -39,8 +42,10 @@ BleuTokenizer = Literal["13a", "intl", "zh", "char", "none", "ja-mecab", "ko-mec
 class ModelConfig:
     """Shape of the network. Sizes are features per position."""
 
-    cell: Literal["rnn", "gru", "lstm"] = "lstm"
-    """Recurrent cell of encoder and decoder: rnn (Elman 1990), gru (Cho et al. 2014) or lstm (Gers et al. 2000)."""
+    cell: Cell = "lstm"
+    """Recurrent cell of encoder and decoder: rnn (Elman 1990), gru (Cho et al. 2014), gru_v2 (reset after the product,
+    as cuDNN), lstm (Gers et al. 2000), layer_norm_lstm and layer_norm_gru (Ba et al. 2016), min_lstm and min_gru (Feng
+    et al. 2024) or slstm (Beck et al. 2024)."""
     hidden_size: Annotated[int, SIZE] = 512
     """Features of one encoder output and of the decoder's state. A bidirectional encoder gives half of them to each
     direction."""

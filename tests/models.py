@@ -88,8 +88,85 @@ def lstm(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
     return cell, sigmoid(o) * np.tanh(cell)
 
 
-CELLS = {"rnn": (rnn, 1), "gru": (gru, 1), "lstm": (lstm, 2)}
+def gru_v2(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
+    """cuDNN's: the reset gate after the product; blocks are reset, update, candidate."""
+    (hidden,) = state
+    given = np.split(inputs @ weights["input"] + weights["input_bias"], 3)
+    past = np.split(hidden @ weights["recurrent"], 3)
+    reset, update = sigmoid(given[0] + past[0]), sigmoid(given[1] + past[1])
+    candidate = np.tanh(given[2] + reset * (past[2] + weights["bias"]))
+    return (update * hidden + (1 - update) * candidate,)
+
+
+def layer_norm(x: np.ndarray, gain: np.ndarray, num_blocks: int) -> np.ndarray:
+    """Ba et al. 2016, equation 4, of each block of features."""
+    blocks = [(block - block.mean()) / np.sqrt(block.var() + 1e-5) for block in np.split(x, num_blocks)]
+    return gain * np.concatenate(blocks)
+
+
+def layer_norm_lstm(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
+    """Ba et al. 2016, equations 20 to 22; each gate normalised by itself."""
+    cell, hidden = state
+    given = layer_norm(inputs @ weights["input"], weights["norms"][0]["gain"], 4)
+    past = layer_norm(hidden @ weights["recurrent"], weights["norms"][1]["gain"], 4)
+    i, f, g, o = np.split(given + past + weights["bias"], 4)
+    cell = sigmoid(f) * cell + sigmoid(i) * np.tanh(g)
+    return cell, sigmoid(o) * np.tanh(layer_norm(cell, weights["norms"][2]["gain"], 1) + weights["cell_bias"])
+
+
+def layer_norm_gru(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
+    """Ba et al. 2016, equations 26 to 29; blocks are update, reset, candidate."""
+    (hidden,) = state
+    given = layer_norm(inputs @ weights["input"], weights["norms"][0]["gain"], 3) + weights["bias"]
+    past = layer_norm(hidden @ weights["recurrent"], weights["norms"][1]["gain"], 3)
+    (z, r, c), (past_z, past_r, past_c) = np.split(given, 3), np.split(past, 3)
+    update, candidate = sigmoid(z + past_z), np.tanh(c + sigmoid(r + past_r) * past_c)
+    return ((1 - update) * hidden + update * candidate,)
+
+
+def min_gru(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
+    """Feng et al. 2024, section 3.1."""
+    update, candidate = np.split(inputs @ weights["input"] + weights["input_bias"], 2)
+    return ((1 - sigmoid(update)) * state[0] + sigmoid(update) * candidate,)
+
+
+def min_lstm(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
+    """Feng et al. 2024, section 3.2."""
+    forget, new, candidate = np.split(inputs @ weights["input"] + weights["input_bias"], 3)
+    forget, new = sigmoid(forget), sigmoid(new)
+    return (forget / (forget + new) * state[0] + new / (forget + new) * candidate,)
+
+
+def slstm(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
+    """Beck et al. 2024, equations 8 to 14, without the state that only keeps numbers small: exp(m) is divided out."""
+    cell, normalizer, largest, hidden = state
+    i, f, z, o = np.split(inputs @ weights["input"] + hidden @ weights["recurrent"] + weights["input_bias"], 4)
+    scale = np.exp(largest)
+    true_cell = sigmoid(f) * scale * cell + np.exp(i) * np.tanh(z)
+    true_normalizer = sigmoid(f) * scale * normalizer + np.exp(i)
+    largest = np.maximum(np.log(sigmoid(f)) + largest, i)
+    cell, normalizer = true_cell / np.exp(largest), true_normalizer / np.exp(largest)
+    return cell, normalizer, largest, sigmoid(o) * true_cell / true_normalizer
+
+
+CELLS = {
+    "rnn": (rnn, 1),
+    "gru": (gru, 1),
+    "gru_v2": (gru_v2, 1),
+    "lstm": (lstm, 2),
+    "layer_norm_lstm": (layer_norm_lstm, 2),
+    "layer_norm_gru": (layer_norm_gru, 1),
+    "min_lstm": (min_lstm, 1),
+    "min_gru": (min_gru, 1),
+    "slstm": (slstm, 4),
+}
 """For every cell a step, `(weights, inputs, state) -> state`, and the number of vectors in its state."""
+
+
+def first_state(kind: str, size: int) -> tuple:
+    """Zeros; of sLSTM's scale the logarithm of next to nothing."""
+    zeros = np.zeros(size)
+    return (zeros, zeros, np.full(size, -1e30), zeros) if kind == "slstm" else (zeros,) * CELLS[kind][1]
 
 
 def joined(linear: dict) -> np.ndarray:
@@ -99,8 +176,9 @@ def joined(linear: dict) -> np.ndarray:
 
 def weights_of(cell: dict) -> dict:
     """A cell's parameters as the functions above name them."""
-    biases = {f"{name}_bias": linear["bias"] for name, linear in cell.items() if "bias" in linear}
-    return {name: joined(linear) for name, linear in cell.items()} | biases
+    linears = {name: part for name, part in cell.items() if isinstance(part, dict) and "kernels" in part}
+    biases = {f"{name}_bias": linear["bias"] for name, linear in linears.items() if "bias" in linear}
+    return cell | {name: joined(linear) for name, linear in linears.items()} | biases
 
 
 class Oracle:
@@ -108,7 +186,7 @@ class Oracle:
 
     def __init__(self, config: ModelConfig, params: dict):
         self.config, self.params = config, params
-        self.cell, self.num_parts = CELLS[config.cell]
+        self.cell, _ = CELLS[config.cell]
         # Of tables that are one, the parameters have the one whose name comes first.
         self.output_table = params["output"]["table"]
         self.source_table = params.get("source_table", self.output_table)
@@ -123,7 +201,7 @@ class Oracle:
             outputs, last = [], []
             for direction in range(len(directions)):
                 weights = weights_of(directions[direction])
-                state = (np.zeros(self.config.hidden_size // len(directions)),) * self.num_parts
+                state = first_state(self.config.cell, self.config.hidden_size // len(directions))
                 order, hiddens = slice(None, None, -1 if direction else 1), []
                 for x in sequence[order]:
                     state = self.cell(weights, x, state)
