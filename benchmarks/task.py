@@ -81,7 +81,7 @@ def _model(size: int, layers: int, vocab_size: int, input_feeding: bool) -> Mode
         hidden_size=size,
         embed_size=size,
         num_layers=layers,
-        bidirectional=False,
+        bidirectional="none",
         input_feeding=input_feeding,
         dropout_rate=DROPOUT,
     )

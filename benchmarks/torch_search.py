@@ -255,9 +255,9 @@ def _tables(config: ModelConfig, params: dict[str, Any]) -> tuple[Tensor, Tensor
 def _encoder(config: ModelConfig, layers: dict[int, dict[int, Any]]) -> Callable:
     from torch import nn
 
-    num_directions = 2 if config.bidirectional else 1
+    num_directions = 1 if config.bidirectional == "none" else 2
     sizes = config.embed_size, config.hidden_size // num_directions
-    encoder = nn.LSTM(*sizes, num_layers=config.num_layers, bidirectional=config.bidirectional)
+    encoder = nn.LSTM(*sizes, num_layers=config.num_layers, bidirectional=num_directions == 2)
     weights = {}
     for depth, layer in layers.items():
         for direction, suffix in enumerate(("", "_reverse")[:num_directions]):

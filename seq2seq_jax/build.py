@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Key
 
-from seq2seq_jax import attention, bridges, cells, linear
-from seq2seq_jax.config import ModelConfig
-from seq2seq_jax.decoders import Luong
+from seq2seq_jax import attention, bridges, cells, decoders, linear, outputs
+from seq2seq_jax.config import STATE_PARTS, ModelConfig
+from seq2seq_jax.decoders import Decoder
 from seq2seq_jax.encoders import Layers
 from seq2seq_jax.outputs import Softmax
 from seq2seq_jax.seq2seq import Seq2Seq
@@ -26,8 +26,17 @@ CELLS = {
     "min_gru": cells.MinGRU,
     "slstm": cells.SLSTM,
 }
-BRIDGES = {"copy": bridges.copy, "zero": bridges.zero}  # and "dense", which has weights
-ATTENTIONS = {"dot": attention.Dot, "general": attention.General, "additive": attention.Additive}
+ATTENTIONS = {
+    "dot": attention.Dot,
+    "scaled_dot": attention.ScaledDot,
+    "general": attention.General,
+    "concat": attention.Concat,
+    "additive": attention.Additive,
+    "normed_additive": attention.NormedAdditive,
+    "location": attention.Location,
+}
+HEADS = {"dot": attention.Heads, "scaled_dot": attention.ScaledHeads, "additive": attention.AdditiveHeads}
+"""Of scores that may have several."""
 
 
 def build_model(config: ModelConfig, vocab_sizes: tuple[int, int], key: Key[Array, ""]) -> Seq2Seq:
@@ -37,13 +46,22 @@ def build_model(config: ModelConfig, vocab_sizes: tuple[int, int], key: Key[Arra
     if ties not in ("source_target", "all"):
         source_table = make.embedding(vocab_sizes[0])
     if ties not in ("target_output", "all"):
-        output_table = nnx.Param(make.weights.matrix(vocab_sizes[1], config.hidden_size))
+        output_table = nnx.Param(make.weights.matrix(vocab_sizes[1], make.vector_size(config.hidden_size)))
     encoder = make.encoder()
-    bridge = make.bridge(num_parts=len(encoder.layers[0][0].start(1, jnp.float32)))
+    bridge = make.bridge()
     decoder = make.decoder(vector_size=output_table.shape[1])
     dtype = jnp.bfloat16 if config.compute_dtype == "bfloat16" else None
-    sides = source_table, target_table, encoder, bridge, decoder, Softmax(output_table)
-    return Seq2Seq(*sides, dropout_rate=config.dropout_rate, dtype=dtype)
+    return Seq2Seq(
+        source_table,
+        target_table,
+        encoder,
+        bridge,
+        decoder,
+        Softmax(output_table),
+        dropout_rate=config.dropout_rate,
+        reverse_source=config.reverse_source,
+        dtype=dtype,
+    )
 
 
 class _Maker:
@@ -53,35 +71,116 @@ class _Maker:
         self.config, rngs = config, nnx.Rngs(params=key)
         uniform = config.initializer == "uniform"
         self.weights = linear.uniform(config.init_scale, rngs) if uniform else linear.orthogonal(rngs)
+        self.attends = config.attention != "none"
+        self.residual = [0 < config.residual_from <= depth + 1 for depth in range(config.num_layers)]
 
     def embedding(self, vocab_size: int) -> nnx.Param:
         return nnx.Param(self.weights.embedding(vocab_size, self.config.embed_size))
 
-    def cell(self, input_sizes: Sequence[int], size: int) -> cells.Cell:
-        return CELLS[self.config.cell](input_sizes, size, self.weights, self.config.forget_bias)
+    def vector_size(self, usual: int) -> int:
+        """Features of what the output layer reads: as many as usual, or with a linear output as there are."""
+        config = self.config
+        if config.output != "linear":
+            return usual
+        return config.hidden_size * (2 if self.context_in_vector else 1)
+
+    @property
+    def context_in_vector(self) -> bool:
+        """Whether a linear output layer reads the context: where no cell does."""
+        return self.attends and self.config.decoder == "luong"
+
+    def cell(self, kind: str, input_sizes: Sequence[int], size: int) -> cells.Cell:
+        return CELLS[kind](input_sizes, size, self.weights, self.config.forget_bias)
 
     def encoder(self) -> Layers:
-        config, num_directions = self.config, 2 if self.config.bidirectional else 1
-        inputs = [config.embed_size, *[config.hidden_size] * (config.num_layers - 1)]
-        layers = [[self.cell([n], config.hidden_size // num_directions) for _ in range(num_directions)] for n in inputs]
-        return Layers(layers, config.dropout_rate)
-
-    def bridge(self, num_parts: int) -> bridges.Bridge:
-        config = self.config
-        if config.bridge == "dense":
-            return bridges.Dense(config.num_layers, num_parts, config.hidden_size, self.weights)
-        return BRIDGES[config.bridge]
-
-    def decoder(self, vector_size: int) -> Luong:
         config, size = self.config, self.config.hidden_size
-        lowest = [config.embed_size, *([vector_size] if config.input_feeding else [])]
-        inputs = [lowest, *[[size]] * (config.num_layers - 1)]
-        stack = cells.Stack([self.cell(sizes, size) for sizes in inputs], config.dropout_rate)
-        attends = config.attention != "none"
-        score = ATTENTIONS[config.attention](size, size, self.weights) if attends else None
-        parts = [size, size] if attends else [size]
-        combine = linear.Linear(parts, self.weights.matrix(sum(parts), vector_size))
-        return Luong(stack, score, combine, config.input_feeding, config.dropout_rate)
+        layers = []
+        for depth in range(config.num_layers):
+            both = config.bidirectional == "all" or (config.bidirectional == "first" and depth == 0)
+            inputs, directions = size if depth else config.embed_size, 2 if both else 1
+            layers.append([self.cell(config.cell, [inputs], size // directions) for _ in range(directions)])
+        return Layers(layers, config.dropout_rate, self.residual)
+
+    def bridge(self) -> bridges.Bridge:
+        config = self.config
+        num_parts = len(STATE_PARTS[config.decoder_cell or config.cell])
+        match config.bridge:
+            case "copy":
+                return bridges.copy
+            case "zero":
+                return bridges.zero
+            case "dense":
+                return bridges.Dense(config.num_layers, num_parts, config.hidden_size, self.weights)
+            case "mean":
+                return bridges.Mean(config.num_layers, config.hidden_size, self.weights)
+
+    def decoder(self, vector_size: int) -> Decoder:
+        config = self.config
+        parts = self.stack(vector_size), self.score(), self.combine(vector_size), vector_size, config.dropout_rate
+        match config.decoder:
+            case "luong":
+                return decoders.Luong(*parts, input_feeding=config.input_feeding)
+            case "bahdanau":
+                return decoders.Bahdanau(*parts)
+            case "gnmt":
+                return decoders.GNMT(*parts, context_feedback=config.context_feedback)
+            case "plain":
+                return decoders.Plain(*parts)
+            case "cho":
+                return decoders.Cho(*parts)
+
+    def stack(self, vector_size: int) -> cells.Stack:
+        """The decoder's layers: every decoder has inputs of its own."""
+        config, size = self.config, self.config.hidden_size
+        lowest, above = [config.embed_size], [size]
+        if config.input_feeding:
+            lowest.append(vector_size)
+        if config.decoder in ("bahdanau", "cho") or config.context_feedback:
+            lowest.append(size)
+        if config.decoder == "gnmt":
+            above.append(size)
+        inputs = [lowest, *[above] * (config.num_layers - 1)]
+        layers = [self.cell(config.decoder_cell or config.cell, sizes, size) for sizes in inputs]
+        return cells.Stack(layers, config.dropout_rate, self.residual)
+
+    def score(self) -> attention.Dot | None:
+        config, size = self.config, self.config.hidden_size
+        if not self.attends:
+            return None
+        options: dict[str, Any] = {}
+        kind: Any = ATTENTIONS[config.attention]
+        if config.attention_heads > 1:
+            kind, options = HEADS[config.attention], {"num_heads": config.attention_heads}
+        elif config.attention == "location":
+            options = {"num_positions": config.attention_positions}
+        elif config.coverage:
+            options = {"coverage": True}
+        return kind(size, size, self.weights, self.window(), **options)
+
+    def window(self) -> attention.Window:
+        config = self.config
+        match config.attention_window:
+            case "all":
+                return attention.Window()
+            case "local_m":
+                return attention.LocalM(config.window_size)
+            case "local_p":
+                return attention.LocalP(config.hidden_size, self.weights, config.window_size)
+
+    def combine(self, vector_size: int) -> outputs.Combine | outputs.Maxout | outputs.Pass:
+        config, size = self.config, self.config.hidden_size
+        context = [size] if self.attends or config.decoder == "cho" else []
+        match config.output:
+            case "luong":
+                parts = [*context, size]
+                return outputs.Combine(parts, self.weights.matrix(sum(parts), vector_size))
+            case "deep":
+                parts = [size, config.embed_size, *context]
+                return outputs.Maxout(
+                    parts, self.weights.matrix(sum(parts), 2 * vector_size), jnp.zeros(2 * vector_size)
+                )
+            case "linear":
+                return outputs.Pass(self.context_in_vector)
 
 
 def model_graph(config: ModelConfig, vocab_sizes: tuple[int, int]) -> nnx.GraphDef:

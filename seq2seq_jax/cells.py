@@ -37,8 +37,8 @@ class Cell(nnx.Module):
         if self.sees_past:
             self.recurrent = Linear([size], weights.recurrent(size, self.num_gates))
 
-    def first_bias(self, forget_bias: float) -> Float[Array, " G"]:
-        """Zeros, where there is no forget gate."""
+    def first_bias(self, forget_bias: float) -> Float[Array, " G"] | None:
+        """Zeros, where there is no forget gate; None for no bias."""
         return jnp.zeros(self.num_gates * self.size)
 
     def start(self, batch: int, dtype: Any) -> State:
@@ -84,7 +84,7 @@ class GRU(Cell):
 class GRUv2(Cell):
     """Gated recurrent unit with the reset gate after the product: the first version of Cho et al. 2014, and cuDNN's.
 
-        r, z = sigmoid(W x + U h + b);  c = tanh(W_c x + b_c + r (U_c h + b_h));  h' = z h + (1 - z) c
+    r, z = sigmoid(W x + U h + b);  c = tanh(W_c x + b_c + r (U_c h + b_h));  h' = z h + (1 - z) c
     """
 
     num_gates = 3
@@ -113,7 +113,7 @@ class LSTM(Cell):
 
     num_gates = 4
 
-    def first_bias(self, forget_bias: float) -> Float[Array, " G"]:
+    def first_bias(self, forget_bias: float) -> Float[Array, " G"] | None:
         return jnp.zeros((4, self.size)).at[1].set(forget_bias).reshape(-1)
 
     def start(self, batch: int, dtype: Any) -> State:
@@ -332,26 +332,32 @@ class Stack(nnx.Module):
     def __call__(
         self,
         states: Sequence[State],
-        *inputs: Float[Array, "B _"],
+        below: Float[Array, "B _"],
+        *others: Float[Array, "B _"],
         keep: Sequence[Bool[Array, "B H"] | None],
+        first: int = 0,
         shared: Sequence[Float[Array, "B _"]] = (),
     ) -> tuple[tuple[State, ...], Float[Array, "B H"]]:
-        """One step of all cells: their states, and the output of the top one.
+        """One step of as many cells as there are states: their new states, and the output of the last one.
 
         Args:
-          states: of all cells.
-          inputs: of the lowest cell; the first one comes from below.
+          states: of the cell `first`, counted from the lowest, and of those above it.
+          below: what is the input of the cell `first`: of the lowest, or the output of the one below.
+          others: further inputs of the lowest cell.
           keep: for every cell but the top one, which of its features go up; None for all.
+          first: the first cell that runs.
           shared: further inputs of every cell but the lowest.
         """
         new: list[State] = []
-        below = inputs[0]
-        for cell, state, residual, kept in zip(self.cells, states, self.residual, (None, *keep), strict=True):
-            if new:
-                inputs = drop(below, self.dropout_rate, kept), *shared
-            new.append(cell(state, *inputs))
-            below = new[-1][-1] + below if residual else new[-1][-1]
+        for depth, state in enumerate(states, first):
+            given = (drop(below, self.dropout_rate, keep[depth - 1]), *shared) if depth else (below, *others)
+            new.append(self.cells[depth](state, *given))
+            below = new[-1][-1] + below if self.residual[depth] else new[-1][-1]
         return tuple(new), below
+
+    def start(self, batch: int, dtype: Any) -> list[State]:
+        """The states of all cells before anything is known."""
+        return [cell.start(batch, dtype) for cell in self.cells]
 
     def keep(self, keys: Keys | None, num_steps: int) -> list[Bool[Array, "T B H"] | None]:
         """Draws for every cell but the top one what goes up, at all steps."""

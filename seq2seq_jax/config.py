@@ -30,10 +30,20 @@ MOST_HYPOTHESES = 1_000_000
 MAY_BE_EMPTY = "may be empty"
 """Marks text that may be empty; any other text says something."""
 
-Cell = Literal[
-    "rnn", "gru", "gru_v2", "lstm", "layer_norm_lstm", "layer_norm_gru", "min_lstm", "min_gru", "slstm"
-]
-Attention = Literal["none", "dot", "general", "additive"]
+Cell = Literal["rnn", "gru", "gru_v2", "lstm", "layer_norm_lstm", "layer_norm_gru", "min_lstm", "min_gru", "slstm"]
+Attention = Literal["none", "dot", "scaled_dot", "general", "concat", "additive", "normed_additive", "location"]
+STATE_PARTS = {
+    "rnn": ("h",),
+    "gru": ("h",),
+    "gru_v2": ("h",),
+    "lstm": ("c", "h"),
+    "layer_norm_lstm": ("c", "h"),
+    "layer_norm_gru": ("h",),
+    "min_lstm": ("h",),
+    "min_gru": ("h",),
+    "slstm": ("c", "n", "m", "h"),
+}
+"""What each cell hands on from step to step."""
 Ties = Literal["none", "source_target", "target_output", "all"]
 BleuTokenizer = Literal["13a", "intl", "zh", "char", "none", "ja-mecab", "ko-mecab"]
 
@@ -46,6 +56,8 @@ class ModelConfig:
     """Recurrent cell of encoder and decoder: rnn (Elman 1990), gru (Cho et al. 2014), gru_v2 (reset after the product,
     as cuDNN), lstm (Gers et al. 2000), layer_norm_lstm and layer_norm_gru (Ba et al. 2016), min_lstm and min_gru (Feng
     et al. 2024) or slstm (Beck et al. 2024)."""
+    decoder_cell: Cell | None = None
+    """The decoder's, where it is another; None for that of the encoder."""
     hidden_size: Annotated[int, SIZE] = 512
     """Features of one encoder output and of the decoder's state. A bidirectional encoder gives half of them to each
     direction."""
@@ -53,15 +65,47 @@ class ModelConfig:
     """Features of a token's embedding, source and target."""
     num_layers: Annotated[int, Bounds(1, 32)] = 1
     """Recurrent layers in the encoder, and as many in the decoder."""
-    bidirectional: bool = True
-    """Read the source in both directions in every encoder layer."""
+    encoder: Literal["stacked"] = "stacked"
+    """Recurrent layers one above another."""
+    bidirectional: Literal["none", "first", "all"] = "all"
+    """Encoder layers that read the source in both directions: none, the first one (Wu et al. 2016) or all."""
+    residual_from: Annotated[int, Bounds(0, 32)] = 0
+    """Lowest layer, counted from 1, whose output has its input added, as that of every layer above it (Wu et al. 2016,
+    section 3.1), in encoder and decoder; 0 for none."""
+    reverse_source: bool = False
+    """Read the source from its last token to its first (Sutskever et al. 2014, section 3.3)."""
+    decoder: Literal["luong", "bahdanau", "gnmt", "plain", "cho"] = "luong"
+    """luong: the new state asks attention, and context and state make a vector (Luong et al. 2015). bahdanau: the state
+    before asks, and the context enters the cell (Bahdanau et al. 2015). gnmt: the lowest layer asks, and the context
+    enters all layers above it (Wu et al. 2016). plain: all that is known of the source is the first state (Sutskever et
+    al. 2014). cho: the context is an input of every step; without attention it is the encoder's last state (Cho et al.
+    2014)."""
     attention: Attention = "general"
-    """Score of a source position: dot and general (Luong et al. 2015), additive (Bahdanau et al. 2015), or none for the
-    last encoder state alone."""
+    """Score of a source position: dot, general, concat and location (Luong et al. 2015), scaled_dot (Vaswani et al.
+    2017), additive (Bahdanau et al. 2015), normed_additive (additive with a vector of length g and a bias, as Salimans
+    and Kingma 2016 normalise weights), or none."""
+    attention_window: Literal["all", "local_m", "local_p"] = "all"
+    """Source positions attended to: all; those around the target position; or those around a position that the decoder
+    predicts (Luong et al. 2015, section 3.2)."""
+    window_size: Annotated[int, Bounds(1, 10_000)] = 10
+    """Positions of a local window to either side of its middle, D in Luong et al. 2015."""
+    attention_heads: Annotated[int, Bounds(1, 256)] = 1
+    """Heads of dot, scaled_dot and additive attention, each over its own projection (Vaswani et al. 2017, 3.2.2)."""
+    attention_positions: Annotated[int, Bounds(1, 10_000)] = 100
+    """Source positions, from the first, that location attention has weights for; it attends to no others."""
+    coverage: bool = False
+    """Tell additive attention how much attention each position has had (See et al. 2017, section 2.3)."""
     input_feeding: bool = True
-    """Feed the attentional vector to the decoder's next step (Luong et al. 2015, section 3.3)."""
-    bridge: Literal["copy", "dense", "zero"] = "copy"
-    """Decoder's first state: the encoder's last one as it is, through a tanh layer, or zeros."""
+    """Feed the attentional vector to the next step of the luong decoder (Luong et al. 2015, section 3.3)."""
+    context_feedback: bool = False
+    """gnmt: the state before asks, and the context enters the lowest layer too (Wu et al. 2016, equation 4)."""
+    bridge: Literal["copy", "dense", "mean", "zero"] = "copy"
+    """Decoder's first state: the encoder's last one as it is, through a tanh layer, a tanh layer of the mean of its
+    outputs, or zeros."""
+    output: Literal["luong", "linear", "deep"] = "luong"
+    """What the output layer reads. luong: tanh(W [context; state]) (Luong et al. 2015, equation 5). linear: the state,
+    and beside it the context where no cell has it. deep: a maxout layer of state, context and the embedding of the
+    token before (Bahdanau et al. 2015, appendix A.2.2)."""
     dropout_rate: Annotated[float, SHARE] = 0.2
     """Share of features dropped at the embeddings, between layers and at the output, in training only."""
     tied_embeddings: Ties = "none"
@@ -78,16 +122,95 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check("model.", self)
-        if self.bidirectional and self.hidden_size % 2:
+        _check_encoder(self)
+        _check_attention(self)
+        _check_decoder(self)
+
+
+def _check_encoder(model: ModelConfig) -> None:
+    if model.bidirectional != "none" and model.hidden_size % 2:
+        raise UserError(
+            f"model.hidden_size {model.hidden_size} is odd, and a bidirectional encoder gives half of it to each"
+            f" direction; use {model.hidden_size + 1}, or model.bidirectional none."
+        )
+    if model.reverse_source and model.bidirectional == "all":
+        raise UserError(
+            "model.reverse_source changes nothing where model.bidirectional is all; set model.bidirectional none or"
+            " first, or model.reverse_source False."
+        )
+    if model.residual_from > model.num_layers:
+        raise UserError(
+            f"model.residual_from {model.residual_from} is above the top one of model.num_layers {model.num_layers}."
+        )
+    if model.residual_from == 1 and model.embed_size != model.hidden_size:
+        raise UserError(
+            f"model.residual_from 1 adds embeddings to the lowest layer's output: model.embed_size {model.embed_size}"
+            f" must be model.hidden_size {model.hidden_size}; or start from layer 2."
+        )
+
+
+def _check_attention(model: ModelConfig) -> None:
+    kind = f"model.attention is {model.attention}"
+    if model.attention == "none":
+        for name, off in (("attention_window", "all"), ("attention_heads", 1), ("coverage", False)):
+            if (value := getattr(model, name)) != off:
+                raise UserError(f"model.{name} {value} acts on attention, and {kind}; set model.{name} {off}.")
+    if model.attention_heads > 1:
+        if model.attention not in ("dot", "scaled_dot", "additive"):
             raise UserError(
-                f"model.hidden_size {self.hidden_size} is odd, and a bidirectional encoder gives half of it to each"
-                f" direction; use {self.hidden_size + 1}, or model.bidirectional False."
+                f"model.attention_heads {model.attention_heads} go with dot, scaled_dot and additive, and {kind};"
+                f" set model.attention_heads 1."
             )
-        if self.input_feeding and self.attention == "none":
+        if model.hidden_size % model.attention_heads:
             raise UserError(
-                "model.input_feeding feeds the attentional vector back, and model.attention is none;"
-                " set model.input_feeding False."
+                f"model.attention_heads {model.attention_heads} do not divide model.hidden_size {model.hidden_size}."
             )
+    if model.coverage and (model.attention not in ("additive", "normed_additive") or model.attention_heads > 1):
+        raise UserError(
+            f"model.coverage is a term of additive and normed_additive scores of one head; {kind}, with"
+            f" model.attention_heads {model.attention_heads}."
+        )
+
+
+def _check_decoder(model: ModelConfig) -> None:
+    kind = f"model.decoder is {model.decoder}"
+    if model.decoder in ("bahdanau", "gnmt") and model.attention == "none":
+        raise UserError(
+            f"{kind}, which attends, and model.attention is none; choose one, or model.decoder cho or plain."
+        )
+    if model.decoder == "plain" and model.attention != "none":
+        raise UserError(f"{kind}, which has no attention; set model.attention none.")
+    if model.decoder == "gnmt" and model.num_layers == 1:
+        raise UserError(f"{kind}: its context enters the layers above the lowest; set model.num_layers 2 or more.")
+    if model.input_feeding and (model.decoder != "luong" or model.attention == "none"):
+        reason = kind if model.decoder != "luong" else "model.attention is none"
+        raise UserError(
+            f"model.input_feeding feeds the attentional vector of the luong decoder back, and {reason};"
+            " set model.input_feeding False."
+        )
+    if model.context_feedback and model.decoder != "gnmt":
+        raise UserError(f"model.context_feedback is of the gnmt decoder, and {kind}; set model.context_feedback False.")
+    cell = model.decoder_cell or model.cell
+    if model.bridge == "copy" and STATE_PARTS[cell] != STATE_PARTS[model.cell]:
+        raise UserError(
+            f"model.bridge copy hands a state of {model.cell} on to {cell}, which has another; set model.bridge dense,"
+            " mean or zero, or one cell for both."
+        )
+    if model.bridge == "dense" and cell == "slstm":
+        raise UserError("model.bridge dense makes states that slstm cannot have; set model.bridge copy, mean or zero.")
+    if model.output == "linear" and model.tied_embeddings in ("target_output", "all"):
+        size = _vector_size(model)
+        if size != model.embed_size:
+            raise UserError(
+                f"model.tied_embeddings {model.tied_embeddings} with model.output linear reads vectors of {size}"
+                f" features by embeddings of model.embed_size {model.embed_size}; they must be equal, or set"
+                " model.output luong or deep."
+            )
+
+
+def _vector_size(model: ModelConfig) -> int:
+    """Features that a linear output layer reads."""
+    return model.hidden_size * (2 if model.decoder == "luong" and model.attention != "none" else 1)
 
 
 @dataclass(frozen=True)
@@ -304,9 +427,18 @@ def from_json(text: str) -> Config:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: not JSON, or a number of thousands of digits
         raise UserError(f"not a configuration: {error}") from error
-    if isinstance(values, dict) and values.get("published", "") is None:
-        values["published"] = ""  # as runs have it whose task was not the published one, of before null was refused
+    if isinstance(values, dict):
+        _renew(values)
     return _build(Config, values, "")
+
+
+def _renew(values: dict[str, Any]) -> None:
+    """Writes in today's words what older versions wrote otherwise."""
+    if values.get("published", "") is None:  # where the task was not the published one
+        values["published"] = ""
+    model = values.get("model")
+    if isinstance(model, dict) and isinstance(model.get("bidirectional"), bool):
+        model["bidirectional"] = "all" if model["bidirectional"] else "none"
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -373,7 +505,9 @@ def _check(prefix: str, config: Any) -> None:
 
 def _unfit(name: str, value: object, kind: Any) -> str:
     """Returns what to say of a value of the wrong type."""
-    choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
+    kinds = (kind,) if get_origin(kind) is Literal else get_args(kind)
+    choices = [str(choice) for part in kinds if get_origin(part) is Literal for choice in get_args(part)]
+    choices += ["None"] if choices and type(None) in kinds else []
     expected = f"one of {', '.join(choices)}" if choices else str(getattr(kind, "__name__", kind))
     hint = did_you_mean(value, choices) if isinstance(value, str) else ""
     return f"{name} must be {expected}, got {shown(value)}.{hint}"

@@ -8,26 +8,31 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from seq2seq_jax import cells
-from seq2seq_jax.attention import Dot, Memory
+from seq2seq_jax.attention import Attended, Dot, Past
 from seq2seq_jax.cells import Stack
 from seq2seq_jax.dropout import Keys, drop, keep_mask, split_keys
-from seq2seq_jax.linear import Linear
+from seq2seq_jax.encoders import Read
+from seq2seq_jax.outputs import Combine, Maxout, Pass
 
 
 class State(NamedTuple):
-    """What a decoder hands from one step to the next."""
+    """What a decoder hands from one step to the next; None for what the next step does not want."""
 
     cells: tuple[cells.State, ...]
-    vector: Float[Array, "B A"] | None
-    """The attentional vector, where the next step wants it."""
+    vector: Float[Array, "B A"] | None = None
+    """The attentional vector."""
+    past: Past | None = None
+    """Of attention."""
 
 
 class Features(NamedTuple):
-    """What a step gives to the output layer and to people."""
+    """What a step gives to the output layer, to the objective and to people."""
 
     vector: Float[Array, "B A"]
-    weights: Float[Array, "B S"] | None
+    weights: Float[Array, "B S"] | None = None
     """Of attention; None without it."""
+    repeated: Float[Array, " B"] | None = None
+    """Attention to what has had it before; None without coverage."""
 
 
 class Keep(NamedTuple):
@@ -40,11 +45,15 @@ class Keep(NamedTuple):
 class Decoder(nnx.Module):
     """What a model asks of its decoder. B rows, or one row for each of K beams by `jax.vmap`."""
 
-    def memory(self, outputs: Float[Array, "S B E"], mask: Bool[Array, "B S"]) -> Any:
-        """Lays the encoder's outputs out for the steps: done once per sentence."""
+    def memory(self, read: Read) -> Any:
+        """Lays out what the encoder read for the steps: done once per sentence."""
         raise NotImplementedError
 
-    def start(self, states: Sequence[cells.State]) -> Any:
+    def empty(self, batch: int, dtype: Any) -> list[cells.State]:
+        """The states of the layers before anything is known, for the bridge."""
+        raise NotImplementedError
+
+    def start(self, states: Sequence[cells.State], memory: Any) -> Any:
         """The state before the first step, from what the bridge gives of every layer."""
         raise NotImplementedError
 
@@ -57,35 +66,38 @@ class Decoder(nnx.Module):
         raise NotImplementedError
 
 
-class Luong(Decoder):
-    """Luong et al. 2015, section 3; with input feeding figure 4.
-
-    The attentional vector is `tanh(W [context; h])` (equation 5). Without
-    attention it is `tanh(W h)`.
+class Recurrent(Decoder):
+    """What the classic decoders have in common: layers, attention, and a vector for the output layer.
 
     Args:
-      stack: the recurrent layers. With input feeding the lowest takes the vector as its second input.
+      stack: the recurrent layers.
       attention: a score, or None for no attention.
-      combine: to the vector, from context (with attention) and top hidden state.
-      input_feeding: whether the vector is an input of the next step.
+      combine: makes the vector, see `outputs`.
+      vector_size: its features.
       dropout_rate: of the vector.
     """
 
     def __init__(
-        self, stack: Stack, attention: Dot | None, combine: Linear, input_feeding: bool, dropout_rate: float
+        self,
+        stack: Stack,
+        attention: Dot | None,
+        combine: Combine | Maxout | Pass,
+        vector_size: int,
+        dropout_rate: float,
     ) -> None:
         self.stack, self.attention, self.combine = stack, attention, combine
-        self.input_feeding, self.dropout_rate = input_feeding, dropout_rate
-        self.vector_size = combine.kernels[0].shape[1]
+        self.vector_size, self.dropout_rate = vector_size, dropout_rate
 
-    def memory(self, outputs: Float[Array, "S B E"], mask: Bool[Array, "B S"]) -> Memory:
-        values = jnp.swapaxes(outputs, 0, 1)
-        return Memory(values if self.attention is None else self.attention.keys(values), values, mask)
+    def memory(self, read: Read) -> Any:
+        if self.attention is None:
+            return None
+        return self.attention.memory(jnp.swapaxes(read.outputs, 0, 1), read.mask.T)
 
-    def start(self, states: Sequence[cells.State]) -> State:
-        hidden = states[-1][-1]
-        vector = jnp.zeros((len(hidden), self.vector_size), hidden.dtype) if self.input_feeding else None
-        return State(tuple(states), vector)
+    def empty(self, batch: int, dtype: Any) -> list[cells.State]:
+        return self.stack.start(batch, dtype)
+
+    def start(self, states: Sequence[cells.State], memory: Any) -> State:
+        return State(tuple(states), None, None if self.attention is None else self.attention.start(memory.mask))
 
     def keep(self, keys: Keys | None, num_steps: int) -> Keep:
         between, last = split_keys(keys, 2)
@@ -93,13 +105,109 @@ class Luong(Decoder):
         vector = keep_mask(last, self.dropout_rate, (num_steps, batch, self.vector_size))
         return Keep(self.stack.keep(between, num_steps), vector)
 
-    def step(self, memory: Memory, state: State, x: Float[Array, "B D"], keep: Keep) -> tuple[State, Features]:
+    def attend(self, query: Float[Array, "B H"], memory: Any, past: Any) -> Attended:
+        """Context and weights; nothing without attention."""
+        return Attended() if self.attention is None else self.attention(query, memory, past)
+
+    def features(self, hidden: Float[Array, "B H"], attended: Attended, x: Float[Array, "B D"], keep: Keep) -> Features:
+        """What the output layer reads, from the top state, the context and the embedding of the token before."""
+        vector = drop(self.combine.vector(hidden, attended.context, x), self.dropout_rate, keep.vector)
+        return Features(vector, attended.weights, attended.repeated)
+
+
+class Luong(Recurrent):
+    """Luong et al. 2015, section 3: the new state asks; with input feeding (figure 4) the next step has the vector.
+
+    Args:
+      input_feeding: whether the vector is the second input of the lowest layer.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        attention: Dot | None,
+        combine: Combine | Maxout | Pass,
+        vector_size: int,
+        dropout_rate: float,
+        *,
+        input_feeding: bool,
+    ) -> None:
+        super().__init__(stack, attention, combine, vector_size, dropout_rate)
+        self.input_feeding = input_feeding
+
+    def start(self, states: Sequence[cells.State], memory: Any) -> State:
+        hidden = states[-1][-1]
+        vector = jnp.zeros((len(hidden), self.vector_size), hidden.dtype) if self.input_feeding else None
+        return super().start(states, memory)._replace(vector=vector)
+
+    def step(self, memory: Any, state: State, x: Float[Array, "B D"], keep: Keep) -> tuple[State, Features]:
         inputs = (x,) if state.vector is None else (x, state.vector)
         states, top = self.stack(state.cells, *inputs, keep=keep.between)
-        if self.attention is None:
-            vector, weights = jnp.tanh(self.combine(top)), None
+        attended = self.attend(top, memory, state.past)
+        features = self.features(top, attended, x, keep)
+        return State(states, features.vector if self.input_feeding else None, attended.past), features
+
+
+class Plain(Recurrent):
+    """Sutskever et al. 2014: the source is known by the first state alone."""
+
+    def step(self, memory: Any, state: State, x: Float[Array, "B D"], keep: Keep) -> tuple[State, Features]:
+        states, top = self.stack(state.cells, x, keep=keep.between)
+        return State(states), self.features(top, self.attend(top, None, None), x, keep)
+
+
+class Bahdanau(Recurrent):
+    """Bahdanau et al. 2015, section 3.1: the state before asks, and the context is an input of the lowest layer."""
+
+    def step(self, memory: Any, state: State, x: Float[Array, "B D"], keep: Keep) -> tuple[State, Features]:
+        attended = self.attend(state.cells[-1][-1], memory, state.past)
+        states, top = self.stack(state.cells, x, attended.context, keep=keep.between)
+        return State(states, None, attended.past), self.features(top, attended, x, keep)
+
+
+class Cho(Bahdanau):
+    """Cho et al. 2014, section 2.2: the summary of the source, its last state, is an input of every step.
+
+    With attention the context takes the place of the summary.
+    """
+
+    def memory(self, read: Read) -> Any:
+        return read.states[-1][-1] if self.attention is None else super().memory(read)
+
+    def attend(self, query: Float[Array, "B H"], memory: Any, past: Any) -> Attended:
+        return Attended(context=memory) if self.attention is None else super().attend(query, memory, past)
+
+
+class GNMT(Recurrent):
+    """Wu et al. 2016, section 3: the lowest layer asks, and the context is an input of the layers above.
+
+    Args:
+      context_feedback: as in the paper (equation 4) the lowest layer's output of
+        the step before asks, and its context is an input of the lowest layer
+        too. Without it the output of this step asks: nothing of attention is then
+        handed on, and only the cells are loops (NVIDIA's second version).
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        attention: Dot | None,
+        combine: Combine | Maxout | Pass,
+        vector_size: int,
+        dropout_rate: float,
+        *,
+        context_feedback: bool,
+    ) -> None:
+        super().__init__(stack, attention, combine, vector_size, dropout_rate)
+        self.context_feedback = context_feedback
+
+    def step(self, memory: Any, state: State, x: Float[Array, "B D"], keep: Keep) -> tuple[State, Features]:
+        first, rest = state.cells[:1], state.cells[1:]
+        if self.context_feedback:
+            attended = self.attend(first[0][-1], memory, state.past)
+            first, lowest = self.stack(first, x, attended.context, keep=keep.between)
         else:
-            context, weights = self.attention(top, memory)
-            vector = jnp.tanh(self.combine(context, top))
-        vector = drop(vector, self.dropout_rate, keep.vector)
-        return State(states, vector if self.input_feeding else None), Features(vector, weights)
+            first, lowest = self.stack(first, x, keep=keep.between)
+            attended = self.attend(lowest, memory, state.past)
+        rest, top = self.stack(rest, lowest, keep=keep.between, first=1, shared=[attended.context])
+        return State((*first, *rest), None, attended.past), self.features(top, attended, x, keep)

@@ -1,6 +1,7 @@
 """Encoders: from embedded sources to what attention looks at and where the decoder starts."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,17 @@ from seq2seq_jax.dropout import Keys, dropout, split_keys
 from seq2seq_jax.recurrence import in_pieces, scan
 
 
+class Read(NamedTuple):
+    """What an encoder makes of a batch of sources."""
+
+    outputs: Float[Array, "S B E"]
+    """Of the top layer, directions side by side."""
+    states: list[State]
+    """Every layer's last one, directions side by side."""
+    mask: Bool[Array, "S B"]
+    """True at real positions."""
+
+
 class Layers(nnx.Module):
     """Recurrent layers one above another, each in one or both directions (Schuster and Paliwal 1997).
 
@@ -19,25 +31,25 @@ class Layers(nnx.Module):
       layers: for every layer the cells of its directions, alike but for their
         weights; the second reads the sequence from its end.
       dropout_rate: between layers.
+      residual: for every layer whether its input is added to its output (Wu et
+        al. 2016, section 3.1); by default for none.
     """
 
-    def __init__(self, layers: Sequence[Sequence[Cell]], dropout_rate: float) -> None:
+    def __init__(self, layers: Sequence[Sequence[Cell]], dropout_rate: float, residual: Sequence[bool] = ()) -> None:
         self.layers, self.dropout_rate = nnx.List([nnx.List(cells) for cells in layers]), dropout_rate
+        self.residual = tuple(residual) or (False,) * len(layers)
 
     def __call__(
         self, inputs: Float[Array, "S B D"], mask: Bool[Array, "S B"], keys: Keys | None = None, piece: int = 0
-    ) -> tuple[Float[Array, "S B E"], list[State]]:
-        """Returns the top layer's outputs and every layer's last state, directions joined along features.
-
-        `piece`: positions of a piece, see `recurrence.in_pieces`.
-        """
-        states = []
+    ) -> Read:
+        """Reads embedded sources; `piece`: positions of a piece, see `recurrence.in_pieces`."""
+        states, below = [], inputs
         for depth, (cells, key) in enumerate(zip(self.layers, split_keys(keys, len(self.layers)), strict=True)):
-            if depth:
-                inputs = dropout(inputs, self.dropout_rate, key)
-            inputs, state = _run(cells, inputs, mask, piece)
+            given = dropout(below, self.dropout_rate, key) if depth else below
+            outputs, state = _run(cells, given, mask, piece)
             states.append(state)
-        return inputs, states
+            below = outputs + below if self.residual[depth] else outputs
+        return Read(below, states, mask)
 
 
 def _run(

@@ -57,9 +57,16 @@ class Linear(nnx.Module):
       sizes: features of the parts.
       kernel: the whole kernel, [sum of sizes, O].
       bias: its first values, [O]; None for no bias.
+
+    Raises:
+      ValueError: the kernel has other rows than the parts have features.
     """
 
     def __init__(self, sizes: Sequence[int], kernel: Array, bias: Array | None = None) -> None:
+        if sum(sizes) != len(kernel):
+            raise ValueError(
+                f"A linear map of parts with {list(sizes)} features was given a kernel of {len(kernel)} rows."
+            )
         cuts = [sum(sizes[: n + 1]) for n in range(len(sizes) - 1)]
         self.kernels = nnx.List([nnx.Param(part) for part in jnp.split(kernel, cuts)])
         self.bias = None if bias is None else nnx.Param(bias)

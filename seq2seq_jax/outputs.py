@@ -1,4 +1,4 @@
-"""Output layers: from a decoder's features to a distribution."""
+"""Output layers: from what a decoder's step knows to a vector, and from that to a distribution."""
 
 from typing import Any
 
@@ -6,7 +6,46 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from seq2seq_jax.linear import Linear
 from seq2seq_jax.products import matmul
+
+
+class Combine(Linear):
+    """`tanh(W [c; h])`, the attentional vector of Luong et al. 2015, equation 5; `tanh(W h)` without a context."""
+
+    def vector(
+        self, hidden: Float[Array, "B H"], context: Float[Array, "B E"] | None, x: Float[Array, "B D"]
+    ) -> Float[Array, "B A"]:
+        """From the top state, the context, if there is one, and the embedding of the token before."""
+        return jnp.tanh(self(hidden) if context is None else self(context, hidden))
+
+
+class Maxout(Linear):
+    """`max(t_2j-1, t_2j)` of `t = U h + V x + C c` (Goodfellow et al. 2013), Bahdanau et al. 2015, appendix A.2.2.
+
+    That appendix writes the state before the step. Here h is the state after it,
+    which section 3.1 of the paper, equation 4, has the distribution depend on.
+    """
+
+    def vector(
+        self, hidden: Float[Array, "B H"], context: Float[Array, "B E"] | None, x: Float[Array, "B D"]
+    ) -> Float[Array, "B A"]:
+        """As `Combine.vector`."""
+        total = self(hidden, x) if context is None else self(hidden, x, context)
+        return total.reshape(*total.shape[:-1], -1, 2).max(-1)
+
+
+class Pass(nnx.Module):
+    """The state as it is, and beside it the context, if it is in no cell."""
+
+    def __init__(self, with_context: bool) -> None:
+        self.with_context = with_context
+
+    def vector(
+        self, hidden: Float[Array, "B H"], context: Float[Array, "B E"] | None, x: Float[Array, "B D"]
+    ) -> Float[Array, "B A"]:
+        """As `Combine.vector`."""
+        return jnp.concatenate([context, hidden], -1) if self.with_context and context is not None else hidden
 
 
 class Softmax(nnx.Module):

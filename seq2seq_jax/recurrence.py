@@ -12,17 +12,22 @@ through the carry (loop distribution, Allen and Kennedy 1987): only they are
 loops. All else is computed for all steps at once, before or after the loop it
 belongs to, as one large product instead of many skinny ones: here
 `x @ input_kernel` before the loop, and `hidden @ output_kernel` after it.
+A cycle of `h' = a h + b` with nothing in a and b that sees the past is solved
+without a loop (affine.py).
 `plan` says in words what runs where.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from seq2seq_jax import distribution
+from seq2seq_jax.affine import is_affine, solve
 from seq2seq_jax.distribution import Schedule, Stage
 from seq2seq_jax.equations import (
     Equation,
@@ -72,9 +77,14 @@ def scan(
       The state after the last step, and the ys, [T, ...].
 
     Raises:
-      TypeError: a step returns a carry of another structure, shape or dtype, or no pair.
+      TypeError: the step is no function; it returns a carry of another structure,
+        shape or dtype, or no pair of trees of arrays.
       ValueError: arrays of xs differ in length, or there is no length.
     """
+    if not callable(step):
+        raise TypeError(
+            f"the first argument is the step, a function (carry, x) -> (carry, y), not {type(step).__name__}."
+        )
     length = _length(xs, length)
     if length == 0:
         return jax.lax.scan(step, carry, xs, length, reverse)
@@ -119,9 +129,10 @@ class PlannedStage(NamedTuple):
     """Equations of a step that run together.
 
     Attributes:
-      where: "once", "all steps at once", "loop" or "one step earlier".
-      carries: names of those that a loop hands on; or of the one that is at every
-        step what a value was one step earlier.
+      where: "once", "all steps at once", "loop", "solved" or "one step earlier".
+      carries: names of those that a loop hands on; of the one that is solved for
+        all steps at once; or of the one that is at every step what a value was one
+        step earlier.
       products: matrix products, by the shapes of their operands at one step.
       later: shapes of what a loop reads that is the same at every step, and whose
         gradient is formed after the backward loop.
@@ -138,6 +149,8 @@ class PlannedStage(NamedTuple):
         names = ", ".join(self.carries)
         if self.where == "one step earlier":
             return f"{names} is what it was handed on as one step earlier"
+        if self.where == "solved":
+            return f"{names} is solved for all steps at once"
         name = f"loop over {names}" if names else "loop without a carry" if self.where == "loop" else self.where
         later = f"; gradients after it: {', '.join(self.later)}" if self.later else ""
         return f"{name}: {', '.join(self.products) or 'no product'}{later}"
@@ -189,10 +202,14 @@ def _plan(traced: "_Traced", schedule: Schedule) -> Plan:
 
     stages = [planned(Stage(schedule.once, False, {}), "once")] if schedule.once else []
     for stage in schedule.stages:
-        stages.append(
-            planned(stage, "loop" if stage.loop else "one step earlier" if stage.carries else "all steps at once")
-        )
+        stages.append(planned(stage, _where(graph, stage)))
     return Plan(stages)
+
+
+def _where(graph: Graph, stage: Stage) -> str:
+    if stage.loop:
+        return "solved" if is_affine(graph, stage) else "loop"
+    return "one step earlier" if stage.carries else "all steps at once"
 
 
 # ---- what the step is
@@ -211,15 +228,26 @@ class _Traced(NamedTuple):
 
 def _trace(step: Step, carry: Any, xs: Any) -> _Traced:
     carry, xs = jax.tree.map(jnp.asarray, (carry, xs))
-    graph, result = trace(step, carry, jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], xs)))
-    if not isinstance(result, tuple | list) or len(result) != 2:
-        found = f"{len(result)} things" if isinstance(result, tuple | list) else "one thing"
-        raise TypeError(f"a step returns a pair, (carry, y), not {found}.")
+    graph, result = trace(partial(_pair, step), carry, jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], xs)))
     leaves = _checked(carry, result[0])
     if leaves is not None:
         return _trace(step, jax.tree.unflatten(jax.tree.structure(carry), leaves), xs)
     names = [f"carry{jax.tree_util.keystr(path)}" for path, _ in jax.tree.leaves_with_path(carry)]
     return _Traced(graph, jax.tree.leaves(carry), names, jax.tree.leaves(xs), *map(jax.tree.structure, result))
+
+
+def _pair(step: Step, carry: Any, x: Any) -> tuple[Any, Any]:
+    """What a step returns, checked to be two trees of arrays."""
+    result = step(carry, x)
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        found = f"{len(result)} things" if isinstance(result, tuple | list) else "one thing"
+        raise TypeError(f"a step returns a pair, (carry, y), not {found}.")
+    for name, tree in zip(("carry", "y"), result, strict=True):
+        for path, leaf in jax.tree.leaves_with_path(tree):
+            if not isinstance(leaf, Array | np.ndarray | np.generic | bool | int | float | complex):
+                where = name + jax.tree_util.keystr(path)
+                raise TypeError(f"{where} is of type {type(leaf).__name__} when the step returns it, not an array.")
+    return result[0], result[1]
 
 
 def _checked(carry: Any, new: Any) -> list[Array] | None:
@@ -282,7 +310,10 @@ def _run(traced: _Traced, schedule: Schedule, time: Time) -> tuple[Any, Any]:
 
     for stage in schedule.stages:
         if stage.loop:
-            found, outputs = run_loop(graph, stage, fixed, starts, stacked, schedule.usual, time)
+            if is_affine(graph, stage):
+                found, outputs = solve(graph, stage, fixed, starts, stacked, time)
+            else:
+                found, outputs = run_loop(graph, stage, fixed, starts, stacked, schedule.usual, time)
             last.update(found)
             stacked.update(outputs)
         elif stage.carries:

@@ -54,6 +54,8 @@ class Seq2Seq(nnx.Module):
       source_table, target_table: embeddings, [V, D]; they may be one parameter.
       encoder, bridge, decoder, output: see their modules.
       dropout_rate: of embeddings.
+      reverse_source: whether the source is read from its last token to its first
+        (Sutskever et al. 2014, section 3.3); its end mark stays at the end.
       dtype: of products and activations; None for that of the parameters.
     """
 
@@ -67,18 +69,24 @@ class Seq2Seq(nnx.Module):
         output: Softmax,
         *,
         dropout_rate: float,
+        reverse_source: bool = False,
         dtype: Any = None,
     ) -> None:
         self.source_table, self.target_table = source_table, target_table
         self.encoder, self.bridge, self.decoder, self.output = encoder, bridge, decoder, output
-        self.dropout_rate, self.dtype = dropout_rate, dtype
+        self.dropout_rate, self.reverse_source, self.dtype = dropout_rate, reverse_source, dtype
 
     def encode(self, source: Padded, *, keys: Keys | None = None, piece: int = 0) -> Encoded:
         """Reads the source, ids [B, S]."""
         first, rest = split_keys(keys, 2)
-        embedded = self._embed(self.source_table, source.values.T, first)
-        outputs, states = self.encoder(embedded, source.mask.T, rest, piece)
-        return Encoded(self.decoder.memory(outputs, source.mask), self.decoder.start(self.bridge(states)))
+        tokens = reverse(source).values if self.reverse_source else source.values
+        read = self.encoder(self._embed(self.source_table, tokens.T, first), source.mask.T, rest, piece)
+        if self.reverse_source:  # what is looked at lies as the source does
+            outputs = reverse(Padded(jnp.swapaxes(read.outputs, 0, 1), source.lengths)).values
+            read = read._replace(outputs=jnp.swapaxes(outputs, 0, 1))
+        memory = self.decoder.memory(read)
+        states = self.bridge(read, self.decoder.empty(len(source.lengths), self._dtype))
+        return Encoded(memory, self.decoder.start(states, memory))
 
     def __call__(self, source: Padded, target: Int[Array, "B T"], *, keys: Keys | None = None) -> Features:
         """Teacher forcing: step t sees the tokens before target position t. Features of all steps, [T, B, ...]."""
@@ -177,6 +185,15 @@ class Seq2Seq(nnx.Module):
 
     def _step(self, encoded: Encoded, x: Float[Array, "B D"]) -> tuple[Any, Features]:
         return self.decoder.step(encoded.memory, encoded.state, x, self.decoder.keep(None, 1))
+
+
+def reverse(source: Padded) -> Padded:
+    """The source with its tokens the other way round, [B, S, ...]; end mark and padding stay where they are."""
+    position = jnp.arange(source.values.shape[1])
+    last = source.lengths[:, None] - 2
+    places = jnp.where(position <= last, last - position, position)
+    places = places.reshape(*places.shape, *(1,) * (source.values.ndim - 2))
+    return Padded(jnp.take_along_axis(source.values, places, axis=1), source.lengths)
 
 
 def _inputs(target: Int[Array, "B T"]) -> Int[Array, "T B"]:

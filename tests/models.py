@@ -41,7 +41,7 @@ def teacher_forced(config: ModelConfig):
 
     def forward(params, source, target, keys=None):
         model = nnx.merge(structure, params)
-        vectors, weights = model(source, target.values, keys=keys)
+        vectors, weights, _ = model(source, target.values, keys=keys)
         return jnp.swapaxes(model.output(vectors), 0, 1), None if weights is None else jnp.swapaxes(weights, 0, 1)
 
     return forward
@@ -186,7 +186,6 @@ class Oracle:
 
     def __init__(self, config: ModelConfig, params: dict):
         self.config, self.params = config, params
-        self.cell, _ = CELLS[config.cell]
         # Of tables that are one, the parameters have the one whose name comes first.
         self.output_table = params["output"]["table"]
         self.source_table = params.get("source_table", self.output_table)
@@ -194,64 +193,174 @@ class Oracle:
         self.target_table = params.get("target_table", shared)
 
     def encode(self, source) -> tuple[np.ndarray, list]:
-        """Outputs of the top layer, [S, E], and every layer's last state."""
-        sequence, lasts = self.source_table[source], []
-        for depth in range(self.config.num_layers):
+        """Outputs of the top layer, [S, E], in the order of the source, and every layer's last state."""
+        config, lasts = self.config, []
+        cell, size = CELLS[config.cell][0], config.hidden_size
+        order = [*range(len(source) - 2, -1, -1), len(source) - 1] if config.reverse_source else range(len(source))
+        sequence = self.source_table[source[list(order)]]
+        for depth in range(config.num_layers):
             directions = self.params["encoder"]["layers"][depth]
+            assert len(directions) == 1 + (
+                config.bidirectional == "all" or (config.bidirectional, depth) == ("first", 0)
+            )
             outputs, last = [], []
             for direction in range(len(directions)):
                 weights = weights_of(directions[direction])
-                state = first_state(self.config.cell, self.config.hidden_size // len(directions))
-                order, hiddens = slice(None, None, -1 if direction else 1), []
-                for x in sequence[order]:
-                    state = self.cell(weights, x, state)
+                state = first_state(config.cell, size // len(directions))
+                way, hiddens = slice(None, None, -1 if direction else 1), []
+                for x in sequence[way]:
+                    state = cell(weights, x, state)
                     hiddens.append(state[-1])
-                outputs.append(np.array(hiddens)[order])
+                outputs.append(np.array(hiddens)[way])
                 last.append(state)
-            sequence = np.concatenate(outputs, axis=-1)
+            below, sequence = sequence, np.concatenate(outputs, axis=-1)
+            if self.is_residual(depth):
+                sequence = sequence + below
             lasts.append(tuple(np.concatenate(parts) for parts in zip(*last, strict=True)))
-        return sequence, lasts
+        return sequence[np.argsort(order)], lasts
 
-    def bridge(self, lasts: list) -> list:
-        if self.config.bridge == "zero":
-            return [tuple(0 * part for part in state) for state in lasts]
-        if self.config.bridge == "dense":
-            layers = self.params["bridge"]["layers"]
+    def is_residual(self, depth: int) -> bool:
+        return bool(self.config.residual_from) and depth + 1 >= self.config.residual_from
+
+    def bridge(self, outputs: np.ndarray, lasts: list) -> list:
+        config = self.config
+        empty = first_state(config.decoder_cell or config.cell, config.hidden_size)
+        layers = self.params.get("bridge", {}).get("layers")
+        if config.bridge == "zero":
+            return [empty for _ in lasts]
+        if config.bridge == "mean":
+            mean = outputs.mean(axis=0)
+            return [(*empty[:-1], np.tanh(mean @ joined(layers[depth]))) for depth in range(len(lasts))]
+        if config.bridge == "dense":
+            given = [state if len(state) == len(empty) else state[-1:] * len(empty) for state in lasts]
             return [
                 tuple(np.tanh(part @ joined(layers[depth][n])) for n, part in enumerate(state))
-                for depth, state in enumerate(lasts)
+                for depth, state in enumerate(given)
             ]
         return lasts
 
-    def attend(self, hidden, outputs) -> tuple[np.ndarray, np.ndarray]:
-        """Luong et al. 2015, equations 7 and 8, or Bahdanau et al. 2015, appendix A.1.2."""
-        attention = self.params["decoder"].get("attention")
-        if self.config.attention == "dot":
-            scores = [hidden @ m for m in outputs]
-        elif self.config.attention == "general":
-            scores = [m @ attention["key_kernel"] @ hidden for m in outputs]
+    def scores(self, query, outputs, coverage) -> list:
+        """Luong et al. 2015, equations 7 to 9; Bahdanau et al. 2015, A.1.2; See et al. 2017, equation 11."""
+        kind, parts = self.config.attention, self.params["decoder"].get("attention", {})
+        if kind in ("dot", "scaled_dot"):
+            return [query @ m / (np.sqrt(len(query)) if kind == "scaled_dot" else 1) for m in outputs]
+        if kind == "general":
+            return [m @ parts["key_kernel"] @ query for m in outputs]
+        if kind == "location":
+            return list((query @ joined(parts["positions"]))[: len(outputs)])
+        v = parts["score"]
+        if kind == "normed_additive":
+            v = parts["length"] * v / np.sqrt((v**2).sum())
+        summed = [query @ joined(parts["query"]) + m @ parts["key_kernel"] + parts.get("bias", 0) for m in outputs]
+        if self.config.coverage:
+            summed = [total + c * parts["coverage"] for total, c in zip(summed, coverage, strict=True)]
+        return [np.tanh(total) @ v for total in summed]
+
+    def weights(self, scores, query, step: int) -> np.ndarray:
+        """Softmax over a window (Luong et al. 2015, section 3.2)."""
+        config, num = self.config, len(scores)
+        place, looked_at, factor = np.arange(num), np.full(num, True), np.ones(num)
+        if config.attention_window == "local_m":
+            looked_at = np.abs(place - min(step, num - 1)) <= config.window_size
+        if config.attention_window == "local_p":
+            window = self.params["decoder"]["attention"]["window"]
+            middle = num * sigmoid(np.tanh(query @ joined(window["query"])) @ window["position"])
+            looked_at = np.abs(place - middle) <= config.window_size
+            factor = np.exp(-((place - middle) ** 2) / (2 * (config.window_size / 2) ** 2))
+        if config.attention == "location":
+            looked_at &= place < config.attention_positions
+        exponentials = np.where(looked_at, np.exp(scores), 0)
+        return exponentials / exponentials.sum() * factor
+
+    def attend(self, query, outputs, past: dict) -> tuple[np.ndarray, np.ndarray]:
+        """Context and weights; `past` is written anew."""
+        config = self.config
+        if config.attention == "none":
+            return np.zeros(0), np.zeros(0)
+        if config.attention == "location" and len(outputs) > config.attention_positions:
+            outputs = outputs[: config.attention_positions]
+        if config.attention_heads > 1:
+            context, weights = self.attend_by_heads(query, outputs, past["step"])
         else:
-            summed = [hidden @ joined(attention["query"]) + m @ attention["key_kernel"] for m in outputs]
-            scores = [np.tanh(s) @ attention["score"] for s in summed]
-        weights = np.exp(scores) / np.exp(scores).sum()
-        return weights @ outputs, weights
+            weights = self.weights(self.scores(query, outputs, past["coverage"]), query, past["step"])
+            context = weights @ outputs
+        past["step"] += 1
+        past["coverage"] = past["coverage"] + weights
+        return context, weights
+
+    def attend_by_heads(self, query, outputs, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Vaswani et al. 2017, section 3.2.2; additive as in RNMT+."""
+        config, parts = self.config, self.params["decoder"]["attention"]
+        split = lambda x: np.split(x, config.attention_heads, axis=-1)  # noqa: E731
+        contexts, all_weights = [], []
+        queries, keys = split(query @ joined(parts["query"])), split(outputs @ parts["key_kernel"])
+        for n, values in enumerate(split(outputs @ parts["value_kernel"])):
+            if config.attention == "additive":
+                scores = [np.tanh(queries[n] + k) @ split(parts["score"])[n] for k in keys[n]]
+            else:
+                scale = np.sqrt(len(queries[n])) if config.attention == "scaled_dot" else 1
+                scores = [queries[n] @ k / scale for k in keys[n]]
+            all_weights.append(self.weights(scores, query, step))
+            contexts.append(all_weights[-1] @ values)
+        return np.concatenate(contexts) @ joined(parts["context"]), np.mean(all_weights, axis=0)
+
+    def vector(self, hidden, context, x) -> np.ndarray:
+        """What the output layer reads."""
+        config, decoder = self.config, self.params["decoder"]
+        if config.output == "linear":
+            return np.concatenate([context, hidden]) if config.decoder == "luong" else hidden
+        if config.output == "luong":
+            return np.tanh(np.concatenate([context, hidden]) @ joined(decoder["combine"]))
+        total = np.concatenate([hidden, x, context]) @ joined(decoder["combine"]) + decoder["combine"]["bias"]
+        return np.maximum(total[::2], total[1::2])
+
+    def layer(self, depth: int, state, *inputs) -> tuple[tuple, np.ndarray]:
+        """State and output of one of the decoder's layers."""
+        cell = CELLS[self.config.decoder_cell or self.config.cell][0]
+        new = cell(weights_of(self.params["decoder"]["stack"]["cells"][depth]), np.concatenate(inputs), state)
+        return new, new[-1] + inputs[0] if self.is_residual(depth) else new[-1]
 
     def __call__(self, source, target) -> tuple[np.ndarray, np.ndarray | None]:
         """Logits [T, V] and attention weights [T, S] under teacher forcing."""
-        decoder, attention = self.params["decoder"], self.config.attention != "none"
+        config = self.config
         outputs, lasts = self.encode(source)
-        states, layers = self.bridge(lasts), decoder["stack"]["cells"]
-        combine = joined(decoder["combine"])
-        vector = np.zeros(combine.shape[1])
+        states, vector = list(self.bridge(outputs, lasts)), np.zeros(self.output_table.shape[1])
+        past = {"step": 0, "coverage": np.zeros(min(len(outputs), self.seen(len(outputs))))}
+        attends_first = config.decoder in ("bahdanau", "cho") or config.context_feedback
         all_logits, all_weights = [], []
         for token in [1, *target[:-1]]:
-            embedded = self.target_table[token]
-            below = np.concatenate([embedded, vector]) if self.config.input_feeding else embedded
+            below = x = self.target_table[token]
+            context, weights = np.zeros(0), None
+            if attends_first:
+                asks = states[0 if config.decoder == "gnmt" else -1][-1]
+                context, weights = self.attend(asks, outputs, past)
+                if config.decoder == "cho" and config.attention == "none":
+                    context = lasts[-1][-1]
             for depth in range(len(states)):
-                states[depth] = self.cell(weights_of(layers[depth]), below, states[depth])
-                below = states[depth][-1]
-            context, weights = self.attend(below, outputs) if attention else (np.zeros(0), None)
-            vector = np.tanh(np.concatenate([context, below]) @ combine)
+                inputs = [below]
+                if depth == 0 and attends_first:
+                    inputs.append(context)
+                if depth == 0 and config.input_feeding:
+                    inputs.append(vector)
+                if depth and config.decoder == "gnmt":
+                    inputs.append(context)
+                states[depth], below = self.layer(depth, states[depth], *inputs)
+                if depth == 0 and config.decoder == "gnmt" and not config.context_feedback:
+                    context, weights = self.attend(below, outputs, past)
+            if config.decoder == "luong":
+                context, weights = self.attend(below, outputs, past)
+            vector = self.vector(below, context, x)
             all_logits.append(self.output_table @ vector + self.params["output"]["bias"])
             all_weights.append(weights)
-        return np.array(all_logits), np.array(all_weights) if attention else None
+        if config.attention == "none":
+            return np.array(all_logits), None
+        unseen = len(outputs) - self.seen(len(outputs))
+        return np.array(all_logits), np.pad(np.array(all_weights), ((0, 0), (0, unseen)))
+
+    def seen(self, num_positions: int) -> int:
+        """Positions that can be attended to."""
+        return (
+            min(num_positions, self.config.attention_positions)
+            if self.config.attention == "location"
+            else num_positions
+        )

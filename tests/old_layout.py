@@ -16,7 +16,7 @@ Tree = dict[Any, Any]
 FIELDS = {
     "attention": ("none", "dot", "general", "additive"),
     "input_feeding": (False, True),
-    "bidirectional": (False, True),
+    "bidirectional": ("none", "all"),
     "bridge": ("copy", "dense", "zero"),
     "tied_embeddings": ("none", "source_target", "target_output", "all"),
     "num_layers": (1, 2),
@@ -49,7 +49,7 @@ def old_shapes(config: ModelConfig, vocab_sizes: tuple[int, int]) -> Tree:
         kernels = {"recurrent_kernel": (directions, others + size, 4 * size), "bias": (directions, 4 * size)}
         return kernels | ({"input_kernel": (directions, inputs, 4 * size)} if inputs else {})
 
-    directions, deeper = (2 if config.bidirectional else 1), range(1, config.num_layers)
+    directions, deeper = (2 if config.bidirectional == "all" else 1), range(1, config.num_layers)
     sizes = [embed, *(hidden for _ in deeper)]
     encoder = {depth: layer(directions, size, 0, hidden // directions) for depth, size in enumerate(sizes)}
     decoder: Tree = {"combine_kernel": (hidden if config.attention == "none" else 2 * hidden, vector)}

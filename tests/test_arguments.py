@@ -105,7 +105,7 @@ def test_true_false_and_none_are_understood_in_any_case():
     options = ["--model.bidirectional", "false", "--data.joint-vocabulary=TRUE", "--data.batch-size", "none"]
     settings = parsed("--num-lines=1", *options, "--data.batch-tokens", "9", "--model.input-feeding", "False").settings
     assert settings == Config(
-        model=ModelConfig(bidirectional=False, input_feeding=False), data=DataConfig(batch_size=None, batch_tokens=9)
+        model=ModelConfig(bidirectional="none", input_feeding=False), data=DataConfig(batch_size=None, batch_tokens=9)
     )
 
 

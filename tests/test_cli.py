@@ -173,12 +173,12 @@ def test_train_py_finds_the_default_config_of_its_own_folder(call, trained, tmp_
 
 def test_options_change_the_fields_of_the_config_file_and_no_others(call, trained, tmp_path):
     path = write_config(tmp_path / "small.py", model="ModelConfig(hidden_size=8)", train="TrainConfig(seed=7)")
-    options = ["--model.embed-size", "16", "--model.bidirectional", "False", "--optimizer.learning_rate=0.5"]
+    options = ["--model.embed-size", "16", "--model.bidirectional", "none", "--optimizer.learning_rate=0.5"]
     options += ["--data.batch_size", "None", "--data.batch-tokens", "512", "--data.columns", "de,en"]
     options += ["--data.train_files", "a b.de", "c.en", "--published", "99.8 %", "--workdir", "here"]
     assert call("train", "--config", path, *options).code == 0
     expected = Config(
-        model=ModelConfig(hidden_size=8, embed_size=16, bidirectional=False),
+        model=ModelConfig(hidden_size=8, embed_size=16, bidirectional="none"),
         data=DataConfig(batch_size=None, batch_tokens=512, columns=("de", "en"), train_files=("a b.de", "c.en")),
         optimizer=OptimizerConfig(learning_rate=0.5),
         train=TrainConfig(seed=7),
@@ -272,7 +272,7 @@ MINE = ["--workdir", "runs/mine"]
         (["train", "--model.hidden-size"], "--model.hidden-size takes a whole number, and none was given."),
         (["train", "--model.hidden-size", "0"], "model.hidden_size must be from 1 to 65,536, got 0."),
         (["train", "--model.attention", "generl"], "got generl. Did you mean general?"),
-        (["train", "--model.bidirectional", "maybe"], "--model.bidirectional takes True or False, got maybe."),
+        (["train", "--model.input-feeding", "maybe"], "--model.input-feeding takes True or False, got maybe."),
         (["train", "--data.batch-size", "x"], "--data.batch-size takes a whole number or None, got x."),
         (["train", "--data.train-files", "a"], "--data.train-files takes 2 values or None, got a."),
         (["plan", "--model.hiden-size", "5"], "Unknown option --model.hiden-size. Did you mean --model.hidden-size?"),

@@ -43,7 +43,7 @@ def by_hand(cells, sequence):
 def test_layers_are_their_cells_step_by_step(kind, num_directions):
     """An empty sequence leaves the states at their start."""
     layers, (x, mask) = encoder(kind, num_directions), inputs()
-    outputs, states = jax.jit(lambda x, mask: layers(x, mask))(x, mask)
+    outputs, states, _ = jax.jit(lambda x, mask: layers(x, mask))(x, mask)
     for row, length in enumerate(LENGTHS):
         sequence = x[:length, row]
         for depth, cells in enumerate(layers.layers):
@@ -57,7 +57,7 @@ def test_dropout_is_between_layers_alone():
     layers, (x, mask) = encoder("gru", 2, dropout_rate=0.5), inputs()
     keys = jax.random.split(jax.random.key(0), len(LENGTHS))
     run = jax.jit(lambda x, mask, keys: layers(x, mask, keys))
-    (outputs, states), (dropped, dropped_states) = run(x, mask, None), run(x, mask, keys)
+    (outputs, states, _), (dropped, dropped_states, _) = run(x, mask, None), run(x, mask, keys)
     for part, other in zip(states[0], dropped_states[0], strict=True):
         np.testing.assert_array_equal(part, other)
     assert not np.allclose(outputs, dropped)

@@ -20,7 +20,7 @@ from seq2seq_jax.config import *
 
 def get_config():
     return Config(
-        model=ModelConfig(hidden_size=32, embed_size=16, bidirectional=True, dropout_rate=0.0, init_scale=0.3),
+        model=ModelConfig(hidden_size=32, embed_size=16, bidirectional="all", dropout_rate=0.0, init_scale=0.3),
         data=DataConfig(vocabulary="words", joint_vocabulary=False, batch_size=16, num_shapes=1, max_length=8),
         optimizer=OptimizerConfig(learning_rate=0.01),
         train=TrainConfig(num_steps=300, evaluate_every=150, checkpoint_every=100, log_every=50),

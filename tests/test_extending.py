@@ -28,7 +28,7 @@ def test_what_the_page_shows_runs(page, number):
     exec(compile(found[number], "docs/extending.md", "exec"), {"__name__": "extending"})
 
 
-@pytest.mark.parametrize("name", ["MinimalGatedUnit", "ScaledDot", "Cho"])
+@pytest.mark.parametrize("name", ["MinimalGatedUnit", "Distance", "Summary"])
 def test_a_part_of_ones_own_is_short(page, name):
     (body,) = re.findall(rf"^class {name}\(.*?(?=^\S(?<!class))", page, re.M | re.S)
     assert 0 < len(body.strip().splitlines()) < 40

@@ -28,6 +28,11 @@ def test_a_part_too_few_is_refused():
         Linear(SIZES, draw(sum(SIZES), RESULTS))(draw(1, 2), draw(1, 3))
 
 
+def test_a_kernel_of_other_rows_is_refused():
+    with pytest.raises(ValueError, match=r"parts with \[2, 3, 4\] features was given a kernel of 8 rows"):
+        Linear(SIZES, draw(8, RESULTS))
+
+
 def test_weights_follow_the_dtype_of_what_they_meet():
     linear = Linear([2], draw(2, RESULTS), draw(RESULTS))
     assert linear(draw(1, 2).astype(jnp.bfloat16)).dtype == jnp.bfloat16

@@ -41,10 +41,10 @@ def named(settings):
     "settings",
     [
         dict(cell="lstm", attention="general", num_layers=2),
-        dict(cell="lstm", attention="additive", num_layers=2, bidirectional=False, bridge="dense"),
+        dict(cell="lstm", attention="additive", num_layers=2, bidirectional="none", bridge="dense"),
         dict(cell="lstm", attention="dot", bridge="zero", tied_embeddings="all"),
         dict(cell="lstm", attention="additive", num_layers=2, input_feeding=False, tied_embeddings="source_target"),
-        dict(cell="lstm", input_feeding=False, bidirectional=False, tied_embeddings="target_output"),
+        dict(cell="lstm", input_feeding=False, bidirectional="none", tied_embeddings="target_output"),
         dict(cell="lstm", attention="none", num_layers=2, input_feeding=False),
         dict(cell="gru", attention="general", num_layers=2, bridge="dense"),
         dict(cell="gru", attention="additive", num_layers=2, input_feeding=False),
@@ -249,7 +249,7 @@ def test_what_runs_where_changes_nothing_for_any_choice(
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.05)])
 def test_what_runs_where_is_lost_among_the_roundings_of_training(plainly, cell, dtype, tolerance):
     """Relative to a gradient's largest entry: some hundred roundings of float32, a dozen of bfloat16."""
-    config = tiny_config(cell=cell, attention="dot", bidirectional=False, compute_dtype=dtype)
+    config = tiny_config(cell=cell, attention="dot", bidirectional="none", compute_dtype=dtype)
     found_loss, found = loss_and_gradients(config, np.float32)
     loss, expected = plainly(loss_and_gradients, config, np.float32)
     assert float(found_loss) == pytest.approx(float(loss), rel=tolerance / 10)
@@ -258,7 +258,7 @@ def test_what_runs_where_is_lost_among_the_roundings_of_training(plainly, cell, 
 
 
 def test_a_tied_table_learns_from_all_its_uses():
-    square = dict(attention="none", input_feeding=False, bidirectional=False, hidden_size=4, embed_size=4)
+    square = dict(attention="none", input_feeding=False, bidirectional="none", hidden_size=4, embed_size=4)
     tied, untied = tiny_config(**square, tied_embeddings="all"), tiny_config(**square)
     params = random_params(tied)
     table = params["output"]["table"]

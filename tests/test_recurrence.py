@@ -1,5 +1,6 @@
 """`scan` is `jax.lax.scan`: values, gradients and errors, whatever the step; what runs where is in test_loops.py."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -439,6 +440,7 @@ CARRY, XS = {"a": jnp.zeros(2), "b": jnp.zeros((2, 3))}, {"p": jnp.zeros((4, 2))
         (lambda c, x: (c.astype(int), None), jnp.zeros(2), XS, r"TypeError: carry is float32\[2\] .* int32\[2\] when"),
         (lambda c, x: c, jnp.zeros(3), XS, r"TypeError: a step returns a pair, \(carry, y\), not one thing"),
         (lambda c, x: (c, c, c), CARRY, XS, r"TypeError: a step returns a pair, \(carry, y\), not 3 things"),
+        (lambda c, x: (c, ["done", x]), CARRY, XS, r"TypeError: y\[0\] is of type str when the step returns it"),
         (lambda c, x: (c, c), CARRY, {**XS, "r": jnp.zeros(5)}, r"ValueError: .*xs\['p'\] has 4, .*xs\['r'\] has 5"),
         (lambda c, x: (c, c), CARRY, {"p": 1.0}, r"ValueError: xs\['p'\] is a single number"),
         (lambda c, x: (c, c), CARRY, None, r"ValueError: xs has no arrays; say how many steps there are: length=..."),
@@ -449,6 +451,12 @@ def test_errors_name_what_is_wrong(step, carry, xs, message):
         scan(step, carry, xs)
     assert re.search(message, f"{caught.type.__name__}: {caught.value}"), caught.value
     assert caught.value.__cause__ is None
+
+
+def test_arguments_in_another_order_are_told():
+    unchecked = inspect.unwrap(scan)  # the tests' own check of types would be first
+    with pytest.raises(TypeError, match="the first argument is the step, .* not dict"):
+        unchecked(CARRY, lambda c, x: (c, c), XS)
 
 
 def test_length_must_be_that_of_xs():

@@ -50,7 +50,7 @@ def test_a_loop_of_a_plain_layer_has_one_product():
 
 def test_a_loop_with_feeding_has_one_product_for_each_factor():
     """Scores, context, attentional vector and a product for each of two layers; in the encoder one."""
-    hlo = compiled_step(num_layers=2, bidirectional=False).as_text()
+    hlo = compiled_step(num_layers=2, bidirectional="none").as_text()
     assert [len(shapes) for shapes in products_of_loops(hlo)] == [1, 1, 1, 1, 5, 5]
 
 

@@ -17,8 +17,28 @@ from tests.models import VOCAB, tiny_config
 BATCH, SOURCE, TARGET, SIZE = 3, 13, 7, 10  # the batch is as large as no other axis
 
 # Products of a step that need what the step before computed. The others are taken for all steps at once.
-CELLS = {"rnn": 1, "gru": 2, "lstm": 1}  # of all gates together; the GRU's candidate waits for its reset gate
-ATTENTIONS = {"none": 0, "dot": 2, "general": 2, "additive": 2}  # scores (additive: the query) and context
+CELLS = {  # of all gates together: where the inputs are known before the loop, and where they are not
+    "rnn": (1, 1),
+    "gru": (2, 2),  # the candidate waits for its reset gate
+    "gru_v2": (1, 2),  # what comes of the state is not only added to what comes of the inputs
+    "lstm": (1, 1),
+    "layer_norm_lstm": (1, 2),  # nor here
+    "layer_norm_gru": (1, 2),
+    "min_lstm": (0, 1),  # no loop at all where the inputs are known
+    "min_gru": (0, 1),
+    "slstm": (1, 1),
+}
+ATTENTIONS = {  # scores (of the additive ones and of location: what the query gives) and context
+    "none": 0,
+    "dot": 2,
+    "scaled_dot": 2,
+    "general": 2,
+    "concat": 2,
+    "additive": 2,
+    "normed_additive": 2,
+    "location": 2,
+}
+ADDITIVE = ("concat", "additive", "normed_additive")
 VECTOR = 1
 
 
@@ -40,27 +60,60 @@ def test_every_cell_and_every_attention_has_a_row():
     assert ATTENTIONS.keys() == {"none", *build.ATTENTIONS}
 
 
+def assert_loops(forward: list[int | None], **settings):
+    """Products in each loop of the forward pass, and so in those of the backward one; None for no loop."""
+    found = products_of_loops(training_step(**settings))
+    there = [number for number in forward if number is not None]
+    assert [len(products) for products in found] == [*there, *there[::-1]]
+
+
+def layers(cell: str, number: int) -> list[int | None]:
+    """Layers whose inputs are known."""
+    return [CELLS[cell][0] or None] * number
+
+
 @pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("feeding", [True, False])
+@pytest.mark.parametrize("cell", CELLS)
+def test_loops_of_each_cell(cell, feeding, num_layers):
+    """A loop a layer, both directions of the encoder in one; with feeding one for the whole decoder."""
+    decoder = [num_layers * CELLS[cell][1] + ATTENTIONS["general"] + VECTOR] if feeding else layers(cell, num_layers)
+    assert_loops([*layers(cell, num_layers), *decoder], cell=cell, input_feeding=feeding, num_layers=num_layers)
+
+
 @pytest.mark.parametrize(
     "attention, feeding",
     [(name, feeding) for name in ATTENTIONS for feeding in (False, True) if (name, feeding) != ("none", True)],
 )
-@pytest.mark.parametrize("cell", CELLS)
-def test_the_table_of_loops(cell, attention, feeding, num_layers):
-    """A loop a layer, both directions of the encoder in one; with feeding one for the whole decoder.
-
-    Additive attention over all steps has a loop without products, so that its largest array is of one step.
-    """
-    encoder = decoder = [CELLS[cell]] * num_layers
+def test_loops_of_each_attention(attention, feeding):
+    """Additive scores of all steps have a loop without products, so that their largest array is of one step."""
+    decoder = [1, 0] if attention in ADDITIVE else [1]
     if feeding:
-        decoder = [sum(decoder) + ATTENTIONS[attention] + VECTOR]
-    elif attention == "additive":
-        decoder = [*decoder, 0]
-    found = products_of_loops(
-        training_step(cell=cell, attention=attention, input_feeding=feeding, num_layers=num_layers)
-    )
-    forward = [*encoder, *decoder]
-    assert [len(products) for products in found] == [*forward, *forward[::-1]]
+        decoder = [1 + ATTENTIONS[attention] + VECTOR]
+    assert_loops([1, *decoder], attention=attention, input_feeding=feeding)
+
+
+DECODERS = {  # two LSTM layers with general attention
+    "plain": (dict(decoder="plain", attention="none", output="linear"), [1, 1]),
+    "cho, no attention": (dict(decoder="cho", attention="none"), [1, 1]),
+    "cho": (dict(decoder="cho"), [2 + 2]),  # of both layers, scores and context
+    "bahdanau": (dict(decoder="bahdanau", output="deep"), [2 + 2]),
+    "gnmt": (dict(decoder="gnmt", output="linear"), [1, 1]),
+    "gnmt, feedback": (dict(decoder="gnmt", context_feedback=True), [1 + 2, 1]),
+    "local-m": (dict(attention_window="local_m"), [1, 1]),
+    "local-p": (dict(attention_window="local_p"), [1, 1]),
+    "heads": (dict(attention="dot", attention_heads=2), [1, 1]),
+    "coverage": (
+        dict(attention="additive", coverage=True),
+        [1, 1, 0],
+    ),  # the query is known, and the context is a matter of weights
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_loops_of_each_decoder(name):
+    settings, decoder = DECODERS[name]
+    assert_loops([1, 1, *decoder], num_layers=2, **{"input_feeding": False} | settings)
 
 
 @pytest.mark.parametrize("settings", [dict(num_layers=2), dict(attention="additive"), dict(input_feeding=False)])

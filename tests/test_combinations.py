@@ -1,0 +1,76 @@
+"""Every choice with every other: the equations of the papers, and a search that writes what training reads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tests.combinations import CHOICES, drawn, model, pairs
+from tests.models import SOURCE, TARGET, Oracle, graph, random_params, run_compiled
+
+FEW, MANY = 10, 250
+WITHOUT_ATTENTION = [
+    dict(decoder="plain", attention="none", output="linear", reverse_source=True, bidirectional="first", num_layers=2),
+    dict(decoder="cho", attention="none", output="deep", bridge="dense", cell="gru"),
+    dict(decoder="luong", attention="none", cell="slstm", decoder_cell="min_lstm", bridge="mean"),
+]
+
+
+def forward_and_search(config):
+    """Logits by teacher forcing, attention weights, and logits by the steps of a search that writes the target."""
+    structure = graph(config)
+
+    def run(params, source, target):
+        reader = nnx.merge(structure, params)
+        features = reader(source, target.values)
+        memory, state = reader.encode(source)
+        state = jax.tree.map(lambda leaf: leaf[:, None], state)
+        tables, tokens, logits = reader.search_tables(), jnp.ones((len(target.values), 1), jnp.int32), []
+        for t in range(target.values.shape[1]):
+            state, now = reader.search_step(tables, memory, state, tokens)
+            logits.append(now[:, 0])
+            tokens = target.values[:, t, None]
+        return reader.output(features.vector), features.weights, jnp.stack(logits)
+
+    return run
+
+
+def assert_right(settings):
+    config = model({"input_feeding": False} | settings)
+    assert config is not None
+    params = random_params(config)
+    with jax.enable_x64(True):
+        logits, weights, searched = run_compiled(forward_and_search(config), params, SOURCE, TARGET)
+    np.testing.assert_allclose(searched, logits, rtol=0, atol=1e-10)
+    for row, (s, t) in enumerate(zip(SOURCE.lengths, TARGET.lengths, strict=True)):
+        expected, expected_weights = Oracle(config, params)(SOURCE.values[row, :s], TARGET.values[row, :t])
+        np.testing.assert_allclose(logits[:t, row], expected, rtol=0, atol=1e-10)
+        if expected_weights is None:
+            assert weights is None
+        else:
+            np.testing.assert_allclose(weights[:t, row, :s], expected_weights, rtol=0, atol=1e-11)
+            assert not np.any(weights[:, row, s:])
+
+
+def named(settings):
+    return " ".join(str(value) for value in settings.values() if not isinstance(value, bool))
+
+
+@pytest.mark.parametrize("settings", [*WITHOUT_ATTENTION, *drawn(FEW)], ids=named)
+def test_a_model_is_its_equations_and_its_search_is_the_model(settings):
+    """The oracle sees one sentence at a time, and no padding."""
+    assert_right(settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(FEW, MANY))
+def test_any_model_is_its_equations_and_its_search_is_the_model(number):
+    assert_right(drawn(MANY)[number])
+
+
+def test_every_choice_of_every_field_is_among_those_drawn():
+    some = [*WITHOUT_ATTENTION, *drawn(MANY)]
+    for name, values in CHOICES.items():
+        assert {settings.get(name) for settings in some} >= set(values)
+    assert len(set().union(*map(pairs, some))) > 1450
