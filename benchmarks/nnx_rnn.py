@@ -15,6 +15,8 @@ def make(task: Task) -> tuple[Callable[[], float], Callable[[], None]]:
     config, vocab_size = task.config, task.model.vocab_size
     if config.input_feeding:
         raise ValueError("nnx.RNN feeds nothing back between its steps")
+    if config.cell != "lstm":
+        raise ValueError("written for LSTMs alone")
     size, depth = config.hidden_size, config.num_layers
 
     class Seq2Seq(nnx.Module):

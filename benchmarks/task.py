@@ -10,7 +10,7 @@ import tyro
 
 from benchmarks.measure import refuse
 from seq2seq_jax.arguments import parse, read, value_of
-from seq2seq_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from seq2seq_jax.config import Cell, Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from seq2seq_jax.config_file import find_config, load_config
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.padded import Padded
@@ -76,8 +76,9 @@ class Model:
     vocab_size: int
 
 
-def _model(size: int, layers: int, vocab_size: int, input_feeding: bool) -> Model:
+def _model(size: int, layers: int, vocab_size: int, input_feeding: bool, cell: Cell = "lstm") -> Model:
     config = ModelConfig(
+        cell=cell,
         hidden_size=size,
         embed_size=size,
         num_layers=layers,
@@ -93,6 +94,9 @@ MODELS = {
     "L512": _model(512, 2, 8_000, False),
     "L512-IF": _model(512, 2, 8_000, True),
     "G": _model(1024, 4, 32_000, False),
+    "GRU512": _model(512, 2, 8_000, False, "gru_v2"),  # the function of nn.GRU
+    "RNN512": _model(512, 2, 8_000, False, "rnn"),
+    "MIN512": _model(512, 2, 8_000, False, "min_lstm"),
 }
 
 
@@ -106,7 +110,9 @@ def train_flops(task: Task) -> float:
     config, length = task.config, task.length
     hidden, embed = config.hidden_size, config.embed_size
     fed = hidden if config.input_feeding else 0
-    layers = 4 * hidden * (2 * (embed + hidden) + fed + 2 * (config.num_layers - 1) * 2 * hidden)
+    gates = {"lstm": 4, "gru_v2": 3, "rnn": 1, "min_lstm": 3}[config.cell]
+    past = 0 if config.cell == "min_lstm" else hidden
+    layers = gates * hidden * (2 * (embed + past) + fed + 2 * (config.num_layers - 1) * (hidden + past))
     attention = hidden * hidden + 2 * length * hidden  # keys once a source position; scores and context
     rest = 2 * hidden * hidden + hidden * task.model.vocab_size
     return 3 * 2 * task.batch_size * length * (layers + attention + rest)

@@ -109,6 +109,7 @@ def _Seq2Seq(task: Task, packed: bool):  # noqa: N802 - a class that needs PyTor
 
     config, vocab_size = task.config, task.model.vocab_size
     size, depth = config.hidden_size, config.num_layers
+    kind = {"lstm": nn.LSTM, "gru_v2": nn.GRU, "rnn": nn.RNN}[config.cell]
 
     class Seq2Seq(nn.Module):
         def __init__(self) -> None:
@@ -129,9 +130,9 @@ def _Seq2Seq(task: Task, packed: bool):  # noqa: N802 - a class that needs PyTor
         def _stack(self) -> nn.ModuleList:
             if packed:
                 return nn.ModuleList(
-                    [nn.LSTM(config.embed_size, size, depth, batch_first=True, dropout=DROPOUT if depth > 1 else 0)]
+                    [kind(config.embed_size, size, depth, batch_first=True, dropout=DROPOUT if depth > 1 else 0)]
                 )
-            return nn.ModuleList([nn.LSTM(config.embed_size if n == 0 else size, size) for n in range(depth)])
+            return nn.ModuleList([kind(config.embed_size if n == 0 else size, size) for n in range(depth)])
 
         def forward(self, source, target):
             shifted = functional.pad(target[:, :-1], (1, 0), value=1)
@@ -205,7 +206,10 @@ def _Seq2Seq(task: Task, packed: bool):  # noqa: N802 - a class that needs PyTor
                     put(getattr(owner, f"weight_ih{suffix}"), joined(layer["input"]).T)
                     put(getattr(owner, f"weight_hh{suffix}"), joined(layer["recurrent"]).T)
                     put(getattr(owner, f"bias_ih{suffix}"), layer["input"]["bias"])
-                    put(getattr(owner, f"bias_hh{suffix}"), np.zeros_like(layer["input"]["bias"]))
+                    of_state = np.zeros_like(layer["input"]["bias"])
+                    if config.cell == "gru_v2":  # the candidate's, which its reset gate multiplies
+                        of_state[2 * size :] = layer["bias"]
+                    put(getattr(owner, f"bias_hh{suffix}"), of_state)
 
             decoder, output = params["decoder"], params["output"]
             put(self.source_embedding.weight, params["source_table"])

@@ -60,7 +60,8 @@ def _parse() -> argparse.Namespace:
         nargs="+",
         choices=MODELS,
         default=["L512", "L512-IF"],
-        help="L256 has a layer of 256 on either side, L512 two of 512, G four of 1,024; IF is input feeding",
+        help="L256 has a layer of 256 on either side, L512 two of 512, G four of 1,024; IF is input feeding; GRU512,"
+        " RNN512 and MIN512 are L512 with other cells",
     )
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[64], help="sentences")
     parser.add_argument("--length", type=int, default=25, help="tokens a sentence, source and target")

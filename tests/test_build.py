@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from seq2seq_jax import linear
 from seq2seq_jax.build import ATTENTIONS, CELLS, abstract_params, build_model
+from seq2seq_jax.config import STATE_PARTS
 from tests.models import VOCAB, joined, run_compiled, tiny_config
 
 TIED = {
@@ -34,25 +36,62 @@ def test_tied_tables_are_one_parameter(ties):
     assert found["output"].shape[1] == (config.embed_size if "output" in TIED[ties] else config.hidden_size)
 
 
-@pytest.mark.parametrize("attention", ["none", *ATTENTIONS])
-@pytest.mark.parametrize("cell", CELLS)
-def test_every_choice_has_the_parameters_of_its_equations(cell, attention):
+PARAMETERS_OF_A_CELL = {  # of i inputs and h features
+    "rnn": lambda i, h: h * (i + h + 1),
+    "gru": lambda i, h: 3 * h * (i + h + 1),
+    "gru_v2": lambda i, h: 3 * h * (i + h + 1) + h,
+    "lstm": lambda i, h: 4 * h * (i + h + 1),
+    "layer_norm_lstm": lambda i, h: 4 * h * (i + h + 1) + 2 * 4 * h + 2 * h,
+    "layer_norm_gru": lambda i, h: 3 * h * (i + h + 1) + 2 * 3 * h,
+    "min_lstm": lambda i, h: 3 * h * (i + 1),
+    "min_gru": lambda i, h: 2 * h * (i + 1),
+    "slstm": lambda i, h: 4 * h * (i + h + 1),
+}
+PARAMETERS_OF_A_SCORE = {  # of h features on either side
+    "none": lambda h: 0,
+    "dot": lambda h: 0,
+    "scaled_dot": lambda h: 0,
+    "general": lambda h: h * h,
+    "concat": lambda h: 2 * h * h + h,
+    "additive": lambda h: 2 * h * h + h,
+    "normed_additive": lambda h: 2 * h * h + 2 * h + 1,
+    "location": lambda h: 100 * h,
+}
+
+
+def assert_parameters(cell, attention):
     """Counted by hand: gates of a cell, projections of a score."""
     hidden, embed, layers = 6, 4, 2
-    gates = {"rnn": 1, "gru": 3, "lstm": 4}[cell]
-    parts = {"rnn": 1, "gru": 1, "lstm": 2}[cell]
-    cells = lambda inputs, size: gates * size * (inputs + size + 1)  # noqa: E731
+    cells, parts = PARAMETERS_OF_A_CELL[cell], len(STATE_PARTS[cell])
     encoder = 2 * (cells(embed, hidden // 2) + cells(hidden, hidden // 2))
     vector = hidden * (hidden if attention == "none" else 2 * hidden)
-    score = {"none": 0, "dot": 0, "general": hidden**2, "additive": 2 * hidden**2 + hidden}[attention]
     fed = 0 if attention == "none" else hidden
-    decoder = cells(embed + fed, hidden) + cells(hidden, hidden) + vector + score
+    decoder = cells(embed + fed, hidden) + cells(hidden, hidden) + vector + PARAMETERS_OF_A_SCORE[attention](hidden)
     tables = 2 * VOCAB * embed + VOCAB * (hidden + 1)
+    bridge = "copy" if cell == "slstm" else "dense"
     config = tiny_config(
-        cell=cell, attention=attention, num_layers=layers, input_feeding=attention != "none", bridge="dense"
+        cell=cell, attention=attention, num_layers=layers, input_feeding=attention != "none", bridge=bridge
     )
     params = jax.tree.leaves(abstract_params(config, (VOCAB, VOCAB)))
-    assert sum(param.size for param in params) == encoder + layers * parts * hidden**2 + decoder + tables
+    bridge = 0 if bridge == "copy" else layers * parts * hidden**2
+    assert sum(param.size for param in params) == encoder + bridge + decoder + tables
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell_has_the_parameters_of_its_equations(cell):
+    assert_parameters(cell, "general")
+
+
+@pytest.mark.parametrize("attention", ["none", *ATTENTIONS])
+def test_every_attention_has_the_parameters_of_its_equations(attention):
+    assert_parameters("lstm", attention)
+
+
+def test_the_states_that_configurations_know_are_those_of_the_cells():
+    weights = linear.uniform(0.1, nnx.Rngs(0))
+    assert {name: len(cell([2], 3, weights).start(1, np.float32)) for name, cell in CELLS.items()} == {
+        name: len(parts) for name, parts in STATE_PARTS.items()
+    }
 
 
 # ---- first values
@@ -77,19 +116,23 @@ def cells_of(params):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_uniform_parameters_fill_their_bounds(cell):
-    _, params = initial_params(cell=cell, attention="additive", num_layers=2, bridge="dense", init_scale=0.02)
-    matrices, biases = [], []
+    bridge = "copy" if cell == "slstm" else "dense"
+    _, params = initial_params(cell=cell, attention="additive", num_layers=2, bridge=bridge, init_scale=0.02)
+    matrices, biases, gains = [], [], []
     for path, leaf in jax.tree.leaves_with_path(params):
-        (biases if path[-1].key == "bias" else matrices).append(leaf)
+        kind = path[-1].key
+        {"bias": biases, "cell_bias": biases, "gain": gains}.get(kind, matrices).append(leaf)
     values = np.concatenate([matrix.ravel() for matrix in matrices])
     assert np.abs(values).max() <= 0.02 and abs(values.mean()) < 1e-3
     assert values.std() == pytest.approx(0.02 / np.sqrt(3), rel=0.05)
     assert all(np.abs(matrix).max() > 0.01 for matrix in matrices)
     assert len({matrix.tobytes() for matrix in matrices}) == len(matrices)
-    assert len(biases) == (2 * 2 + 2) * (2 if cell == "gru" else 1) + 1 and not any(bias.any() for bias in biases)
+    per_cell = {"gru": 2, "gru_v2": 2, "layer_norm_lstm": 2}.get(cell, 1)
+    assert len(biases) == (2 * 2 + 2) * per_cell + 1 and not any(bias.any() for bias in biases)
+    assert all((gain == 1).all() for gain in gains)
 
 
-@pytest.mark.parametrize("cell, num_blocks", [("rnn", 1), ("gru", 3), ("lstm", 4)])
+@pytest.mark.parametrize("cell, num_blocks", [("rnn", 1), ("gru", 3), ("gru_v2", 3), ("lstm", 4), ("slstm", 4)])
 def test_orthogonal_means_each_gate_of_each_direction(cell, num_blocks):
     config, params = initial_params(cell=cell, **ORTHOGONAL)
     blocks = []
@@ -106,11 +149,19 @@ def test_orthogonal_means_each_gate_of_each_direction(cell, num_blocks):
     assert 0.8 * bound < np.abs(combine).max() <= bound
 
 
+FORGET_GATES = {"lstm": (4, 1), "layer_norm_lstm": (4, 1), "slstm": (4, 1), "min_lstm": (3, 0)}
+"""Of cells that have one, the blocks of the bias and the place of its own."""
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_forget_bias_is_that_of_the_forget_gate_alone(cell):
     _, params = initial_params(cell=cell, **ORTHOGONAL)
-    biases = [linear["bias"] for parts in cells_of(params) for linear in parts.values() if "bias" in linear]
-    assert len(biases) == (2 * 2 + 2) * (2 if cell == "gru" else 1)
-    for bias in biases:
-        gates = bias.reshape(4, -1) if cell == "lstm" else bias
-        np.testing.assert_array_equal(gates, np.full_like(gates, 1.5) * ([[0], [1], [0], [0]] if cell == "lstm" else 0))
+    num_blocks, place = FORGET_GATES.get(cell, (1, None))
+    for parts in cells_of(params):
+        bias = parts["bias"] if cell.startswith("layer_norm") else parts["input"]["bias"]
+        expected = np.zeros((num_blocks, len(bias) // num_blocks))
+        if place is not None:
+            expected[place] = 1.5
+        np.testing.assert_array_equal(bias, expected.ravel())
+        others = [leaf for path, leaf in jax.tree.leaves_with_path(parts) if "bias" in str(path[-1].key)]
+        assert sum(np.any(other) for other in others) == (place is not None)

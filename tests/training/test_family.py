@@ -1,0 +1,46 @@
+"""Any model of the family as a whole run: it trains, is resumed to the same bits, and decodes."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from seq2seq_jax.training.loop import train
+from seq2seq_jax.translator import load
+from tests.combinations import SIZES, drawn
+from tests.tiny import rows, tiny_config
+
+FEW, MANY = 2, 40
+CHANGES = {
+    "train": {"num_steps": 20, "evaluate_every": 10, "checkpoint_every": 5, "log_every": 2},
+    "data": {"joint_vocabulary": True, "num_shapes": 1},  # some models tie their tables
+}
+
+
+def assert_trains(settings: dict, folder: Path) -> None:
+    """Trained twenty steps, it is trained again from step 15: the bits are the same, and the search's outputs too."""
+    config = tiny_config(folder / "corpus", model=SIZES | settings, **CHANGES)
+    unbroken, resumed = folder / "unbroken", folder / "resumed"
+    assert train(config, unbroken).status == "done"
+    shutil.copytree(unbroken, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "20")
+    shutil.rmtree(resumed / "evaluations")
+    assert train(config, resumed).status == "done"
+    assert rows(resumed) == rows(unbroken)
+    outputs = [(run / "evaluations" / "test.hypotheses.txt").read_text() for run in (unbroken, resumed)]
+    assert outputs[0] == outputs[1]
+    params = zip(*(jax.tree.leaves(load(run).params) for run in (unbroken, resumed)), strict=True)
+    assert all(np.asarray(one).tobytes() == np.asarray(other).tobytes() for one, other in params)
+
+
+@pytest.mark.parametrize("number", range(FEW))
+def test_a_model_trains_and_is_resumed_and_decodes(number, tmp_path):
+    assert_trains(drawn(FEW)[number], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(FEW, MANY))
+def test_any_model_trains_and_is_resumed_and_decodes(number, tmp_path):
+    assert_trains(drawn(MANY)[number], tmp_path)
