@@ -28,11 +28,17 @@ class Dense(nnx.Module):
     """`tanh(W s)` of the encoder's last states, with weights of its own for every part of every layer's state.
 
     Where the decoder's cell is another than the encoder's, s is the hidden state for each part.
+
+    Args:
+      sizes: features of the encoder's layers.
+      num_parts: of a state of the decoder's cell.
+      size: features of each.
+      weights: draws first values.
     """
 
-    def __init__(self, num_layers: int, num_parts: int, size: int, weights: Weights) -> None:
-        make = lambda: Linear([size], weights.matrix(size, size))  # noqa: E731
-        self.layers = nnx.List([nnx.List([make() for _ in range(num_parts)]) for _ in range(num_layers)])
+    def __init__(self, sizes: Sequence[int], num_parts: int, size: int, weights: Weights) -> None:
+        make = lambda given: Linear([given], weights.matrix(given, size))  # noqa: E731
+        self.layers = nnx.List([nnx.List([make(given) for _ in range(num_parts)]) for given in sizes])
 
     def __call__(self, read: Read, starts: Sequence[State]) -> Sequence[State]:
         def layer(maps: Sequence[Linear], state: State) -> State:
@@ -45,8 +51,8 @@ class Dense(nnx.Module):
 class Mean(nnx.Module):
     """`tanh(W m)`, m being the mean of the encoder's outputs, for each layer's hidden state (Sennrich et al. 2017)."""
 
-    def __init__(self, num_layers: int, size: int, weights: Weights) -> None:
-        self.layers = nnx.List([Linear([size], weights.matrix(size, size)) for _ in range(num_layers)])
+    def __init__(self, num_layers: int, memory_size: int, size: int, weights: Weights) -> None:
+        self.layers = nnx.List([Linear([memory_size], weights.matrix(memory_size, size)) for _ in range(num_layers)])
 
     def __call__(self, read: Read, starts: Sequence[State]) -> Sequence[State]:
         mean = masked_mean(read.outputs, read.mask)

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from seq2seq_jax import attention, bridges, cells, decoders, linear, outputs
-from seq2seq_jax.config import STATE_PARTS, ModelConfig
+from seq2seq_jax.config import STATE_PARTS, ModelConfig, encoder_sizes, linear_size, reads_both_ways
 from seq2seq_jax.decoders import Decoder
 from seq2seq_jax.encoders import Layers
 from seq2seq_jax.outputs import Softmax
@@ -46,7 +46,8 @@ def build_model(config: ModelConfig, vocab_sizes: tuple[int, int], key: Key[Arra
     if ties not in ("source_target", "all"):
         source_table = make.embedding(vocab_sizes[0])
     if ties not in ("target_output", "all"):
-        output_table = nnx.Param(make.weights.matrix(vocab_sizes[1], make.vector_size(config.hidden_size)))
+        size = linear_size(config) if config.output == "linear" else config.hidden_size
+        output_table = nnx.Param(make.weights.matrix(vocab_sizes[1], size))
     encoder = make.encoder()
     bridge = make.bridge()
     decoder = make.decoder(vector_size=output_table.shape[1])
@@ -71,35 +72,26 @@ class _Maker:
         self.config, rngs = config, nnx.Rngs(params=key)
         uniform = config.initializer == "uniform"
         self.weights = linear.uniform(config.init_scale, rngs) if uniform else linear.orthogonal(rngs)
-        self.attends = config.attention != "none"
-        self.residual = [0 < config.residual_from <= depth + 1 for depth in range(config.num_layers)]
+        self.attends, self.memory_size = config.attention != "none", encoder_sizes(config)[-1]
+        self.decoder_layers = config.decoder_layers or config.num_layers
+
+    def residual(self, num_layers: int) -> list[bool]:
+        """Of every layer whether its input is added to its output."""
+        return [0 < self.config.residual_from <= depth + 1 for depth in range(num_layers)]
 
     def embedding(self, vocab_size: int) -> nnx.Param:
         return nnx.Param(self.weights.embedding(vocab_size, self.config.embed_size))
-
-    def vector_size(self, usual: int) -> int:
-        """Features of what the output layer reads: as many as usual, or with a linear output as there are."""
-        config = self.config
-        if config.output != "linear":
-            return usual
-        return config.hidden_size * (2 if self.context_in_vector else 1)
-
-    @property
-    def context_in_vector(self) -> bool:
-        """Whether a linear output layer reads the context: where no cell does."""
-        return self.attends and self.config.decoder == "luong"
 
     def cell(self, kind: str, input_sizes: Sequence[int], size: int) -> cells.Cell:
         return CELLS[kind](input_sizes, size, self.weights, self.config.forget_bias)
 
     def encoder(self) -> Layers:
-        config, size = self.config, self.config.hidden_size
-        layers = []
-        for depth in range(config.num_layers):
-            both = config.bidirectional == "all" or (config.bidirectional == "first" and depth == 0)
-            inputs, directions = size if depth else config.embed_size, 2 if both else 1
+        config, layers, inputs = self.config, [], self.config.embed_size
+        for depth, size in enumerate(encoder_sizes(config)):
+            directions = 2 if reads_both_ways(config, depth) else 1
             layers.append([self.cell(config.cell, [inputs], size // directions) for _ in range(directions)])
-        return Layers(layers, config.dropout_rate, self.residual)
+            inputs = size
+        return Layers(layers, config.dropout_rate, self.residual(config.num_layers))
 
     def bridge(self) -> bridges.Bridge:
         config = self.config
@@ -110,9 +102,9 @@ class _Maker:
             case "zero":
                 return bridges.zero
             case "dense":
-                return bridges.Dense(config.num_layers, num_parts, config.hidden_size, self.weights)
+                return bridges.Dense(encoder_sizes(config), num_parts, config.hidden_size, self.weights)
             case "mean":
-                return bridges.Mean(config.num_layers, config.hidden_size, self.weights)
+                return bridges.Mean(self.decoder_layers, self.memory_size, config.hidden_size, self.weights)
 
     def decoder(self, vector_size: int) -> Decoder:
         config = self.config
@@ -136,12 +128,12 @@ class _Maker:
         if config.input_feeding:
             lowest.append(vector_size)
         if config.decoder in ("bahdanau", "cho") or config.context_feedback:
-            lowest.append(size)
+            lowest.append(self.memory_size)
         if config.decoder == "gnmt":
-            above.append(size)
-        inputs = [lowest, *[above] * (config.num_layers - 1)]
+            above.append(self.memory_size)
+        inputs = [lowest, *[above] * (self.decoder_layers - 1)]
         layers = [self.cell(config.decoder_cell or config.cell, sizes, size) for sizes in inputs]
-        return cells.Stack(layers, config.dropout_rate, self.residual)
+        return cells.Stack(layers, config.dropout_rate, self.residual(self.decoder_layers))
 
     def score(self) -> attention.Dot | None:
         config, size = self.config, self.config.hidden_size
@@ -155,7 +147,7 @@ class _Maker:
             options = {"num_positions": config.attention_positions}
         elif config.coverage:
             options = {"coverage": True}
-        return kind(size, size, self.weights, self.window(), **options)
+        return kind(size, self.memory_size, self.weights, self.window(), **options)
 
     def window(self) -> attention.Window:
         config = self.config
@@ -169,7 +161,7 @@ class _Maker:
 
     def combine(self, vector_size: int) -> outputs.Combine | outputs.Maxout | outputs.Pass:
         config, size = self.config, self.config.hidden_size
-        context = [size] if self.attends or config.decoder == "cho" else []
+        context = [self.memory_size] if self.attends or config.decoder == "cho" else []
         match config.output:
             case "luong":
                 parts = [*context, size]
@@ -180,7 +172,7 @@ class _Maker:
                     parts, self.weights.matrix(sum(parts), 2 * vector_size), jnp.zeros(2 * vector_size)
                 )
             case "linear":
-                return outputs.Pass(self.context_in_vector)
+                return outputs.Pass(with_context=config.decoder == "luong")
 
 
 def model_graph(config: ModelConfig, vocab_sizes: tuple[int, int]) -> nnx.GraphDef:

@@ -6,6 +6,7 @@ refused here, before anything else happens, with `UserError`.
 """
 
 import dataclasses
+import itertools
 import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -65,10 +66,15 @@ class ModelConfig:
     """Features of a token's embedding, source and target."""
     num_layers: Annotated[int, Bounds(1, 32)] = 1
     """Recurrent layers in the encoder, and as many in the decoder."""
+    decoder_layers: Annotated[int | None, Bounds(1, 32)] = None
+    """Those of the decoder, where it has another number; None for as many."""
     encoder: Literal["stacked"] = "stacked"
     """Recurrent layers one above another."""
     bidirectional: Literal["none", "first", "all"] = "all"
     """Encoder layers that read the source in both directions: none, the first one (Wu et al. 2016) or all."""
+    direction_size: Annotated[int | None, SIZE] = None
+    """Features of each direction of a layer that reads in both; None for half of hidden_size, so that the two together
+    have as many as any other layer."""
     residual_from: Annotated[int, Bounds(0, 32)] = 0
     """Lowest layer, counted from 1, whose output has its input added, as that of every layer above it (Wu et al. 2016,
     section 3.1), in encoder and decoder; 0 for none."""
@@ -128,7 +134,12 @@ class ModelConfig:
 
 
 def _check_encoder(model: ModelConfig) -> None:
-    if model.bidirectional != "none" and model.hidden_size % 2:
+    if model.direction_size and model.bidirectional == "none":
+        raise UserError(
+            f"model.direction_size {model.direction_size} is of layers in both directions, and model.bidirectional is"
+            " none; set model.direction_size None."
+        )
+    if model.bidirectional != "none" and model.hidden_size % 2 and not model.direction_size:
         raise UserError(
             f"model.hidden_size {model.hidden_size} is odd, and a bidirectional encoder gives half of it to each"
             f" direction; use {model.hidden_size + 1}, or model.bidirectional none."
@@ -138,15 +149,32 @@ def _check_encoder(model: ModelConfig) -> None:
             "model.reverse_source changes nothing where model.bidirectional is all; set model.bidirectional none or"
             " first, or model.reverse_source False."
         )
-    if model.residual_from > model.num_layers:
-        raise UserError(
-            f"model.residual_from {model.residual_from} is above the top one of model.num_layers {model.num_layers}."
-        )
+    top = max(model.num_layers, model.decoder_layers or 1)
+    if model.residual_from > top:
+        raise UserError(f"model.residual_from {model.residual_from} is above the top one of model.num_layers {top}.")
     if model.residual_from == 1 and model.embed_size != model.hidden_size:
         raise UserError(
             f"model.residual_from 1 adds embeddings to the lowest layer's output: model.embed_size {model.embed_size}"
             f" must be model.hidden_size {model.hidden_size}; or start from layer 2."
         )
+    inputs = [model.embed_size, *encoder_sizes(model)]
+    for depth, (given, made) in enumerate(itertools.pairwise(inputs), 1):
+        if 0 < model.residual_from <= depth and given != made:
+            raise UserError(
+                f"model.residual_from {model.residual_from} adds the {given} inputs of encoder layer {depth} to its"
+                f" {made} outputs, with model.direction_size {model.direction_size}; start from a layer above it."
+            )
+
+
+def encoder_sizes(model: ModelConfig) -> list[int]:
+    """Features that each layer of the encoder puts out, its directions together."""
+    both = 2 * model.direction_size if model.direction_size else model.hidden_size
+    return [both if reads_both_ways(model, depth) else model.hidden_size for depth in range(model.num_layers)]
+
+
+def reads_both_ways(model: ModelConfig, depth: int) -> bool:
+    """Whether an encoder layer, counted from 0, reads in both directions."""
+    return model.bidirectional == "all" or (model.bidirectional == "first" and depth == 0)
 
 
 def _check_attention(model: ModelConfig) -> None:
@@ -155,15 +183,22 @@ def _check_attention(model: ModelConfig) -> None:
         for name, off in (("attention_window", "all"), ("attention_heads", 1), ("coverage", False)):
             if (value := getattr(model, name)) != off:
                 raise UserError(f"model.{name} {value} acts on attention, and {kind}; set model.{name} {off}.")
+    size = encoder_sizes(model)[-1]
+    if model.attention in ("dot", "scaled_dot") and model.attention_heads == 1 and size != model.hidden_size:
+        raise UserError(
+            f"{kind}, of a state of model.hidden_size {model.hidden_size} and encoder outputs of {size}, twice"
+            " model.direction_size; they must be equal, or set model.attention general."
+        )
     if model.attention_heads > 1:
         if model.attention not in ("dot", "scaled_dot", "additive"):
             raise UserError(
                 f"model.attention_heads {model.attention_heads} go with dot, scaled_dot and additive, and {kind};"
                 f" set model.attention_heads 1."
             )
-        if model.hidden_size % model.attention_heads:
+        if model.hidden_size % model.attention_heads or size % model.attention_heads:
             raise UserError(
-                f"model.attention_heads {model.attention_heads} do not divide model.hidden_size {model.hidden_size}."
+                f"model.attention_heads {model.attention_heads} do not divide model.hidden_size {model.hidden_size} and"
+                f" the {size} features of an encoder output."
             )
     if model.coverage and (model.attention not in ("additive", "normed_additive") or model.attention_heads > 1):
         raise UserError(
@@ -180,8 +215,14 @@ def _check_decoder(model: ModelConfig) -> None:
         )
     if model.decoder == "plain" and model.attention != "none":
         raise UserError(f"{kind}, which has no attention; set model.attention none.")
-    if model.decoder == "gnmt" and model.num_layers == 1:
+    layers = model.decoder_layers or model.num_layers
+    if model.decoder == "gnmt" and layers == 1:
         raise UserError(f"{kind}: its context enters the layers above the lowest; set model.num_layers 2 or more.")
+    if layers != model.num_layers and model.bridge in ("copy", "dense"):
+        raise UserError(
+            f"model.bridge {model.bridge} gives every layer of the decoder the state of one of the encoder, and there"
+            f" are {model.num_layers} and model.decoder_layers {layers}; set model.bridge mean or zero."
+        )
     if model.input_feeding and (model.decoder != "luong" or model.attention == "none"):
         reason = kind if model.decoder != "luong" else "model.attention is none"
         raise UserError(
@@ -196,10 +237,15 @@ def _check_decoder(model: ModelConfig) -> None:
             f"model.bridge copy hands a state of {model.cell} on to {cell}, which has another; set model.bridge dense,"
             " mean or zero, or one cell for both."
         )
+    if model.bridge == "copy" and set(encoder_sizes(model)) != {model.hidden_size}:
+        raise UserError(
+            f"model.bridge copy hands states of twice model.direction_size {model.direction_size} on to layers of"
+            f" model.hidden_size {model.hidden_size}; set model.bridge dense, mean or zero."
+        )
     if model.bridge == "dense" and cell == "slstm":
         raise UserError("model.bridge dense makes states that slstm cannot have; set model.bridge copy, mean or zero.")
     if model.output == "linear" and model.tied_embeddings in ("target_output", "all"):
-        size = _vector_size(model)
+        size = linear_size(model)
         if size != model.embed_size:
             raise UserError(
                 f"model.tied_embeddings {model.tied_embeddings} with model.output linear reads vectors of {size}"
@@ -208,9 +254,10 @@ def _check_decoder(model: ModelConfig) -> None:
             )
 
 
-def _vector_size(model: ModelConfig) -> int:
+def linear_size(model: ModelConfig) -> int:
     """Features that a linear output layer reads."""
-    return model.hidden_size * (2 if model.decoder == "luong" and model.attention != "none" else 1)
+    context = encoder_sizes(model)[-1] if model.decoder == "luong" and model.attention != "none" else 0
+    return model.hidden_size + context
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,11 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "bridge": ("copy", "dense", "mean", "zero"),
     "output": ("luong", "linear", "deep"),
     "bidirectional": ("none", "first", "all"),
+    "direction_size": (None, 4),
     "residual_from": (0, 1, 2),
     "reverse_source": (False, True),
     "num_layers": (1, 2),
+    "decoder_layers": (None, 2),
     "tied_embeddings": get_args(Ties),
 }
 SIZES = {"hidden_size": 6, "embed_size": 6, "window_size": 1, "attention_positions": 3}

@@ -206,7 +206,8 @@ class Oracle:
             outputs, last = [], []
             for direction in range(len(directions)):
                 weights = weights_of(directions[direction])
-                state = first_state(config.cell, size // len(directions))
+                each = config.direction_size or size // 2
+                state = first_state(config.cell, each if len(directions) == 2 else size)
                 way, hiddens = slice(None, None, -1 if direction else 1), []
                 for x in sequence[way]:
                     state = cell(weights, x, state)
@@ -227,10 +228,10 @@ class Oracle:
         empty = first_state(config.decoder_cell or config.cell, config.hidden_size)
         layers = self.params.get("bridge", {}).get("layers")
         if config.bridge == "zero":
-            return [empty for _ in lasts]
+            return [empty for _ in range(config.decoder_layers or config.num_layers)]
         if config.bridge == "mean":
             mean = outputs.mean(axis=0)
-            return [(*empty[:-1], np.tanh(mean @ joined(layers[depth]))) for depth in range(len(lasts))]
+            return [(*empty[:-1], np.tanh(mean @ joined(layers[depth]))) for depth in range(len(layers))]
         if config.bridge == "dense":
             given = [state if len(state) == len(empty) else state[-1:] * len(empty) for state in lasts]
             return [

@@ -35,7 +35,7 @@ def test_zero_forgets_the_source():
 
 
 def test_dense_has_weights_of_its_own_for_every_part_of_every_layer():
-    bridge = bridges.Dense(2, 2, SIZE, uniform(0.8, nnx.Rngs(0)))
+    bridge = bridges.Dense([SIZE] * 2, 2, SIZE, uniform(0.8, nnx.Rngs(0)))
     kernels = [[np.asarray(linear.kernels[0][...]) for linear in layer] for layer in bridge.layers]
     assert len({kernel.tobytes() for layer in kernels for kernel in layer}) == 4
     for depth, (layer, given) in enumerate(zip(bridge(read(), states(seed=5)), states(), strict=True)):
@@ -44,13 +44,13 @@ def test_dense_has_weights_of_its_own_for_every_part_of_every_layer():
 
 
 def test_dense_makes_another_cells_state_of_the_hidden_one():
-    bridge = bridges.Dense(2, 1, SIZE, uniform(0.8, nnx.Rngs(0)))
+    bridge = bridges.Dense([SIZE] * 2, 1, SIZE, uniform(0.8, nnx.Rngs(0)))
     for layer, maps, (_, hidden) in zip(bridge(read(), states(1)), bridge.layers, states(), strict=True):
         np.testing.assert_allclose(layer[0], np.tanh(np.asarray(hidden @ maps[0].kernels[0][...])), atol=1e-6)
 
 
 def test_mean_is_over_the_real_positions_and_leaves_the_rest_of_a_state_at_its_start():
-    bridge, given, starts = bridges.Mean(2, SIZE, uniform(0.8, nnx.Rngs(0))), read(), states(seed=5)
+    bridge, given, starts = bridges.Mean(2, SIZE, SIZE, uniform(0.8, nnx.Rngs(0))), read(), states(seed=5)
     for layer, (cell, _), linear in zip(bridge(given, starts), starts, bridge.layers, strict=True):
         for row, length in enumerate(LENGTHS):
             mean = np.asarray(given.outputs[:length, row]).mean(0) if length else np.zeros(SIZE)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from seq2seq_jax import linear
 from seq2seq_jax.build import ATTENTIONS, CELLS, abstract_params, build_model
-from seq2seq_jax.config import STATE_PARTS
+from seq2seq_jax.config import STATE_PARTS, ModelConfig
 from tests.models import VOCAB, joined, run_compiled, tiny_config
 
 TIED = {
@@ -85,6 +85,32 @@ def test_every_cell_has_the_parameters_of_its_equations(cell):
 @pytest.mark.parametrize("attention", ["none", *ATTENTIONS])
 def test_every_attention_has_the_parameters_of_its_equations(attention):
     assert_parameters("lstm", attention)
+
+
+PAPERS = {  # settings, vocabularies, and the parameters that a paper says its model has
+    # Four layers of 1,000 in either; 384 million, 64 of them recurrent (section 3.4).
+    "Sutskever et al. 2014": (
+        dict(decoder="plain", attention="none", output="linear", num_layers=4, hidden_size=1000, embed_size=1000)
+        | dict(bidirectional="none", reverse_source=True),
+        (160_000, 80_000),
+        384e6,
+    ),
+    # 278 million by Chen et al. 2018, who do not say how they count.
+    "Wu et al. 2016": (
+        dict(decoder="gnmt", context_feedback=True, attention="additive", output="linear", bridge="zero")
+        | dict(num_layers=8, hidden_size=1024, embed_size=1024, bidirectional="first", direction_size=1024)
+        | dict(residual_from=3),
+        (32_000, 32_000),
+        278e6,
+    ),
+}
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_models_are_as_large_as_their_papers_say(paper):
+    settings, vocab_sizes, expected = PAPERS[paper]
+    params = abstract_params(ModelConfig(input_feeding=False, **settings), vocab_sizes)
+    assert sum(param.size for param in jax.tree.leaves(params)) == pytest.approx(expected, rel=0.015)
 
 
 def test_the_states_that_configurations_know_are_those_of_the_cells():

@@ -185,6 +185,25 @@ def test_a_value_that_cannot_be_shown_is_refused_all_the_same():
             lambda: ModelConfig(decoder_cell="gru"),
             "model.bridge copy hands a state of lstm on to gru",
         ),
+        (
+            lambda: ModelConfig(decoder_layers=3),
+            "model.bridge copy gives every layer .* there are 1 and model.decoder_layers 3; set model.bridge mean",
+        ),
+        (
+            lambda: ModelConfig(direction_size=512),
+            "model.bridge copy hands states of twice model.direction_size 512 on to .* model.hidden_size 512",
+        ),
+        (lambda: ModelConfig(direction_size=5, bidirectional="none"), "model.bidirectional is none; set .* None"),
+        (
+            lambda: ModelConfig(direction_size=512, bridge="zero", attention="dot"),
+            "of a state of model.hidden_size 512 and encoder outputs of 1024, twice model.direction_size",
+        ),
+        (
+            lambda: ModelConfig(
+                direction_size=512, bridge="zero", bidirectional="first", num_layers=2, residual_from=2
+            ),
+            "adds the 1024 inputs of encoder layer 2 to its 512 outputs",
+        ),
         (lambda: ModelConfig(cell="slstm", bridge="dense"), "model.bridge dense makes states that slstm cannot have"),
         (
             lambda: ModelConfig(output="linear", tied_embeddings="target_output"),

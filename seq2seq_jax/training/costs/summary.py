@@ -1,5 +1,6 @@
 """What a run costs, from the costs of its batch shapes; and the lines that say so."""
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -85,7 +86,9 @@ def parameter_lines(parts: Mapping[str, Size], state: Size) -> Iterator[str]:
 def step_lines(plan: Plan) -> Iterator[str]:
     """What of a step of the decoder runs in a loop, and what for all steps at once."""
     yield "Decoder's step, with the shapes of its products at one step"
-    yield from (f"    {stage}" for stage in plan.stages if stage.products or stage.where == "loop")
+    for stage in plan.stages:
+        if stage.products or stage.where in ("loop", "solved"):
+            yield from textwrap.wrap(str(stage), 110, initial_indent=" " * 4, subsequent_indent=" " * 8)
 
 
 def cost_lines(costs: Costs) -> Iterator[str]:
