@@ -102,10 +102,10 @@ def test_what_begins_with_a_dash_is_a_value_where_it_is_a_number_or_joined_to_it
 
 
 def test_true_false_and_none_are_understood_in_any_case():
-    options = ["--model.bidirectional", "false", "--data.joint-vocabulary=TRUE", "--data.batch-size", "none"]
+    options = ["--model.coverage", "false", "--data.joint-vocabulary=TRUE", "--data.batch-size", "none"]
     settings = parsed("--num-lines=1", *options, "--data.batch-tokens", "9", "--model.input-feeding", "False").settings
     assert settings == Config(
-        model=ModelConfig(bidirectional="none", input_feeding=False), data=DataConfig(batch_size=None, batch_tokens=9)
+        model=ModelConfig(coverage=False, input_feeding=False), data=DataConfig(batch_size=None, batch_tokens=9)
     )
 
 

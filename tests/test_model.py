@@ -169,19 +169,19 @@ def test_steps_of_a_search_equal_teacher_forcing(settings):
 ATTENTIONS = [("none", False), *itertools.product(["dot", "general", "additive"], [True, False])]
 # Each attention once, each cell with and without feeding, and every pair of the other choices among them.
 COVERING = [
-    ("lstm", *ATTENTIONS[0], True, 2, "all"),
-    ("gru", *ATTENTIONS[1], False, 2, "none"),
-    ("rnn", *ATTENTIONS[2], True, 1, "none"),
-    ("lstm", *ATTENTIONS[3], True, 2, "all"),
-    ("gru", *ATTENTIONS[4], False, 2, "target_output"),
-    ("rnn", *ATTENTIONS[5], False, 1, "all"),
-    ("lstm", *ATTENTIONS[6], True, 2, "source_target"),
+    ("lstm", *ATTENTIONS[0], "all", 2, "all"),
+    ("gru", *ATTENTIONS[1], "none", 2, "none"),
+    ("rnn", *ATTENTIONS[2], "all", 1, "none"),
+    ("lstm", *ATTENTIONS[3], "all", 2, "all"),
+    ("gru", *ATTENTIONS[4], "none", 2, "target_output"),
+    ("rnn", *ATTENTIONS[5], "none", 1, "all"),
+    ("lstm", *ATTENTIONS[6], "all", 2, "source_target"),
 ]
 EVERY = [
     (cell, *attention, *others)
     for cell in ("rnn", "gru", "lstm")
     for attention in ATTENTIONS
-    for others in itertools.product([True, False], [1, 2], ["none", "source_target", "target_output", "all"])
+    for others in itertools.product(["none", "all"], [1, 2], ["none", "source_target", "target_output", "all"])
 ]
 
 
