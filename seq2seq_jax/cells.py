@@ -315,6 +315,26 @@ class LayerNorm(nnx.Module):
         return (scaled.reshape(x.shape) * self.gain[...]).astype(x.dtype)
 
 
+def step(cell: Cell, state: State, *inputs: Float[Array, "B _"]) -> State:
+    """One step of a cell.
+
+    Raises:
+      TypeError: what the cell returns is no state like the one that it was given.
+    """
+    new = cell(state, *inputs)
+    if not isinstance(new, tuple) or list(map(_shape, new)) != list(map(_shape, state)):
+        found = f"({', '.join(map(_shape, new))})" if isinstance(new, tuple) else _shape(new)
+        raise TypeError(
+            f"{type(cell).__name__} was given the state ({', '.join(map(_shape, state))}) and returned {found}; a cell"
+            " returns its new state, a tuple of arrays like those of the old one."
+        )
+    return new
+
+
+def _shape(part: Any) -> str:
+    return str(list(part.shape)) if hasattr(part, "shape") else type(part).__name__
+
+
 class Stack(nnx.Module):
     """Cells one above another, with dropout between them (Zaremba et al. 2014, section 3.1).
 
@@ -351,7 +371,7 @@ class Stack(nnx.Module):
         new: list[State] = []
         for depth, state in enumerate(states, first):
             given = (drop(below, self.dropout_rate, keep[depth - 1]), *shared) if depth else (below, *others)
-            new.append(self.cells[depth](state, *given))
+            new.append(step(self.cells[depth], state, *given))
             below = new[-1][-1] + below if self.residual[depth] else new[-1][-1]
         return tuple(new), below
 

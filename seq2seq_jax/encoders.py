@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from seq2seq_jax.cells import Cell, State
+from seq2seq_jax.cells import step as cell_step
 from seq2seq_jax.dropout import Keys, dropout, split_keys
 from seq2seq_jax.recurrence import in_pieces, scan
 
@@ -61,7 +62,7 @@ def _run(
 
     def step(state: State, x: tuple[Array, Array]) -> tuple[State, Array]:
         inputs, mask = x
-        new = jax.vmap(lambda weights, *inputs: nnx.merge(structure, weights)(*inputs))(weights, state, inputs)
+        new = jax.vmap(lambda weights, *given: cell_step(nnx.merge(structure, weights), *given))(weights, state, inputs)
         # In the padding the state stays; the second direction meets it first, and keeps its zeros.
         state = tuple(jnp.where(mask[..., None], after, before) for after, before in zip(new, state, strict=True))
         return state, state[-1]

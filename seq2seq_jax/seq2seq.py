@@ -89,7 +89,12 @@ class Seq2Seq(nnx.Module):
         return Encoded(memory, self.decoder.start(states, memory))
 
     def __call__(self, source: Padded, target: Int[Array, "B T"], *, keys: Keys | None = None) -> Features:
-        """Teacher forcing: step t sees the tokens before target position t. Features of all steps, [T, B, ...]."""
+        """Teacher forcing: step t sees the tokens before target position t. Features of all steps, [T, B, ...].
+
+        Raises:
+          ValueError: the numbers of sources and targets differ.
+        """
+        _check_pairs(source.values, target)
         encoder_keys, decoder_keys = split_keys(keys, 2)
         encoded = self.encode(source, keys=encoder_keys)
         return self._decode(encoded.memory, encoded.state, _inputs(target), decoder_keys)[1]
@@ -114,7 +119,11 @@ class Seq2Seq(nnx.Module):
           keys: for dropout.
           piece: positions decoded and read at once, and kept for the backward
             pass, see `recurrence.in_pieces`; 0 for all.
+
+        Raises:
+          ValueError: the numbers of sources and targets differ.
         """
+        _check_pairs(source.values, target.values)
         encoder_keys, decoder_keys = split_keys(keys, 2)
         encoded = self.encode(source, keys=encoder_keys, piece=piece)
 
@@ -185,6 +194,11 @@ class Seq2Seq(nnx.Module):
 
     def _step(self, encoded: Encoded, x: Float[Array, "B D"]) -> tuple[Any, Features]:
         return self.decoder.step(encoded.memory, encoded.state, x, self.decoder.keep(None, 1))
+
+
+def _check_pairs(source: Array, target: Array) -> None:
+    if len(source) != len(target):
+        raise ValueError(f"{len(source)} sources and {len(target)} targets; there must be one for each.")
 
 
 def reverse(source: Padded) -> Padded:

@@ -6,7 +6,7 @@ from flax import nnx
 from jax.test_util import check_grads
 
 from seq2seq_jax.build import CELLS
-from seq2seq_jax.cells import Stack, lstm_cell
+from seq2seq_jax.cells import Cell, Stack, lstm_cell
 from seq2seq_jax.linear import uniform
 from tests import models
 
@@ -68,6 +68,24 @@ def test_a_state_starts_with_nothing_and_keeps_its_dtypes(kind, dtype):
     assert [(part.shape, part.dtype) for part in after] == [(part.shape, part.dtype) for part in state]
     np.testing.assert_array_equal([part[0] for part in state], np.float32(models.first_state(kind, SIZE)))
     assert all(np.any(part != before) for part, before in zip(after, state, strict=True))
+
+
+@pytest.mark.parametrize(
+    "result, told",
+    [
+        (lambda hidden: hidden, r"returned \[3, 5\]; a cell returns its new state, a tuple"),
+        (lambda hidden: ((hidden,), hidden), r"returned \(tuple, \[3, 5\]\)"),
+        (lambda hidden: (hidden, hidden), r"given the state \(\[3, 5\]\) and returned \(\[3, 5\], \[3, 5\]\)"),
+    ],
+)
+def test_a_cell_that_returns_no_state_is_told(result, told):
+    class Odd(Cell):
+        def __call__(self, state, *inputs):
+            return result(state[0])
+
+    stack = Stack([Odd([2], SIZE, uniform(0.8, nnx.Rngs(0)))], 0.0)
+    with pytest.raises(TypeError, match=f"Odd was .*{told}"):
+        stack([(jnp.zeros((BATCH, SIZE)),)], jnp.zeros((BATCH, 2)), keep=[])
 
 
 def test_in_a_stack_each_state_goes_up_and_dropout_is_between():

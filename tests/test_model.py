@@ -257,6 +257,12 @@ def test_what_runs_where_is_lost_among_the_roundings_of_training(plainly, cell, 
     assert_trees_close(scaled, jax.tree.map(lambda leaf: leaf / np.abs(leaf).max(), expected), tolerance)
 
 
+def test_sources_without_a_target_are_told():
+    few = jax.tree.map(lambda leaf: leaf[:2], TARGET)
+    with pytest.raises(ValueError, match="3 sources and 2 targets; there must be one for each"):
+        jax.eval_shape(teacher_forced(tiny_config()), random_params(tiny_config()), SOURCE, few)
+
+
 def test_a_tied_table_learns_from_all_its_uses():
     square = dict(attention="none", input_feeding=False, bidirectional="none", hidden_size=4, embed_size=4)
     tied, untied = tiny_config(**square, tied_embeddings="all"), tiny_config(**square)
