@@ -91,8 +91,8 @@ def check_ends(path: Path) -> None:
         raise UserError(f"{path} is a pipe or a device; write its text into a file first.")
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """Yields the lines of a text file, plain or gzip, without their ends.
+def read_lines(path: Path) -> Generator[str]:
+    """Yields the lines of a text file, plain or gzip, without their ends; who stops early closes it.
 
     Raises:
       UserError: as `check_ends`, `open_input` and `chunks` say.

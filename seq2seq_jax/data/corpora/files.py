@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +79,18 @@ def parallel_pairs(source: Path, target: Path) -> Iterator[Pair]:
     Raises:
       UserError: one file has more lines, or `read_lines` says so.
     """
-    lines = itertools.zip_longest(read_lines(source), read_lines(target))
-    for number, (source_line, target_line) in enumerate(lines, 1):
-        if source_line is None or target_line is None:
-            longer, shorter = (source, target) if target_line is None else (target, source)
-            extra = source_line if target_line is None else target_line
-            total = number + sum(1 for _ in lines)
-            raise UserError(
-                f"{longer} has {total:,} lines and {shorter} has {number - 1:,}: line {number:,} of {longer.name}"
-                f" is the first without a partner: {_excerpt(extra or '')}"
-            )
-        yield source_line, target_line
+    with closing(read_lines(source)) as sources, closing(read_lines(target)) as targets:
+        lines = itertools.zip_longest(sources, targets)
+        for number, (source_line, target_line) in enumerate(lines, 1):
+            if source_line is None or target_line is None:
+                longer, shorter = (source, target) if target_line is None else (target, source)
+                extra = source_line if target_line is None else target_line
+                total = number + sum(1 for _ in lines)
+                raise UserError(
+                    f"{longer} has {total:,} lines and {shorter} has {number - 1:,}: line {number:,} of {longer.name}"
+                    f" is the first without a partner: {_excerpt(extra or '')}"
+                )
+            yield source_line, target_line
 
 
 def _find_tables(folder: Path, listing: Folder, config: DataConfig) -> RawCorpus:
@@ -117,17 +119,18 @@ def _find_tables(folder: Path, listing: Folder, config: DataConfig) -> RawCorpus
 
 
 def _table_pairs(path: Path, columns: tuple[str, ...], source: int, target: int) -> Iterator[Pair]:
-    for number, line in enumerate(read_lines(path), 1):
-        fields = line.split("\t")
-        if len(fields) != len(columns):
-            if not line.strip():
-                fields = [""] * len(columns)  # an empty line is an empty pair, as in parallel files
-            else:
-                raise UserError(
-                    f"{path}, line {number:,} has {len(fields)} tab-separated fields, and data.columns names"
-                    f" {len(columns)} ({', '.join(columns)}): {_excerpt(line)}"
-                )
-        yield fields[source], fields[target]
+    with closing(read_lines(path)) as lines:
+        for number, line in enumerate(lines, 1):
+            fields = line.split("\t")
+            if len(fields) != len(columns):
+                if not line.strip():
+                    fields = [""] * len(columns)  # an empty line is an empty pair, as in parallel files
+                else:
+                    raise UserError(
+                        f"{path}, line {number:,} has {len(fields)} tab-separated fields, and data.columns names"
+                        f" {len(columns)} ({', '.join(columns)}): {_excerpt(line)}"
+                    )
+            yield fields[source], fields[target]
 
 
 def _parallel_corpus(source: str, target: str, splits: dict[str, tuple[Path, ...]]) -> RawCorpus:
