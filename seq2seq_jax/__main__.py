@@ -15,7 +15,15 @@ def run(arguments: Sequence[str] | None = None, *, repository: Path | None = Non
     """Runs one command, see `cli.main`, and ends the process."""
     with console.ready_streams():  # before anything is opened, which would take the number of a closed one
         signals.obey()
-        from seq2seq_jax import cli
+        try:
+            from seq2seq_jax import cli
+        except ModuleNotFoundError as error:
+            print(
+                f"error: {error.name} is not installed in this Python ({sys.executable}). Activate the environment that"
+                " has it, or run: pip install .",
+                file=sys.stderr,
+            )
+            sys.exit(2)
 
         code = cli.main(arguments, repository=repository)
         if code in signals.EXIT_CODES.values():

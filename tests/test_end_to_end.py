@@ -113,6 +113,13 @@ def test_two_text_files_become_a_translator_with_a_test_score(trained_by_command
     assert "\x1b" not in trained_by_command.out  # no control codes in a pipe
 
 
+def test_a_python_without_the_package_is_told_what_to_do(repository):
+    command = [sys.executable, "-S", "train.py"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert " is not installed in this Python (" in done.stderr and "pip install ." in done.stderr
+
+
 def test_translate_answers_a_pipe_line_by_line(workdir, repository):
     done = run(repository, "translate", "--workdir", workdir, text="ant bee\n\ncat\nhen gnu fox\n")
     assert (done.code, done.out, done.err) == (0, "ANT BEE\n\nCAT\nHEN GNU FOX\n", "")
