@@ -52,11 +52,13 @@ class Dot(nnx.Module):
       query_size: H, features of what asks: the decoder's hidden state.
       memory_size: E, features of the encoder's outputs.
       weights: draws first values; this score has none.
-      window: what is looked at; None for everything.
+
+    Attributes:
+      window: what is looked at: everything, unless another takes its place.
     """
 
-    def __init__(self, query_size: int, memory_size: int, weights: Weights, window: "Window | None" = None) -> None:
-        self.window = Window() if window is None else window
+    def __init__(self, query_size: int, memory_size: int, weights: Weights) -> None:
+        self.window = Window()
 
     def memory(self, outputs: Float[Array, "B S E"], mask: Bool[Array, "B S"]) -> Memory:
         """Lays out what the encoder put out: done once for a sentence."""
@@ -107,8 +109,8 @@ class ScaledDot(Dot):
 class General(Dot):
     """`q . W m`, Luong et al. 2015, equation 8."""
 
-    def __init__(self, query_size: int, memory_size: int, weights: Weights, window: "Window | None" = None) -> None:
-        super().__init__(query_size, memory_size, weights, window)
+    def __init__(self, query_size: int, memory_size: int, weights: Weights) -> None:
+        super().__init__(query_size, memory_size, weights)
         self.key_kernel = nnx.Param(weights.matrix(memory_size, query_size))
 
     def keys(self, outputs: Float[Array, "B S E"]) -> Float[Array, "B S A"]:
@@ -122,16 +124,8 @@ class Location(Dot):
       num_positions: P; positions beyond them are not attended to.
     """
 
-    def __init__(
-        self,
-        query_size: int,
-        memory_size: int,
-        weights: Weights,
-        window: "Window | None" = None,
-        *,
-        num_positions: int,
-    ) -> None:
-        super().__init__(query_size, memory_size, weights, window)
+    def __init__(self, query_size: int, memory_size: int, weights: Weights, *, num_positions: int) -> None:
+        super().__init__(query_size, memory_size, weights)
         self.positions = Linear([query_size], weights.matrix(query_size, num_positions))
         self.num_positions = num_positions
 
@@ -150,16 +144,8 @@ class Additive(General):
       coverage: whether the score knows how much attention a position has had.
     """
 
-    def __init__(
-        self,
-        query_size: int,
-        memory_size: int,
-        weights: Weights,
-        window: "Window | None" = None,
-        *,
-        coverage: bool = False,
-    ) -> None:
-        super().__init__(query_size, memory_size, weights, window)
+    def __init__(self, query_size: int, memory_size: int, weights: Weights, *, coverage: bool = False) -> None:
+        super().__init__(query_size, memory_size, weights)
         self.query = Linear([query_size], weights.matrix(query_size, query_size))
         self.score = nnx.Param(weights.matrix(query_size, 1)[:, 0])
         self.coverage = nnx.Param(weights.matrix(1, query_size)[0]) if coverage else None
@@ -191,8 +177,8 @@ class Additive(General):
 class Concat(Additive):
     """`v . tanh(W [q; m])`, Luong et al. 2015, equation 8: the additive score, with W drawn as one matrix."""
 
-    def __init__(self, query_size: int, memory_size: int, weights: Weights, window: "Window | None" = None) -> None:
-        super().__init__(query_size, memory_size, weights, window)
+    def __init__(self, query_size: int, memory_size: int, weights: Weights) -> None:
+        super().__init__(query_size, memory_size, weights)
         of_query, of_memory = jnp.split(weights.matrix(query_size + memory_size, query_size), [query_size])
         self.query, self.key_kernel = Linear([query_size], of_query), nnx.Param(of_memory)
 
@@ -203,16 +189,8 @@ class NormedAdditive(Additive):
     g begins at 1 / sqrt(A), and b at zero.
     """
 
-    def __init__(
-        self,
-        query_size: int,
-        memory_size: int,
-        weights: Weights,
-        window: "Window | None" = None,
-        *,
-        coverage: bool = False,
-    ) -> None:
-        super().__init__(query_size, memory_size, weights, window, coverage=coverage)
+    def __init__(self, query_size: int, memory_size: int, weights: Weights, *, coverage: bool = False) -> None:
+        super().__init__(query_size, memory_size, weights, coverage=coverage)
         self.length = nnx.Param(jnp.asarray(query_size**-0.5))
         self.bias = nnx.Param(jnp.zeros(query_size))
 
@@ -232,7 +210,7 @@ def _check(score: Dot, memory: Memory) -> None:
 # ---- several at once
 
 
-class Heads(Dot):
+class Heads(General):
     """Dot products side by side, each over projections of its own (Vaswani et al. 2017, section 3.2.2).
 
     The weights that a step reports are the mean over the heads.
@@ -241,24 +219,12 @@ class Heads(Dot):
       num_heads: a divisor of H and of E.
     """
 
-    def __init__(
-        self,
-        query_size: int,
-        memory_size: int,
-        weights: Weights,
-        window: "Window | None" = None,
-        *,
-        num_heads: int,
-    ) -> None:
-        super().__init__(query_size, memory_size, weights, window)
+    def __init__(self, query_size: int, memory_size: int, weights: Weights, *, num_heads: int) -> None:
+        super().__init__(query_size, memory_size, weights)
         self.num_heads = num_heads
         self.query = Linear([query_size], weights.matrix(query_size, query_size))
-        self.key_kernel = nnx.Param(weights.matrix(memory_size, query_size))
         self.value_kernel = nnx.Param(weights.matrix(memory_size, memory_size))
         self.context = Linear([memory_size], weights.matrix(memory_size, memory_size))
-
-    def keys(self, outputs: Float[Array, "B S E"]) -> Float[Array, "B S A"]:
-        return matmul(outputs, self.key_kernel[...].astype(outputs.dtype))
 
     def values(self, outputs: Float[Array, "B S E"]) -> Float[Array, "B S E"]:
         return matmul(outputs, self.value_kernel[...].astype(outputs.dtype))
@@ -286,16 +252,8 @@ class ScaledHeads(Heads):
 class AdditiveHeads(Heads):
     """Additive scores of several heads, `v . tanh(q + k)` over the features of each (RNMT+, Chen et al. 2018)."""
 
-    def __init__(
-        self,
-        query_size: int,
-        memory_size: int,
-        weights: Weights,
-        window: "Window | None" = None,
-        *,
-        num_heads: int,
-    ) -> None:
-        super().__init__(query_size, memory_size, weights, window, num_heads=num_heads)
+    def __init__(self, query_size: int, memory_size: int, weights: Weights, *, num_heads: int) -> None:
+        super().__init__(query_size, memory_size, weights, num_heads=num_heads)
         self.score = nnx.Param(weights.matrix(query_size, 1)[:, 0])
 
     def scores(self, query: Float[Array, "*B H"], keys: Float[Array, "*B S A"]) -> Float[Array, "*B S"]:

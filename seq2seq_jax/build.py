@@ -111,11 +111,11 @@ class _Maker:
         parts = self.stack(vector_size), self.score(), self.combine(vector_size), vector_size, config.dropout_rate
         match config.decoder:
             case "luong":
-                return decoders.Luong(*parts, input_feeding=config.input_feeding)
+                return decoders.Luong(*parts, feedback=config.input_feeding)
             case "bahdanau":
                 return decoders.Bahdanau(*parts)
             case "gnmt":
-                return decoders.GNMT(*parts, context_feedback=config.context_feedback)
+                return decoders.GNMT(*parts, feedback=config.context_feedback)
             case "plain":
                 return decoders.Plain(*parts)
             case "cho":
@@ -139,7 +139,7 @@ class _Maker:
         config, size = self.config, self.config.hidden_size
         if not self.attends:
             return None
-        options: dict[str, Any] = {}
+        window, options = self.window(), {}
         kind: Any = ATTENTIONS[config.attention]
         if config.attention_heads > 1:
             kind, options = HEADS[config.attention], {"num_heads": config.attention_heads}
@@ -147,7 +147,9 @@ class _Maker:
             options = {"num_positions": config.attention_positions}
         elif config.coverage:
             options = {"coverage": True}
-        return kind(size, self.memory_size, self.weights, self.window(), **options)
+        score = kind(size, self.memory_size, self.weights, **options)
+        score.window = window
+        return score
 
     def window(self) -> attention.Window:
         config = self.config

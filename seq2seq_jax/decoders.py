@@ -75,6 +75,8 @@ class Recurrent(Decoder):
       combine: makes the vector, see `outputs`.
       vector_size: its features.
       dropout_rate: of the vector.
+      feedback: whether what was attended to is an input of the lowest layer, where
+        a decoder leaves that open.
     """
 
     def __init__(
@@ -84,9 +86,10 @@ class Recurrent(Decoder):
         combine: Combine | Maxout | Pass,
         vector_size: int,
         dropout_rate: float,
+        feedback: bool = False,
     ) -> None:
         self.stack, self.attention, self.combine = stack, attention, combine
-        self.vector_size, self.dropout_rate = vector_size, dropout_rate
+        self.vector_size, self.dropout_rate, self.feedback = vector_size, dropout_rate, feedback
 
     def memory(self, read: Read) -> Any:
         if self.attention is None:
@@ -118,26 +121,12 @@ class Recurrent(Decoder):
 class Luong(Recurrent):
     """Luong et al. 2015, section 3: the new state asks; with input feeding (figure 4) the next step has the vector.
 
-    Args:
-      input_feeding: whether the vector is the second input of the lowest layer.
+    With `feedback` the vector is the second input of the lowest layer.
     """
-
-    def __init__(
-        self,
-        stack: Stack,
-        attention: Dot | None,
-        combine: Combine | Maxout | Pass,
-        vector_size: int,
-        dropout_rate: float,
-        *,
-        input_feeding: bool,
-    ) -> None:
-        super().__init__(stack, attention, combine, vector_size, dropout_rate)
-        self.input_feeding = input_feeding
 
     def start(self, states: Sequence[cells.State], memory: Any) -> State:
         hidden = states[-1][-1]
-        vector = jnp.zeros((len(hidden), self.vector_size), hidden.dtype) if self.input_feeding else None
+        vector = jnp.zeros((len(hidden), self.vector_size), hidden.dtype) if self.feedback else None
         return super().start(states, memory)._replace(vector=vector)
 
     def step(self, memory: Any, state: State, x: Float[Array, "B D"], keep: Keep) -> tuple[State, Features]:
@@ -145,7 +134,7 @@ class Luong(Recurrent):
         states, top = self.stack(state.cells, *inputs, keep=keep.between)
         attended = self.attend(top, memory, state.past)
         features = self.features(top, attended, x, keep)
-        return State(states, features.vector if self.input_feeding else None, attended.past), features
+        return State(states, features.vector if self.feedback else None, attended.past), features
 
 
 class Plain(Recurrent):
@@ -181,29 +170,15 @@ class Cho(Bahdanau):
 class GNMT(Recurrent):
     """Wu et al. 2016, section 3: the lowest layer asks, and the context is an input of the layers above.
 
-    Args:
-      context_feedback: as in the paper (equation 4) the lowest layer's output of
-        the step before asks, and its context is an input of the lowest layer
-        too. Without it the output of this step asks: nothing of attention is then
-        handed on, and only the cells are loops (NVIDIA's second version).
+    With `feedback`, as in the paper (equation 4), the lowest layer's output of the
+    step before asks, and its context is an input of the lowest layer too. Without it
+    the output of this step asks: nothing of attention is then handed on, and only the
+    cells are loops (NVIDIA's second version).
     """
-
-    def __init__(
-        self,
-        stack: Stack,
-        attention: Dot | None,
-        combine: Combine | Maxout | Pass,
-        vector_size: int,
-        dropout_rate: float,
-        *,
-        context_feedback: bool,
-    ) -> None:
-        super().__init__(stack, attention, combine, vector_size, dropout_rate)
-        self.context_feedback = context_feedback
 
     def step(self, memory: Any, state: State, x: Float[Array, "B D"], keep: Keep) -> tuple[State, Features]:
         first, rest = state.cells[:1], state.cells[1:]
-        if self.context_feedback:
+        if self.feedback:
             attended = self.attend(first[0][-1], memory, state.past)
             first, lowest = self.stack(first, x, attended.context, keep=keep.between)
         else:
