@@ -11,7 +11,8 @@ from jaxtyping import Array, Key
 from seq2seq_jax import attention, bridges, cells, decoders, linear, outputs
 from seq2seq_jax.config import STATE_PARTS, ModelConfig, encoder_sizes, linear_size, reads_both_ways
 from seq2seq_jax.decoders import Decoder
-from seq2seq_jax.encoders import Layers
+from seq2seq_jax.encoders import Apart, Layers, Pointwise
+from seq2seq_jax.linear import Linear
 from seq2seq_jax.outputs import Softmax
 from seq2seq_jax.seq2seq import Seq2Seq
 
@@ -39,16 +40,23 @@ HEADS = {"dot": attention.Heads, "scaled_dot": attention.ScaledHeads, "additive"
 """Of scores that may have several."""
 
 
-def build_model(config: ModelConfig, vocab_sizes: tuple[int, int], key: Key[Array, ""]) -> Seq2Seq:
-    """The model with its first parameters; source and target vocabulary sizes."""
+def build_model(config: ModelConfig, vocab_sizes: tuple[int, ...], key: Key[Array, ""]) -> Seq2Seq:
+    """The model with its first parameters.
+
+    Args:
+      config: what it looks like.
+      vocab_sizes: of source and target; and how many of the source's entries, the last ones, are tags.
+      key: of the first parameters.
+    """
     make, ties = _Maker(config, key), config.tied_embeddings
-    target_table = source_table = output_table = make.embedding(vocab_sizes[1])
+    source_size, target_size, num_tags = (*vocab_sizes, 0)[:3]
+    target_table = source_table = output_table = make.embedding(target_size)
     if ties not in ("source_target", "all"):
-        source_table = make.embedding(vocab_sizes[0])
+        source_table = make.embedding(source_size)
     if ties not in ("target_output", "all"):
         size = linear_size(config) if config.output == "linear" else config.hidden_size
-        output_table = nnx.Param(make.weights.matrix(vocab_sizes[1], size))
-    encoder = make.encoder()
+        output_table = nnx.Param(make.weights.matrix(target_size, size))
+    encoder = make.encoder() if config.features == "prepend" else make.encoder_apart()
     bridge = make.bridge()
     decoder = make.decoder(vector_size=output_table.shape[1])
     dtype = jnp.bfloat16 if config.compute_dtype == "bfloat16" else None
@@ -60,6 +68,7 @@ def build_model(config: ModelConfig, vocab_sizes: tuple[int, int], key: Key[Arra
         decoder,
         Softmax(output_table),
         dropout_rate=config.dropout_rate,
+        first_tag=source_size - num_tags,
         reverse_source=config.reverse_source,
         dtype=dtype,
     )
@@ -92,6 +101,18 @@ class _Maker:
             layers.append([self.cell(config.cell, [inputs], size // directions) for _ in range(directions)])
             inputs = size
         return Layers(layers, config.dropout_rate, self.residual(config.num_layers))
+
+    def encoder_apart(self) -> Apart:
+        """An encoder that reads tags by themselves."""
+        text = self.encoder()
+        match self.config.features:
+            case "shared":
+                return Apart(text, text)
+            case "separate":
+                return Apart(text, self.encoder())
+            case _:
+                size, results = self.config.embed_size, self.memory_size
+                return Apart(text, Pointwise(Linear([size], self.weights.matrix(size, results), jnp.zeros(results))))
 
     def bridge(self) -> bridges.Bridge:
         config = self.config
@@ -177,12 +198,12 @@ class _Maker:
                 return outputs.Pass(with_context=config.decoder == "luong")
 
 
-def model_graph(config: ModelConfig, vocab_sizes: tuple[int, int]) -> nnx.GraphDef:
+def model_graph(config: ModelConfig, vocab_sizes: tuple[int, ...]) -> nnx.GraphDef:
     """The model's structure without any array, for `nnx.merge` with a dict of parameters."""
     return nnx.graphdef(nnx.eval_shape(lambda: build_model(config, vocab_sizes, jax.random.key(0))))
 
 
-def abstract_params(config: ModelConfig, vocab_sizes: tuple[int, int]) -> dict[str, Any]:
+def abstract_params(config: ModelConfig, vocab_sizes: tuple[int, ...]) -> dict[str, Any]:
     """Shapes and dtypes of the parameters."""
     model = nnx.eval_shape(lambda: build_model(config, vocab_sizes, jax.random.key(0)))
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))

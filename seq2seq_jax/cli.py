@@ -364,11 +364,11 @@ def _parse_for_run(command: str, cls: type, given: Sequence[Given]) -> Any:
 
 def _read_pairs(source: Path, target: Path) -> tuple[list[str], list[str]]:
     """Returns the lines of two parallel files; UserError where they are not."""
-    from seq2seq_jax.data.corpora.files import parallel_pairs
+    from seq2seq_jax.data.corpora.files import parallel_lines
 
     for path in (source, target):
         text_files.check_exists(path)
-    pairs = list(parallel_pairs(source, target))
+    pairs = list(parallel_lines(source, target))
     if not pairs:
         raise UserError(f"{source} and {target} are empty.")
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]

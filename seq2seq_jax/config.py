@@ -78,6 +78,10 @@ class ModelConfig:
     residual_from: Annotated[int, Bounds(0, 32)] = 0
     """Lowest layer, counted from 1, whose output has its input added, as that of every layer above it (Wu et al. 2016,
     section 3.1), in encoder and decoder; 0 for none."""
+    features: Literal["prepend", "shared", "separate", "linear"] = "prepend"
+    """How the tags of data.features are read. prepend: with the source, as its first tokens. The others read both
+    apart, and attention looks at both: shared by the one encoder, separate by an encoder of their own, linear by a
+    linear map of their embeddings."""
     reverse_source: bool = False
     """Read the source from its last token to its first (Sutskever et al. 2014, section 3.3)."""
     decoder: Literal["luong", "bahdanau", "gnmt", "plain", "cho"] = "luong"
@@ -148,6 +152,11 @@ def _check_encoder(model: ModelConfig) -> None:
         raise UserError(
             "model.reverse_source changes nothing where model.bidirectional is all; set model.bidirectional none or"
             " first, or model.reverse_source False."
+        )
+    if model.reverse_source and model.features != "prepend":
+        raise UserError(
+            f"model.reverse_source turns round what one encoder reads, and model.features is {model.features}; set"
+            " model.features prepend, or model.reverse_source False."
         )
     top = max(model.num_layers, model.decoder_layers or 1)
     if model.residual_from > top:
@@ -274,6 +283,11 @@ class DataConfig:
     """Split that is trained on, where a corpus has several, such as train-low and train-high."""
     columns: tuple[str, ...] = ()
     """Names of the columns of SPLIT.tsv files, left to right."""
+    features: str | None = None
+    """Column of tags that go with the source, such as V;PST in morphological inflection. Each is a symbol of its own,
+    before those of the source, see model.features."""
+    features_separator: str = ";"
+    """What stands between two tags."""
     train_files: tuple[str, str] | None = None
     """Source and target file of the training split, instead of a corpus."""
     validation_files: tuple[str, str] | None = None
@@ -315,6 +329,13 @@ class DataConfig:
             )
         if (self.validation_files or self.test_files) and not self.train_files:
             raise UserError("data.validation_files and data.test_files go with data.train_files, which is not set.")
+        if self.features and self.train_files:
+            raise UserError(
+                f"data.features {self.features} is a column of data.corpus, and data.train_files are two files; put"
+                f" train.{self.features} beside them into a folder, and set data.corpus files:FOLDER."
+            )
+        if "\t" in self.features_separator:
+            raise UserError("data.features_separator has a tab, which stands between a source and its tags.")
 
 
 @dataclass(frozen=True)
@@ -450,6 +471,11 @@ class Config:
             raise UserError(
                 f"model.tied_embeddings {self.model.tied_embeddings} shares the source table with the target,"
                 " which needs data.joint_vocabulary True."
+            )
+        if self.model.features != "prepend" and not self.data.features:
+            raise UserError(
+                f"model.features {self.model.features} reads the tags of data.features, which is not set; name their"
+                " column, or set model.features prepend."
             )
         if self.optimizer.schedule == "cosine" and self.optimizer.warmup_steps >= self.train.num_steps:
             raise UserError(

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from seq2seq_jax.cells import Cell, State
 from seq2seq_jax.cells import step as cell_step
 from seq2seq_jax.dropout import Keys, dropout, split_keys
+from seq2seq_jax.linear import Linear
 from seq2seq_jax.recurrence import in_pieces, scan
 
 
@@ -51,6 +52,56 @@ class Layers(nnx.Module):
             states.append(state)
             below = outputs + below if self.residual[depth] else outputs
         return Read(below, states, mask)
+
+
+class Pointwise(nnx.Module):
+    """A linear map of each position by itself: an encoder without order or state."""
+
+    def __init__(self, linear: Linear) -> None:
+        self.linear = linear
+
+    def __call__(
+        self, inputs: Float[Array, "S B D"], mask: Bool[Array, "S B"], keys: Keys | None = None, piece: int = 0
+    ) -> Read:
+        """As `Layers.__call__`, without states."""
+        return Read(self.linear(inputs), [], mask)
+
+
+class Apart(nnx.Module):
+    """Reads the tags of a source, its first positions, and its text each by itself.
+
+    What an encoder puts out stands at the place of what it read, so attention looks at both.
+
+    Args:
+      text: reads the text; its last states are those of the whole.
+      tags: reads the tags; it may be the same module.
+    """
+
+    def __init__(self, text: Layers, tags: Layers | Pointwise) -> None:
+        self.text, self.tags = text, tags
+
+    def __call__(
+        self,
+        inputs: Float[Array, "S B D"],
+        mask: Bool[Array, "S B"],
+        is_tag: Bool[Array, "S B"],
+        keys: Keys | None = None,
+        piece: int = 0,
+    ) -> Read:
+        """As `Layers.__call__`; `is_tag`: True at the first positions of each source that are tags."""
+        first, second = split_keys(keys, 2)
+        num_tags = is_tag.sum(0)
+        of_text = jnp.arange(len(mask))[:, None] < mask.sum(0) - num_tags
+        text = self.text(_moved(inputs, num_tags), of_text, first, piece)
+        tags = self.tags(inputs, is_tag, second, piece)
+        outputs = jnp.where(is_tag[..., None], tags.outputs, _moved(text.outputs, -num_tags))
+        return Read(outputs, text.states, mask)
+
+
+def _moved(x: Float[Array, "S B D"], by: Array) -> Float[Array, "S B D"]:
+    """Every row begun at the position `by` of it, [B]; what stands before comes last."""
+    places = (jnp.arange(len(x))[:, None] + by) % len(x)
+    return jnp.take_along_axis(x, places[..., None], axis=0)
 
 
 def _run(

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from seq2seq_jax.bridges import Bridge
 from seq2seq_jax.decoders import Decoder, Features
 from seq2seq_jax.dropout import Keys, dropout, split_keys
-from seq2seq_jax.encoders import Layers
+from seq2seq_jax.encoders import Apart, Layers
 from seq2seq_jax.outputs import Softmax
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.recurrence import Plan, in_pieces, plan, prepare, resume, scan
@@ -54,6 +54,7 @@ class Seq2Seq(nnx.Module):
       source_table, target_table: embeddings, [V, D]; they may be one parameter.
       encoder, bridge, decoder, output: see their modules.
       dropout_rate: of embeddings.
+      first_tag: the first source id of a tag, see `encoders.Apart`.
       reverse_source: whether the source is read from its last token to its first
         (Sutskever et al. 2014, section 3.3); its end mark stays at the end.
       dtype: of products and activations; None for that of the parameters.
@@ -63,24 +64,30 @@ class Seq2Seq(nnx.Module):
         self,
         source_table: nnx.Param,
         target_table: nnx.Param,
-        encoder: Layers,
+        encoder: Layers | Apart,
         bridge: Bridge,
         decoder: Decoder,
         output: Softmax,
         *,
         dropout_rate: float,
+        first_tag: int = 0,
         reverse_source: bool = False,
         dtype: Any = None,
     ) -> None:
         self.source_table, self.target_table = source_table, target_table
         self.encoder, self.bridge, self.decoder, self.output = encoder, bridge, decoder, output
-        self.dropout_rate, self.reverse_source, self.dtype = dropout_rate, reverse_source, dtype
+        self.dropout_rate, self.first_tag = dropout_rate, first_tag
+        self.reverse_source, self.dtype = reverse_source, dtype
 
     def encode(self, source: Padded, *, keys: Keys | None = None, piece: int = 0) -> Encoded:
         """Reads the source, ids [B, S]."""
         first, rest = split_keys(keys, 2)
         tokens = reverse(source).values if self.reverse_source else source.values
-        read = self.encoder(self._embed(self.source_table, tokens.T, first), source.mask.T, rest, piece)
+        embedded, mask = self._embed(self.source_table, tokens.T, first), source.mask.T
+        if isinstance(self.encoder, Apart):
+            read = self.encoder(embedded, mask, (tokens.T >= self.first_tag) & mask, rest, piece)
+        else:
+            read = self.encoder(embedded, mask, rest, piece)
         if self.reverse_source:  # what is looked at lies as the source does
             outputs = reverse(Padded(jnp.swapaxes(read.outputs, 0, 1), source.lengths)).values
             read = read._replace(outputs=jnp.swapaxes(outputs, 0, 1))

@@ -286,9 +286,9 @@ def origin(config: Config, vocabularies: Vocabularies, corpus: str | None) -> Or
     return Origin(config, vocabularies.source.fingerprint, vocabularies.target.fingerprint, corpus)
 
 
-def vocab_sizes(vocabularies: Vocabularies) -> tuple[int, int]:
-    """Sizes of the source and target vocabulary."""
-    return vocabularies.source.size, vocabularies.target.size
+def vocab_sizes(vocabularies: Vocabularies) -> tuple[int, int, int]:
+    """Sizes of the source and target vocabulary, and how many of the source's entries are tags."""
+    return vocabularies.source.size, vocabularies.target.size, vocabularies.source.num_tags
 
 
 def _checked(lines: Iterable[str], name: str) -> list[str]:

@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "direction_size": (None, 4),
     "residual_from": (0, 1, 2),
     "reverse_source": (False, True),
+    "features": ("prepend", "shared", "separate", "linear"),
     "num_layers": (1, 2),
     "decoder_layers": (None, 2),
     "tied_embeddings": get_args(Ties),

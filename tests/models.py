@@ -11,6 +11,8 @@ from seq2seq_jax.padded import Padded
 from tests.compiler import QUICK_COMPILE
 
 VOCAB = 11
+SIZES = VOCAB, VOCAB, 2
+"""Of source and target vocabulary; the last two entries of the source's are tags."""
 
 # In the padding stand tokens like any others: nothing may look at them.
 SOURCE = Padded(np.array([[3, 4, 5, 6, 2], [7, 8, 2, 9, 4], [9, 10, 4, 2, 8]], np.int32), np.int32([5, 3, 4]))
@@ -25,14 +27,12 @@ def tiny_config(**settings) -> ModelConfig:
 def random_params(config: ModelConfig, seed: int = 0, scale: float = 0.8) -> dict:
     """Parameters in float64, uniform and large enough that every gate and score matters; biases too."""
     generator = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: generator.uniform(-scale, scale, leaf.shape), abstract_params(config, (VOCAB, VOCAB))
-    )
+    return jax.tree.map(lambda leaf: generator.uniform(-scale, scale, leaf.shape), abstract_params(config, SIZES))
 
 
 def graph(config: ModelConfig) -> nnx.GraphDef:
     """The structure of a model, for `nnx.merge` with parameters."""
-    return model_graph(config, (VOCAB, VOCAB))
+    return model_graph(config, SIZES)
 
 
 def teacher_forced(config: ModelConfig):
@@ -194,12 +194,28 @@ class Oracle:
 
     def encode(self, source) -> tuple[np.ndarray, list]:
         """Outputs of the top layer, [S, E], in the order of the source, and every layer's last state."""
+        encoder = self.params["encoder"]
+        if self.config.features == "prepend":
+            return self.read(source, encoder["layers"])
+        num_tags = sum(token >= SIZES[0] - SIZES[2] for token in source)
+        layers = encoder["text" if "text" in encoder else "tags"]["layers"]  # "tags" where they are one
+        outputs, lasts = self.read(source[num_tags:], layers)
+        if not num_tags:
+            return outputs, lasts
+        if self.config.features == "linear":
+            linear = encoder["tags"]["linear"]
+            tags = self.source_table[source[:num_tags]] @ joined(linear) + linear["bias"]
+        else:
+            tags = self.read(source[:num_tags], encoder["tags"]["layers"])[0]
+        return np.concatenate([tags, outputs]), lasts
+
+    def read(self, source, layers) -> tuple[np.ndarray, list]:
         config, lasts = self.config, []
         cell, size = CELLS[config.cell][0], config.hidden_size
         order = [*range(len(source) - 2, -1, -1), len(source) - 1] if config.reverse_source else range(len(source))
         sequence = self.source_table[source[list(order)]]
         for depth in range(config.num_layers):
-            directions = self.params["encoder"]["layers"][depth]
+            directions = layers[depth]
             assert len(directions) == 1 + (
                 config.bidirectional == "all" or (config.bidirectional, depth) == ("first", 0)
             )

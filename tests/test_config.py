@@ -150,6 +150,16 @@ def test_a_value_that_cannot_be_shown_is_refused_all_the_same():
             lambda: ModelConfig(reverse_source=True),
             "model.reverse_source changes nothing where .* is all",
         ),
+        (
+            lambda: ModelConfig(reverse_source=True, bidirectional="none", features="separate"),
+            "model.reverse_source turns round .* model.features is separate; set model.features prepend",
+        ),
+        (lambda: Config(model=ModelConfig(features="linear")), "model.features linear reads the tags of data.features"),
+        (
+            lambda: DataConfig(features="tags", train_files=("a", "b")),
+            "data.features tags is a column .* put train.tags beside them into a folder",
+        ),
+        (lambda: DataConfig(features="tags", features_separator="\t"), "data.features_separator has a tab"),
         (lambda: ModelConfig(residual_from=3, num_layers=2), "model.residual_from 3 is above .* model.num_layers 2"),
         (
             lambda: ModelConfig(residual_from=1),

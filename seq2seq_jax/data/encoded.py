@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from seq2seq_jax.cache import is_whole, whole_directory, writing_to
 from seq2seq_jax.data.progress import ProgressCallback, progress_bar
-from seq2seq_jax.data.vocabulary import LinePairs, Vocabularies, Vocabulary
+from seq2seq_jax.data.vocabulary import Ids, LinePairs, Vocabularies
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.symbols import EOS, PAD, UNK
 
@@ -25,11 +25,13 @@ class Rows:
 
     Attributes:
       lengths: ids of each sequence.
+      unknown: ids that stand for what the vocabulary lacks.
     """
 
-    def __init__(self, flat: Int[np.ndarray, " N"], lengths: Int[np.ndarray, " R"]) -> None:
-        self.flat = flat
-        self.lengths = lengths
+    def __init__(
+        self, flat: Int[np.ndarray, " N"], lengths: Int[np.ndarray, " R"], unknown: tuple[int, ...] = (UNK,)
+    ) -> None:
+        self.flat, self.lengths, self.unknown = flat, lengths, unknown
         self._starts = np.cumsum(lengths, dtype=np.int64) - lengths
 
     def __len__(self) -> int:
@@ -41,12 +43,12 @@ class Rows:
 
     def with_unknown(self) -> Int[np.ndarray, " n"]:
         """Returns the indices of the sequences that have an unknown symbol."""
-        return np.unique(np.repeat(np.arange(len(self)), self.lengths)[self.flat == UNK])
+        return np.unique(np.repeat(np.arange(len(self)), self.lengths)[np.isin(self.flat, self.unknown)])
 
     def first(self, count: int) -> "Rows":
         """Returns the first `count` sequences, or all where there are fewer; nothing is copied."""
         lengths = self.lengths[:count]
-        return Rows(self.flat[: lengths.sum(dtype=np.int64)], lengths)
+        return Rows(self.flat[: lengths.sum(dtype=np.int64)], lengths, self.unknown)
 
     def padded(self, indices: Int[np.ndarray, " n"], num_rows: int, width: int) -> Padded:
         """Returns the sequences `indices` as rows [num_rows, width], int32; rows beyond them are empty."""
@@ -99,8 +101,9 @@ def encode_lines(
     """Returns lines encoded in memory; without target lines every target is the end id alone."""
     if target_lines is None:
         target_lines = [""] * len(source_lines)
+    sources, targets = vocabularies.source.encode_sources(source_lines), vocabularies.target.encode(target_lines)
     return EncodedSplit(
-        Rows(*_encode(vocabularies.source, source_lines)), Rows(*_encode(vocabularies.target, target_lines))
+        Rows(*_ended(sources), vocabularies.source.unknown), Rows(*_ended(targets), vocabularies.target.unknown)
     )
 
 
@@ -121,36 +124,36 @@ def encode_split(split: LinePairs, vocabularies: Vocabularies, cache: Path, key:
     if not is_whole(folder):
         with writing_to(folder, "SEQ2SEQ_JAX_CACHE"), whole_directory(folder) as beside, progress_bar() as progress:
             _write(split, vocabularies, beside, progress)
-    return EncodedSplit(*(_open_side(folder, side, len(split)) for side in ("source", "target")))
+    return EncodedSplit(
+        _open_side(folder, "source", len(split), vocabularies.source.unknown),
+        _open_side(folder, "target", len(split), vocabularies.target.unknown),
+    )
 
 
-def _encode(vocabulary: Vocabulary, lines: Sequence[str]) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " R"]]:
+def _ended(rows: Sequence[Ids]) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " R"]]:
     """Returns the ids of all lines in one array, an end id after each, and their numbers."""
-    rows = vocabulary.encode(lines)
     lengths = np.array([len(row) + 1 for row in rows], np.int32)
     end = np.array([EOS], np.int32)
     flat = [part for row in rows for part in (row, end)]
     return np.concatenate(flat) if flat else np.zeros(0, np.int32), lengths
 
 
-def _open_side(folder: Path, side: str, num_pairs: int) -> Rows:
+def _open_side(folder: Path, side: str, num_pairs: int, unknown: tuple[int, ...]) -> Rows:
     lengths = np.load(folder / f"{side}_lengths.npy", allow_pickle=False)
     flat = np.memmap(folder / f"{side}.ids", _DTYPE, "r") if num_pairs else np.zeros(0, _DTYPE)
     if len(lengths) != num_pairs or len(flat) != lengths.sum(dtype=np.int64):
         raise ValueError(f"{folder} holds {len(lengths)} sequences of {num_pairs}")
-    return Rows(flat, lengths)
+    return Rows(flat, lengths, unknown)
 
 
 def _write(split: LinePairs, vocabularies: Vocabularies, folder: Path, progress: ProgressCallback) -> None:
-    sides = {"source": vocabularies.source, "target": vocabularies.target}
-    lengths: dict[str, list[np.ndarray]] = {side: [np.zeros(0, _DTYPE)] for side in sides}
+    lengths: dict[str, list[np.ndarray]] = {side: [np.zeros(0, _DTYPE)] for side in ("source", "target")}
     with open(folder / "source.ids", "wb") as source, open(folder / "target.ids", "wb") as target:
         for start in range(0, len(split), _BLOCK):
-            columns = split.read(start, min(start + _BLOCK, len(split)))
-            for side, file, lines in zip(sides, (source, target), columns, strict=True):
-                flat, counts = _encode(sides[side], lines)
-                file.write(flat.astype(_DTYPE).tobytes())
-                lengths[side].append(counts)
+            block = encode_lines(vocabularies, *split.read(start, min(start + _BLOCK, len(split))))
+            for side, file, rows in zip(lengths, (source, target), (block.sources, block.targets), strict=True):
+                file.write(rows.flat.astype(_DTYPE).tobytes())
+                lengths[side].append(rows.lengths)
             progress("encoding", start, len(split))
-    for side in sides:
+    for side in lengths:
         np.save(folder / f"{side}_lengths.npy", np.concatenate(lengths[side]))

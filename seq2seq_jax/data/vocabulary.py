@@ -13,6 +13,10 @@ except for what is said here:
 
 Characters that SentencePiece keeps for itself, its mark U+2581 among them, are
 text like any other: it is given others in their place.
+
+Where sources have tags, "walk<tab>V;PST" is the source walk with two of them.
+Each tag is an entry of its own, after those of the text, and its id stands
+before the text's.
 """
 
 import functools
@@ -78,16 +82,28 @@ class Vocabulary(ABC):
     Attributes:
       kind: unigram, bpe, words or characters.
       lowercase: whether text is lowercased first.
-      size: number of ids, the four special ones included.
+      size: number of ids, the four special ones and those of tags included.
+      num_tags: entries, the last ones, that are tags of sources.
+      unknown: ids that stand for what it lacks.
     """
 
     kind: str
     lowercase: bool
     size: int
+    num_tags: int = 0
+    unknown: tuple[int, ...] = (UNK,)
 
     def encode(self, lines: Sequence[str]) -> list[Ids]:
         """Returns the int32 ids of each line, without begin and end."""
         return self._encode([line.lower() for line in lines] if self.lowercase else list(lines))
+
+    def encode_sources(self, lines: Sequence[str]) -> list[Ids]:
+        """Returns the ids of lines that are read: as `encode`, and where sources have tags, those first.
+
+        Raises:
+          UserError: sources have tags, and a line that is not empty has none.
+        """
+        return self.encode(lines)
 
     def decode(self, ids: Iterable[Sequence[int] | np.ndarray]) -> list[str]:
         """Returns the text of each row of ids.
@@ -210,12 +226,70 @@ class TokenVocabulary(Vocabulary):
         return cls([json.loads(line) for line in model.decode().split("\n")[:-1]], kind, lowercase)
 
 
+class TaggedVocabulary(Vocabulary):
+    """A vocabulary of text, and behind its entries an unknown tag and those that sources have.
+
+    Args:
+      text: what stands before the tab of a source.
+      tags: what stands behind it, cut at the separator.
+      separator: of tags.
+    """
+
+    _suffix = ".tagged"
+
+    def __init__(self, text: Vocabulary, tags: Sequence[str], separator: str) -> None:
+        self.kind, self.lowercase = _TAGGED + text.kind, text.lowercase
+        self._text, self._tags, self._separator = text, list(tags), separator
+        self._ids = {tag: index for index, tag in enumerate(self._tags, text.size + 1)}
+        self.num_tags = len(self._tags) + 1
+        self.size, self.unknown = text.size + self.num_tags, (UNK, text.size)
+
+    def encode_sources(self, lines: Sequence[str]) -> list[Ids]:
+        rows, texts = [], []
+        for number, line in enumerate(lines, 1):
+            text, tab, tags = line.rpartition("\t")
+            if line and not tab:
+                raise UserError(
+                    f"Source {number:,} has no tab and tags behind it, as every source of this model: {line[:60]!r}."
+                    f" Write SOURCE<tab>TAG{self._separator}TAG."
+                )
+            found = [self._ids.get(tag, self._text.size) for tag in split_tags(tags, self._separator)]
+            rows.append(np.array(found, np.int32))
+            texts.append(text)
+        return [np.concatenate(parts) for parts in zip(rows, self.encode(texts), strict=True)]
+
+    def _encode(self, lines: list[str]) -> list[Ids]:
+        return self._text._encode(lines)
+
+    def _decode(self, rows: list[list[int]]) -> list[str]:
+        # A model may write a tag, which is no text.
+        unknown = [[index if index < self._text.size else UNK for index in row] for row in rows]
+        return self._text._decode(unknown)
+
+    def _model(self) -> bytes:
+        head = json.dumps({"separator": self._separator, "tags": self._tags}, ensure_ascii=False)
+        return head.encode() + b"\n" + self._text._model()
+
+    @classmethod
+    def _from_model(cls, model: bytes, kind: str, lowercase: bool) -> "TaggedVocabulary":
+        head, _, rest = model.partition(b"\n")
+        values, kind = json.loads(head), kind.removeprefix(_TAGGED)
+        return cls(_KINDS[kind]._from_model(rest, kind, lowercase), values["tags"], values["separator"])
+
+
+def split_tags(tags: str, separator: str) -> list[str]:
+    """Returns tags one by one, without blanks around them; none of an empty text."""
+    return [tag.strip() for tag in tags.split(separator) if tag.strip()]
+
+
+_TAGGED = "tagged "
 _KINDS: dict[str, type[Vocabulary]] = {
     "unigram": SentencePieceVocabulary,
     "bpe": SentencePieceVocabulary,
     "words": TokenVocabulary,
     "characters": TokenVocabulary,
 }
+_KINDS |= {_TAGGED + kind: TaggedVocabulary for kind in _KINDS}
 
 
 def _split_words(line: str) -> list[str]:
@@ -257,7 +331,20 @@ def build_vocabularies(config: DataConfig, train: LinePairs) -> Vocabularies:
         pieces = config.vocabulary not in _SPLITTERS
         fewest = {where: _num_required(config, train, columns) for where, columns in sides.items() if pieces}
         raise UserError(_explain(refusals, fewest))
-    return Vocabularies(built[0], built[-1])
+    if config.features:
+        built[0] = TaggedVocabulary(built[0], _count_tags(config, train), config.features_separator)
+    return Vocabularies(built[0], built[0] if config.joint_vocabulary else built[1])
+
+
+def _count_tags(config: DataConfig, train: LinePairs) -> list[str]:
+    """Returns the tags of all sources, the most frequent first."""
+    counts = Counter[str]()
+    for start in range(0, len(train), _BLOCK):
+        for source in train.read(start, min(start + _BLOCK, len(train)))[0]:
+            counts.update(split_tags(source.rpartition("\t")[2], config.features_separator))
+    if not counts:
+        raise UserError(f"data.features {config.features}: no source of the training split has a tag.")
+    return sorted(counts, key=lambda tag: (-counts[tag], tag))
 
 
 def save_vocabularies(vocabularies: Vocabularies, directory: Path) -> None:
@@ -326,7 +413,7 @@ def _build(config: DataConfig, train: LinePairs, sides: tuple[int, ...]) -> Voca
 
 
 def _build_tokens(config: DataConfig, train: LinePairs, sides: tuple[int, ...]) -> Vocabulary:
-    counts = _count(_lines(train, sides, config.lowercase), _SPLITTERS[config.vocabulary])
+    counts = _count(_lines(train, sides, config), _SPLITTERS[config.vocabulary])
     if not counts:
         raise _Refusal(_NO_TEXT)
     frequent = [token for token, count in counts.items() if count >= config.min_frequency]
@@ -399,35 +486,36 @@ def _num_required(config: DataConfig, train: LinePairs, sides: tuple[int, ...]) 
 
 def _trained_text(config: DataConfig, train: LinePairs, sides: tuple[int, ...]) -> Iterator[str]:
     """Yields the lines that SentencePiece learns from, as it gets them."""
-    for line in _sample(train, sides, config.lowercase):
+    for line in _sample(train, sides, config):
         (line,) = _to_stand_ins([_squeeze(line)])
         if len(line) > _LONGEST_WORD:
             line = _OVERLONG_WORD.sub(r"\g<0> ", line)
         yield from [line] if len(line) <= _LONGEST_PART else _PART.findall(line)
 
 
-def _lines(train: LinePairs, sides: tuple[int, ...], lowercase: bool) -> Iterator[str]:
+def _lines(train: LinePairs, sides: tuple[int, ...], config: DataConfig) -> Iterator[str]:
     for start in range(0, len(train), _BLOCK):
-        yield from _block(train, start, sides, lowercase)
+        yield from _block(train, start, sides, config)
 
 
-def _sample(train: LinePairs, sides: tuple[int, ...], lowercase: bool) -> Iterator[str]:
+def _sample(train: LinePairs, sides: tuple[int, ...], config: DataConfig) -> Iterator[str]:
     """Yields all lines, or of a large corpus a fixed random choice of blocks of lines."""
     blocks = np.random.RandomState(0).permutation(-(-len(train) // _BLOCK))
     num_characters = 0
     for block in blocks:
-        for line in _block(train, int(block) * _BLOCK, sides, lowercase):
+        for line in _block(train, int(block) * _BLOCK, sides, config):
             yield line
             num_characters += len(line)
         if num_characters > _MAX_CHARACTERS:
             return
 
 
-def _block(train: LinePairs, start: int, sides: tuple[int, ...], lowercase: bool) -> Iterator[str]:
+def _block(train: LinePairs, start: int, sides: tuple[int, ...], config: DataConfig) -> Iterator[str]:
     columns = train.read(start, min(start + _BLOCK, len(train)))
     for side in sides:
         for line in columns[side]:
-            yield line.lower() if lowercase else line
+            text = line.rpartition("\t")[0] if config.features and side == 0 else line
+            yield text.lower() if config.lowercase else text
 
 
 def _squeeze(line: str) -> str:

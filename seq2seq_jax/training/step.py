@@ -49,20 +49,20 @@ class TrainState(NamedTuple):
 TrainStep = Callable[[TrainState, Padded, Padded], TrainState]
 
 
-def initial_state(config: Config, vocab_sizes: tuple[int, int], mesh: Mesh) -> TrainState:
+def initial_state(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> TrainState:
     """State before the first step, on every device of the mesh."""
     initial = partial(_initial_state, config, vocab_sizes)
     return jax.jit(initial, out_shardings=replicated(mesh), compiler_options=compiler_options())()
 
 
-def abstract_state(config: Config, vocab_sizes: tuple[int, int], mesh: Mesh) -> TrainState:
+def abstract_state(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, to restore a checkpoint into."""
     shapes = jax.eval_shape(partial(_initial_state, config, vocab_sizes))
     sharding = replicated(mesh)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
 
 
-def _initial_state(config: Config, vocab_sizes: tuple[int, int]) -> TrainState:
+def _initial_state(config: Config, vocab_sizes: tuple[int, ...]) -> TrainState:
     model = build_model(config.model, vocab_sizes, jax.random.fold_in(jax.random.key(config.train.seed), 0))
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     optimizer_state = make_optimizer(config.optimizer).init(params)
@@ -76,7 +76,7 @@ def empty_window() -> Window:
     return Window(*(jnp.asarray(np.zeros((), kind)) for kind in kinds))  # NumPy's zeros: they need no compilation
 
 
-def jit_train_step(config: Config, vocab_sizes: tuple[int, int], mesh: Mesh) -> JitWrapped:
+def jit_train_step(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> JitWrapped:
     """Returns the update: `(state, source, target) -> state`. The old state is consumed.
 
     The gradient is the sum over all rows divided by the number of real target
@@ -102,7 +102,7 @@ def jit_train_step(config: Config, vocab_sizes: tuple[int, int], mesh: Mesh) -> 
     )
 
 
-def _shared_gradients(config: Config, vocab_sizes: tuple[int, int], mesh: Mesh) -> Callable:
+def _shared_gradients(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> Callable:
     """Returns `(params, source, target, key) -> (gradients, loss, tokens)`; the devices share the rows of the batch.
 
     Loss and gradients are means over all target tokens. Each device runs the

@@ -160,3 +160,12 @@ def test_a_sequence_is_never_cut():
 def test_it_survives_pickling(pairs, vocabularies, tmp_path):
     split = encode_split(pairs, vocabularies, tmp_path, "toy")
     assert rows(pickle.loads(pickle.dumps(split))) == rows(split)
+
+
+def test_unknown_tags_and_unknown_words_are_both_unknown():
+    pairs = Pairs(["ba\tV", "do\tN"], ["x", "y"])
+    vocabularies = build_vocabularies(DataConfig(vocabulary="words", features="tags"), pairs)
+    encoded = encode_lines(vocabularies, ["ba\tV", "ba\tNEW", "new\tV", "do\tN;V"], ["x", "new", "y", "x"])
+    assert encoded.sources.with_unknown().tolist() == [1, 2]
+    assert encoded.first(2).sources.with_unknown().tolist() == [1]
+    assert encoded.targets.with_unknown().tolist() == [1]

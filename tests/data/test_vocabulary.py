@@ -344,3 +344,50 @@ def test_real_text_survives_but_for_runs_of_blanks(corpora, folder, column):
     vocabulary = build("bpe", Pairs(lines, lines), vocab_size=1000).target
     decoded = vocabulary.decode(vocabulary.encode(lines))
     assert decoded == [" ".join(part for part in re.split("[ \t]", line) if part) for line in lines]
+
+
+TAGGED = Pairs(["ba do\tV;PST", "ke\tN", "do\tV; SG"], ["do ba", "ke", "do"])
+
+
+@KINDS
+@pytest.mark.parametrize("joint", [True, False])
+def test_tags_are_entries_of_their_own_before_the_text(kind, joint, tmp_path):
+    text = toy_pairs(400)
+    tagged = Pairs([f"{line}\tV;PST" for line in text.sources], text.targets)
+    plain = build(kind, text, joint_vocabulary=joint).source
+    built = build(kind, tagged, joint_vocabulary=joint, features="tags")
+    save_vocabularies(built, tmp_path)
+    for vocabularies in (built, load_vocabularies(tmp_path)):
+        vocabulary = vocabularies.source
+        assert vocabularies.joint == joint
+        assert (vocabulary.size, vocabulary.num_tags) == (plain.size + 3, 3)  # the third is the unknown tag
+        assert vocabularies.target.num_tags == (3 if joint else 0)
+        for line in [*text.sources[:5], "", "字"]:
+            (own,), (expected,) = vocabulary.encode_sources([f"{line}\tPST;V;NEW"]), plain.encode([line])
+            tags = [plain.size + 1, plain.size + 2, plain.size]  # as frequent as each other, so by their text
+            assert own.tolist() == [*tags, *expected.tolist()]
+            assert vocabulary.encode([line])[0].tolist() == expected.tolist()
+
+
+def test_the_most_frequent_tag_is_first_and_blanks_around_tags_are_none_of_them():
+    vocabulary = build("words", TAGGED, features="tags").source
+    rows = vocabulary.encode_sources(["\tV;N;PST;SG", "\t V ;;", "", "ba\tdo\t"])
+    first = vocabulary.size - 4
+    assert [row.tolist() for row in rows[:3]] == [[first, first + 1, first + 2, first + 3], [first], []]
+    assert rows[3].tolist() == vocabulary.encode(["ba do"])[0].tolist()
+
+
+def test_a_tag_that_a_model_writes_is_no_text():
+    vocabulary = build("words", TAGGED, features="tags").target
+    assert vocabulary.decode([[vocabulary.size - 1]]) == [UNKNOWN_TEXT]
+
+
+def test_a_source_without_its_tags_is_refused():
+    vocabulary = build("words", TAGGED, features="tags").source
+    with pytest.raises(UserError, match=r"Source 2 has no tab and tags behind it.*'ba do'.*SOURCE<tab>TAG;TAG"):
+        vocabulary.encode_sources(["ke\tN", "ba do"])
+
+
+def test_sources_of_which_none_has_a_tag_are_refused():
+    with pytest.raises(UserError, match=r"data\.features tags: no source of the training split has a tag"):
+        build("words", Pairs(["ba\t", "do\t"], ["x", "y"]), features="tags")

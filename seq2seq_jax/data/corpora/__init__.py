@@ -117,6 +117,8 @@ def _find(config: DataConfig, root: Path, progress: ProgressCallback) -> RawCorp
     if colon and kind == "files":
         return find_folder(rest, config)
     if config.corpus.partition("/")[0] == "scan":
+        if config.features:
+            raise UserError(f"data.features {config.features}: {config.corpus} has commands and actions, and no tags.")
         return find_scan_corpus(config.corpus.removeprefix("scan").removeprefix("/"))
     return find_registered(config, root, progress)
 

@@ -7,16 +7,17 @@ usual name of a validation split, or has test in it; other files in the folder,
 such as vocabularies, are left alone.
 """
 
+import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from seq2seq_jax.config import DataConfig
-from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream, named_path, resolve_columns
+from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream, as_pair, named_path, resolve_columns
 from seq2seq_jax.errors import UserError, did_you_mean
 from seq2seq_jax.text_files import names_beside, read_lines
 
@@ -41,17 +42,17 @@ def find_folder(name: str, config: DataConfig) -> RawCorpus:
     if not parallel.get(config.train_split) and any("tsv" in files for files in listing.values()):
         raise UserError(_unnamed_columns(listing))
     where = f"{folder}, split {config.train_split},"
-    source, target = resolve_columns(config.source, config.target, trained, _own_names(trained), where)
+    chosen = resolve_columns(config, trained, _own_names(trained), where)
     complete = {}
     for split, files in listing.items():
-        missing = [column for column in (source, target) if column not in files]
+        missing = [column for column in chosen if column not in files]
         if not missing:
-            complete[split] = (files[source], files[target])
+            complete[split] = tuple(files[column] for column in chosen)
             for path in complete[split]:
                 _check_file(path, f"data.corpus files:{folder}")
-        elif len(missing) == 1 and (split in ("train", "validation") or split.startswith("test")):
+        elif len(missing) < len(chosen) and (split in ("train", "validation") or split.startswith("test")):
             raise UserError(f"{folder}: split {split} has no column {missing[0]}; it has {', '.join(parallel[split])}.")
-    return _parallel_corpus(source, target, complete)
+    return _parallel_corpus(chosen[0], chosen[1], complete)
 
 
 def find_files(config: DataConfig) -> RawCorpus:
@@ -73,24 +74,24 @@ def find_files(config: DataConfig) -> RawCorpus:
     return _parallel_corpus(config.source or source, config.target or target, splits)
 
 
-def parallel_pairs(source: Path, target: Path) -> Iterator[Pair]:
-    """Yields the lines of two files side by side.
+def parallel_lines(*paths: Path) -> Iterator[tuple[str, ...]]:
+    """Yields the lines of several files side by side.
 
     Raises:
       UserError: one file has more lines, or `read_lines` says so.
     """
-    with closing(read_lines(source)) as sources, closing(read_lines(target)) as targets:
-        lines = itertools.zip_longest(sources, targets)
-        for number, (source_line, target_line) in enumerate(lines, 1):
-            if source_line is None or target_line is None:
-                longer, shorter = (source, target) if target_line is None else (target, source)
-                extra = source_line if target_line is None else target_line
-                total = number + sum(1 for _ in lines)
+    with contextlib.ExitStack() as stack:
+        lines = itertools.zip_longest(*(stack.enter_context(closing(read_lines(path))) for path in paths))
+        for number, columns in enumerate(lines, 1):
+            if None in columns:
+                longer = next(place for place, line in enumerate(columns) if line is not None)
+                path, shorter = paths[longer], paths[columns.index(None)]
+                total = number + sum(line[longer] is not None for line in lines)
                 raise UserError(
-                    f"{longer} has {total:,} lines and {shorter} has {number - 1:,}: line {number:,} of {longer.name}"
-                    f" is the first without a partner: {_excerpt(extra or '')}"
+                    f"{path} has {total:,} lines and {shorter} has {number - 1:,}: line {number:,} of {path.name}"
+                    f" is the first without a partner: {_excerpt(columns[longer])}"
                 )
-            yield source_line, target_line
+            yield columns
 
 
 def _find_tables(folder: Path, listing: Folder, config: DataConfig) -> RawCorpus:
@@ -101,16 +102,15 @@ def _find_tables(folder: Path, listing: Folder, config: DataConfig) -> RawCorpus
     for path in tables.values():
         _check_file(path, f"data.corpus files:{folder}")
     columns = config.columns
-    own = _own_names(columns)
-    source, target = resolve_columns(config.source, config.target, columns, own, "data.columns")
-    places = columns.index(source), columns.index(target)
+    chosen = resolve_columns(config, columns, _own_names(columns), "data.columns")
+    places = [columns.index(column) for column in chosen]
 
     def stream(path: Path) -> Stream:
-        return lambda: _table_pairs(path, columns, *places)
+        return lambda: _table_pairs(path, columns, places)
 
     return RawCorpus(
-        source,
-        target,
+        chosen[0],
+        chosen[1],
         splits={split: stream(path) for split, path in tables.items()},
         signature=["tsv", len(columns), *places, {split: _stamp(path) for split, path in tables.items()}],
         newest=max(path.stat().st_mtime for path in tables.values()),
@@ -118,7 +118,7 @@ def _find_tables(folder: Path, listing: Folder, config: DataConfig) -> RawCorpus
     )
 
 
-def _table_pairs(path: Path, columns: tuple[str, ...], source: int, target: int) -> Iterator[Pair]:
+def _table_pairs(path: Path, columns: tuple[str, ...], places: Sequence[int]) -> Iterator[Pair]:
     with closing(read_lines(path)) as lines:
         for number, line in enumerate(lines, 1):
             fields = line.split("\t")
@@ -130,12 +130,12 @@ def _table_pairs(path: Path, columns: tuple[str, ...], source: int, target: int)
                         f"{path}, line {number:,} has {len(fields)} tab-separated fields, and data.columns names"
                         f" {len(columns)} ({', '.join(columns)}): {_excerpt(line)}"
                     )
-            yield fields[source], fields[target]
+            yield as_pair([fields[place] for place in places])
 
 
 def _parallel_corpus(source: str, target: str, splits: dict[str, tuple[Path, ...]]) -> RawCorpus:
     def stream(files: tuple[Path, ...]) -> Stream:
-        return lambda: parallel_pairs(*files)
+        return lambda: map(as_pair, parallel_lines(*files))
 
     everything = [path for files in splits.values() for path in files]
     return RawCorpus(

@@ -5,9 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from seq2seq_jax.config import DataConfig
 from seq2seq_jax.errors import UserError, did_you_mean
 
 Pair = tuple[str, str]
+"""Source and target; tags of the source, where a corpus has them, follow it after a tab."""
+TAB = "\t"
 Stream = Callable[[], Iterator[Pair]]
 """Starts a new pass over the (source, target) lines of a split."""
 
@@ -84,16 +87,15 @@ def name_splits(raw: RawCorpus, train: str) -> RawCorpus:
 
 
 def resolve_columns(
-    source: str | None, target: str | None, columns: Sequence[str], defaults: tuple[str, str] | None, where: str
-) -> tuple[str, str]:
-    """Returns the columns to read and to write.
+    config: DataConfig, columns: Sequence[str], defaults: tuple[str, str] | None, where: str
+) -> tuple[str, ...]:
+    """Returns the columns to read and to write, and that of the source's tags, if there is one.
 
     A side that is not given is the corpus's own default; or the other one, if
     the given side names one of the two.
 
     Args:
-      source: data.source.
-      target: data.target.
+      config: says which, in data.source, data.target and data.features.
       columns: the columns there are.
       defaults: source and target of the corpus's own, if it has them.
       where: what has these columns, for messages.
@@ -101,13 +103,15 @@ def resolve_columns(
     Raises:
       UserError: a column is not there, not chosen, or chosen twice.
     """
+    source, target, features = config.source, config.target, config.features
     have = f"{where} has the columns {', '.join(columns)}"
-    for field, name in (("source", source), ("target", target)):
+    for field, name in (("source", source), ("target", target), ("features", features)):
         if name is not None and name not in columns:
             raise UserError(f"data.{field} {name}: there is no such column; {have}.{did_you_mean(name, columns)}")
     if defaults and source is None and target is None:
-        return defaults
-    pair = defaults or (tuple(columns) if len(columns) == 2 else ())
+        source, target = defaults
+    sides = [column for column in columns if column != features]
+    pair = defaults or (tuple(sides) if len(sides) == 2 else ())
     if source is None and target in pair:
         source = pair[1 - pair.index(target)]
     elif target is None and source in pair:
@@ -116,4 +120,13 @@ def resolve_columns(
         raise UserError(f"{have}; say with data.source and data.target which is read and which is written.")
     if source == target:
         raise UserError(f"data.source and data.target are both {source}; {have}.")
-    return source, target
+    if features in (source, target):
+        side = "source" if features == source else "target"
+        raise UserError(f"data.features and data.{side} are both {features}; {have}.")
+    return (source, target) if features is None else (source, target, features)
+
+
+def as_pair(columns: Sequence[str]) -> Pair:
+    """Returns source and target of a line's columns, as `resolve_columns` orders them: tags follow the source."""
+    source, target, *tags = columns
+    return (f"{source}{TAB}{tags[0].replace(TAB, ' ')}" if tags else source), target

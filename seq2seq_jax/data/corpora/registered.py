@@ -22,7 +22,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from tensorflow_datasets.core.download import downloader
 
 from seq2seq_jax.cache import existing_folder
 from seq2seq_jax.config import DataConfig
-from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream, resolve_columns
+from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream, as_pair, resolve_columns
 from seq2seq_jax.data.corpora.scan_corpus import CONFIGS
 from seq2seq_jax.data.corpora.tfrecords import read_tfrecords
 from seq2seq_jax.data.corpora.without_tensorflow import file_functions
@@ -89,18 +89,18 @@ def _open(folder: Path, config: DataConfig) -> RawCorpus:
     columns = sorted(name for name, feature in builder.info.features.items() if _is_text(feature))
     keys: Any = builder.info.supervised_keys
     defaults = tuple(keys) if keys and len(keys) == 2 and set(map(str, keys)) <= set(columns) else None
-    source, target = resolve_columns(config.source, config.target, columns, defaults, config.corpus)
+    chosen = resolve_columns(config, columns, defaults, config.corpus)
 
     def stream(split: str) -> Stream:
-        return lambda: _pairs(builder, folder, split, source, target)
+        return lambda: _pairs(builder, folder, split, chosen)
 
     return RawCorpus(
-        source,
-        target,
+        chosen[0],
+        chosen[1],
         splits={name: stream(name) for name, split in builder.info.splits.items() if split.num_examples},
-        signature=["tfds", os.fspath(folder), source, target, [[s.st_size, s.st_mtime_ns] for s in stats]],
+        signature=["tfds", os.fspath(folder), *chosen, [[s.st_size, s.st_mtime_ns] for s in stats]],
         newest=max(stat.st_mtime for stat in stats),
-        notes=(f"{config.corpus}: {source} to {target}, from {folder}",),
+        notes=(f"{config.corpus}: {chosen[0]} to {chosen[1]}, from {folder}",),
     )
 
 
@@ -148,8 +148,8 @@ def _check_files(builder: Any, files: Iterable[Path]) -> None:
         raise ValueError(f"{min(stray)} belongs to no split of dataset_info.json")
 
 
-def _pairs(builder: Any, folder: Path, split: str, source: str, target: str) -> Iterator[Pair]:
-    """Yields the text of two features of every example.
+def _pairs(builder: Any, folder: Path, split: str, columns: Sequence[str]) -> Iterator[Pair]:
+    """Yields the text of some features of every example.
 
     Raises:
       UserError: a file is damaged, or text is not UTF-8.
@@ -161,7 +161,7 @@ def _pairs(builder: Any, folder: Path, split: str, source: str, target: str) -> 
             for record in read(path) if length or path.exists() else ():
                 count += 1
                 example = features.deserialize_example_np(record)
-                yield _line(example[source]), _line(example[target])
+                yield as_pair([_line(example[column]) for column in columns])
         except UnicodeDecodeError as error:
             raise UserError(f"{path}, record {count:,}: its text is not UTF-8 ({error.reason}).") from error
         except Exception as error:  # whatever the reader of records makes of it

@@ -240,3 +240,46 @@ def test_a_file_both_plain_and_compressed_is_refused(tmp_path):
     folder = put(tmp_path / "text", train_de="a\nb\n", train_en="c\nd\n", train_de_gz="")
     with pytest.raises(UserError, match=r"both train\.de and train\.de\.gz"):
         load(folder)
+
+
+TAGGED = {"columns": ("lemma", "form", "tags"), "source": "lemma", "target": "form", "features": "tags"}
+
+
+def test_tags_follow_their_source_after_a_tab(tmp_path):
+    put(tmp_path / "text", train_tsv="walk\twalked\tV;PST\ngo\twent\tV;PST\nsee\tsees\t\n")
+    corpus = load(tmp_path / "text", **TAGGED)
+    pairs = [pair for name in corpus.splits for pair in zip(*corpus.split(name).read(0, 9), strict=True)]
+    assert sorted(pairs) == [("go\tV;PST", "went"), ("see\t", "sees"), ("walk\tV;PST", "walked")]
+    plain = load(tmp_path / "text", **TAGGED | {"features": None})
+    assert plain.fingerprint != corpus.fingerprint
+
+
+def test_tags_are_a_third_of_parallel_files(tmp_path):
+    put(tmp_path / "text", train_de="a\nb\n", train_en="x\ny\n", train_tags="N;SG\nV\n")
+    corpus = load(tmp_path / "text", features="tags")
+    pairs = [pair for name in corpus.splits for pair in zip(*corpus.split(name).read(0, 9), strict=True)]
+    assert sorted(pairs) == [("a\tN;SG", "x"), ("b\tV", "y")]
+    put(tmp_path / "text", train_tags="N;SG\n")
+    with pytest.raises(UserError, match=r"train\.de has 2 lines and .*train\.tags has 1: line 2 of train\.de"):
+        load(tmp_path / "text", features="tags")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"features": "tag"}, r"data\.features tag: there is no such column; .* Did you mean tags\?"),
+        ({"features": "lemma"}, "data.features and data.source are both lemma"),
+        ({"source": None}, "say with data.source and data.target"),
+    ],
+)
+def test_a_column_of_tags_that_cannot_be_is_refused(settings, message, tmp_path):
+    put(tmp_path / "text", train_tsv="walk\twalked\tV;PST\ngo\twent\tV;PST\n")
+    if settings.get("source", "") is None:
+        settings = settings | {"target": None}
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "text", **TAGGED | settings)
+
+
+def test_scan_has_no_tags(tmp_path):
+    with pytest.raises(UserError, match="data.features tags: scan/simple has commands and actions, and no tags"):
+        load_corpus(DataConfig(features="tags", data_dir=str(tmp_path)))
