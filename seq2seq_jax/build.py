@@ -36,6 +36,13 @@ ATTENTIONS = {
     "normed_additive": attention.NormedAdditive,
     "location": attention.Location,
 }
+DECODERS = {
+    "luong": decoders.Luong,
+    "bahdanau": decoders.Bahdanau,
+    "gnmt": decoders.GNMT,
+    "plain": decoders.Plain,
+    "cho": decoders.Cho,
+}
 HEADS = {"dot": attention.Heads, "scaled_dot": attention.ScaledHeads, "additive": attention.AdditiveHeads}
 """Of scores that may have several."""
 
@@ -130,17 +137,11 @@ class _Maker:
     def decoder(self, vector_size: int) -> Decoder:
         config = self.config
         parts = self.stack(vector_size), self.score(), self.combine(vector_size), vector_size, config.dropout_rate
-        match config.decoder:
-            case "luong":
-                return decoders.Luong(*parts, feedback=config.input_feeding)
-            case "bahdanau":
-                return decoders.Bahdanau(*parts)
-            case "gnmt":
-                return decoders.GNMT(*parts, feedback=config.context_feedback)
-            case "plain":
-                return decoders.Plain(*parts)
-            case "cho":
-                return decoders.Cho(*parts)
+        decoder = DECODERS[config.decoder](*parts, feedback=config.input_feeding or config.context_feedback)
+        if config.copy:
+            sizes = [self.memory_size, config.hidden_size, config.embed_size]
+            decoder.pointer = Linear(sizes, self.weights.matrix(sum(sizes), 1), jnp.zeros(1))
+        return decoder
 
     def stack(self, vector_size: int) -> cells.Stack:
         """The decoder's layers: every decoder has inputs of its own."""

@@ -116,6 +116,9 @@ class ModelConfig:
     """What the output layer reads. luong: tanh(W [context; state]) (Luong et al. 2015, equation 5). linear: the state,
     and beside it the context where no cell has it. deep: a maxout layer of state, context and the embedding of the
     token before (Bahdanau et al. 2015, appendix A.2.2)."""
+    copy: bool = False
+    """Let the next token also be copied from the source, words that the vocabulary lacks too: a mixture of the output
+    layer and of attention (pointer-generator, See et al. 2017, section 2.2)."""
     dropout_rate: Annotated[float, SHARE] = 0.2
     """Share of features dropped at the embeddings, between layers and at the output, in training only."""
     tied_embeddings: Ties = "none"
@@ -192,6 +195,13 @@ def _check_attention(model: ModelConfig) -> None:
         for name, off in (("attention_window", "all"), ("attention_heads", 1), ("coverage", False)):
             if (value := getattr(model, name)) != off:
                 raise UserError(f"model.{name} {value} acts on attention, and {kind}; set model.{name} {off}.")
+        if model.copy:
+            raise UserError(f"model.copy True copies by attention, and {kind}; set model.copy False.")
+    if model.copy and model.attention_window == "local_p":
+        raise UserError(
+            "model.copy True copies with the weights of attention, and those of model.attention_window local_p do not"
+            " sum to 1; set model.attention_window all or local_m."
+        )
     size = encoder_sizes(model)[-1]
     if model.attention in ("dot", "scaled_dot") and model.attention_heads == 1 and size != model.hidden_size:
         raise UserError(
@@ -390,6 +400,9 @@ class TrainConfig:
     """Of initial values, data order and dropout."""
     label_smoothing: Annotated[float, SHARE] = 0.0
     """Share of probability spread evenly over the vocabulary (Szegedy et al. 2016)."""
+    coverage_loss: Annotated[float, Bounds(0, 1_000)] = 0.0
+    """Weight in the loss of attention to what has had it before, for model.coverage (See et al. 2017, equation 13; they
+    use 1)."""
     accumulate_steps: Annotated[int, Bounds(1, 1_000_000)] = 1
     """Parts a batch is cut into, one after another, to save memory."""
     rematerialize_every: Annotated[int, COUNT_OR_NONE] = 0
@@ -471,6 +484,16 @@ class Config:
             raise UserError(
                 f"model.tied_embeddings {self.model.tied_embeddings} shares the source table with the target,"
                 " which needs data.joint_vocabulary True."
+            )
+        if self.model.copy and not self.data.joint_vocabulary:
+            raise UserError(
+                "model.copy True writes tokens of the source into the target, which needs one vocabulary for both; set"
+                " data.joint_vocabulary True, or model.copy False."
+            )
+        if self.train.coverage_loss and not self.model.coverage:
+            raise UserError(
+                f"train.coverage_loss {self.train.coverage_loss} weighs what model.coverage adds up, and that is False;"
+                " set train.coverage_loss 0, or model.coverage True."
             )
         if self.model.features != "prepend" and not self.data.features:
             raise UserError(

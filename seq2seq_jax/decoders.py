@@ -12,6 +12,7 @@ from seq2seq_jax.attention import Attended, Dot, Past
 from seq2seq_jax.cells import Stack
 from seq2seq_jax.dropout import Keys, drop, keep_mask, split_keys
 from seq2seq_jax.encoders import Read
+from seq2seq_jax.linear import Linear
 from seq2seq_jax.outputs import Combine, Maxout, Pass
 
 
@@ -33,6 +34,8 @@ class Features(NamedTuple):
     """Of attention; None without it."""
     repeated: Float[Array, " B"] | None = None
     """Attention to what has had it before; None without coverage."""
+    gate: Float[Array, " B"] | None = None
+    """Logit of the probability of writing and not copying; None where nothing is copied."""
 
 
 class Keep(NamedTuple):
@@ -77,6 +80,10 @@ class Recurrent(Decoder):
       dropout_rate: of the vector.
       feedback: whether what was attended to is an input of the lowest layer, where
         a decoder leaves that open.
+
+    Attributes:
+      pointer: the map of context, state and embedding to the logit of p_gen (See et
+        al. 2017, equation 8); None where nothing is copied.
     """
 
     def __init__(
@@ -90,6 +97,7 @@ class Recurrent(Decoder):
     ) -> None:
         self.stack, self.attention, self.combine = stack, attention, combine
         self.vector_size, self.dropout_rate, self.feedback = vector_size, dropout_rate, feedback
+        self.pointer: Linear | None = nnx.data(None)
 
     def memory(self, read: Read) -> Any:
         if self.attention is None:
@@ -115,7 +123,8 @@ class Recurrent(Decoder):
     def features(self, hidden: Float[Array, "B H"], attended: Attended, x: Float[Array, "B D"], keep: Keep) -> Features:
         """What the output layer reads, from the top state, the context and the embedding of the token before."""
         vector = drop(self.combine.vector(hidden, attended.context, x), self.dropout_rate, keep.vector)
-        return Features(vector, attended.weights, attended.repeated)
+        gate = None if self.pointer is None else self.pointer(attended.context, hidden, x)[:, 0]
+        return Features(vector, attended.weights, attended.repeated, gate)
 
 
 class Luong(Recurrent):

@@ -15,7 +15,7 @@ from seq2seq_jax.cache import write_whole
 from seq2seq_jax.config import Config, DecodeConfig
 from seq2seq_jax.data.encoded import EncodedSplit, Rows, encode_lines
 from seq2seq_jax.data.progress import ProgressCallback, progress_bar, silent
-from seq2seq_jax.data.vocabulary import Vocabulary
+from seq2seq_jax.data.vocabulary import Vocabularies
 from seq2seq_jax.metrics import advice_on_tokenizer, score_hypotheses, score_moses_lowercase
 from seq2seq_jax.translator import Hypothesis, Translator, output_limits
 from seq2seq_jax.wording import part_of
@@ -34,7 +34,11 @@ def teacher_forced(translator: Translator, encoded: EncodedSplit) -> dict[str, f
 
 
 def output_scores(
-    translator: Translator, outputs: Sequence[Hypothesis], targets: Rows, references: Sequence[str]
+    translator: Translator,
+    outputs: Sequence[Hypothesis],
+    targets: Rows,
+    sources: Sequence[str],
+    references: Sequence[str],
 ) -> dict[str, Any]:
     """Scores what `translator` wrote.
 
@@ -42,7 +46,8 @@ def output_scores(
       translator: its configuration says which scores, and how text is compared.
       outputs: its best hypotheses.
       targets: ids of the references.
-      references: their text.
+      sources: lines that it read.
+      references: text of the references.
 
     Returns:
       Scores by name, `NAME_signature` beside those of sacreBLEU, and
@@ -52,7 +57,7 @@ def output_scores(
     results = score_hypotheses(
         hypotheses,
         references,
-        _restored(translator.vocabularies.target, targets),
+        _restored(translator.vocabularies, targets, sources),
         tokenizer=config.bleu_tokenizer,
         lowercase=config.data.lowercase,
     )
@@ -78,9 +83,9 @@ def evaluate_lines(
     encoded = encode_lines(translator.vocabularies, sources, targets)
     scores: dict[str, Any] = dict(teacher_forced(translator, encoded))
     start = time.perf_counter()
-    outputs = translator.translate_ids(encoded.sources, progress=progress)
+    outputs = translator.translate_ids(encoded.sources, sources, progress=progress)
     seconds = time.perf_counter() - start
-    scores |= output_scores(translator, outputs, encoded.targets, targets)
+    scores |= output_scores(translator, outputs, encoded.targets, sources, targets)
     scores |= {"sentences": len(sources), "sentences_per_second": len(sources) / seconds}
     scores |= {"step": translator.step} if translator.step is not None else {}
     scores["remarks"] = list(remarks(translator.config, translator.decode, encoded, targets))
@@ -157,9 +162,10 @@ def _needed_ratio(source: Int[np.ndarray, " N"], target: Int[np.ndarray, " N"]) 
     return tenths / 10
 
 
-def _restored(vocabulary: Vocabulary, targets: Rows) -> list[str | None]:
+def _restored(vocabularies: Vocabularies, targets: Rows, sources: Sequence[str]) -> list[str | None]:
     """Each target as the vocabulary gives it back; None where it has an unknown symbol."""
-    restored: list[str | None] = [*vocabulary.decode(targets[index] for index in range(len(targets)))]
+    rows, copies = (targets[index] for index in range(len(targets))), vocabularies.copies(sources)
+    restored: list[str | None] = [*vocabularies.target.decode(rows, copies)]
     for index in targets.with_unknown():
         restored[index] = None
     return restored

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from seq2seq_jax.outputs import Copying, log_or_least
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def cross_entropy(
@@ -51,6 +53,37 @@ def _backward(label_smoothing: float, residuals, cotangent: Array):
 
 
 cross_entropy.defvjp(_forward, _backward)
+
+
+def copying_cross_entropy(
+    logits: Float[Array, "N V"],
+    copying: Copying,
+    labels: Int[Array, " N"],
+    mask: Bool[Array, " N"],
+    label_smoothing: float,
+) -> Float[Array, ""]:
+    """Cross-entropy, summed over real tokens, where the next token may also be copied, in nats, in float32.
+
+    `-log(p_gen P(w) + (1 - p_gen) sum of the weights of w)`, See et al. 2017, equations
+    6 and 9: of the vocabulary and of the copies only what the label w has is formed.
+    Label smoothing is of the vocabulary's distribution P.
+
+    Args:
+      logits: unnormalised log-probabilities of the vocabulary.
+      copying: what may be copied.
+      labels: the right tokens; one that the vocabulary lacks is V plus a position.
+      mask: True at tokens that count.
+      label_smoothing: share of the loss that is the cross-entropy of P with an even distribution.
+    """
+    gate, weights, logits32 = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (*copying[:2], logits))
+    log_normalizer, vocab_size = jax.nn.logsumexp(logits32, axis=-1), logits.shape[-1]
+    right = jnp.take_along_axis(logits32, jnp.minimum(labels, vocab_size - 1)[..., None], axis=-1)[..., 0]
+    generated = jnp.where(labels < vocab_size, jax.nn.log_sigmoid(gate) + right - log_normalizer, -1e30)
+    copied = jnp.where(copying.tokens == labels[..., None], weights, 0).sum(-1)
+    losses = -(1 - label_smoothing) * jnp.logaddexp(generated, jax.nn.log_sigmoid(-gate) + log_or_least(copied))
+    if label_smoothing:
+        losses += label_smoothing * (log_normalizer - logits32.mean(-1))
+    return jnp.sum(losses, where=mask)
 
 
 def token_losses(logits: Float[Array, "*N V"], labels: Int[Array, "*N"]) -> Float[Array, "*N"]:

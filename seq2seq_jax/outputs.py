@@ -1,13 +1,64 @@
 """Output layers: from what a decoder's step knows to a vector, and from that to a distribution."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from seq2seq_jax.linear import Linear
 from seq2seq_jax.products import matmul
+
+
+class Copying(NamedTuple):
+    """What may be copied in the place of a token of the vocabulary (See et al. 2017, section 2.2)."""
+
+    gate: Float[Array, "*N"]
+    """Logit of the probability of writing a token of the vocabulary, p_gen."""
+    weights: Float[Array, "*N S"]
+    """Of attention, which sum to 1."""
+    tokens: Int[Array, "*N S"]
+    """What a copy of each source position is: an id of the vocabulary, V plus a position, or PAD for nothing."""
+
+
+class Predicted(NamedTuple):
+    """What a model says of some next tokens."""
+
+    logits: Float[Array, "*N V"]
+    """Unnormalised log-probabilities of the vocabulary."""
+    copying: Copying | None = None
+    repeated: Float[Array, "*N"] | None = None
+    """Attention to what has had it before; None without coverage."""
+
+
+def scores(predicted: Predicted) -> Float[Array, "*N W"]:
+    """Unnormalised log-probabilities of all that can come next; with copies of S positions, V + S of them.
+
+    With copies it is `log(p_gen P(w) + (1 - p_gen) sum of the weights of w)`, See et al.
+    2017, equation 9, in float32.
+    """
+    if predicted.copying is None:
+        return predicted.logits
+    gate, weights, tokens = predicted.copying
+    logits, gate, weights = (_wide(x) for x in (predicted.logits, gate, weights))
+    generated = jax.nn.log_sigmoid(gate)[..., None] + jax.nn.log_softmax(logits)
+    more = [(0, 0)] * gate.ndim + [(0, weights.shape[-1])]
+    add = jnp.vectorize(lambda zeros, at, what: zeros.at[at].add(what), signature="(w),(s),(s)->(w)")
+    copied = add(jnp.zeros((*gate.shape, logits.shape[-1] + weights.shape[-1])), tokens, weights)
+    return jnp.logaddexp(
+        jnp.pad(generated, more, constant_values=-jnp.inf), jax.nn.log_sigmoid(-gate)[..., None] + log_or_least(copied)
+    )
+
+
+def log_or_least(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
+    """The logarithm; of 0 a number so small that its exponential is 0, with a gradient of 0."""
+    some = x > 0
+    return jnp.where(some, jnp.log(jnp.where(some, x, 1)), -1e30)
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class Combine(Linear):

@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from seq2seq_jax.bridges import Bridge
 from seq2seq_jax.decoders import Decoder, Features
 from seq2seq_jax.dropout import Keys, dropout, split_keys
 from seq2seq_jax.encoders import Apart, Layers
-from seq2seq_jax.outputs import Softmax
+from seq2seq_jax.outputs import Copying, Predicted, Softmax, scores
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.recurrence import Plan, in_pieces, plan, prepare, resume, scan
-from seq2seq_jax.symbols import BOS
+from seq2seq_jax.symbols import BOS, PAD, UNK
 
 
 class Encoded(NamedTuple):
@@ -31,6 +31,8 @@ class Encoded(NamedTuple):
     """As the decoder's `memory` lays it out."""
     state: Any
     """The decoder's, with leaves [B, ...]."""
+    copies: Int[Array, "B S"] | None = None
+    """What a copy of each position is, see `outputs.Copying`; None where nothing is copied."""
 
 
 class SearchTables(NamedTuple):
@@ -54,7 +56,7 @@ class Seq2Seq(nnx.Module):
       source_table, target_table: embeddings, [V, D]; they may be one parameter.
       encoder, bridge, decoder, output: see their modules.
       dropout_rate: of embeddings.
-      first_tag: the first source id of a tag, see `encoders.Apart`.
+      first_tag: the first source id of a tag; they are the last ones of the vocabulary.
       reverse_source: whether the source is read from its last token to its first
         (Sutskever et al. 2014, section 3.3); its end mark stays at the end.
       dtype: of products and activations; None for that of the parameters.
@@ -85,7 +87,7 @@ class Seq2Seq(nnx.Module):
         tokens = reverse(source).values if self.reverse_source else source.values
         embedded, mask = self._embed(self.source_table, tokens.T, first), source.mask.T
         if isinstance(self.encoder, Apart):
-            read = self.encoder(embedded, mask, (tokens.T >= self.first_tag) & mask, rest, piece)
+            read = self.encoder(embedded, mask, self._is_tag(tokens.T) & mask, rest, piece)
         else:
             read = self.encoder(embedded, mask, rest, piece)
         if self.reverse_source:  # what is looked at lies as the source does
@@ -93,7 +95,11 @@ class Seq2Seq(nnx.Module):
             read = read._replace(outputs=jnp.swapaxes(outputs, 0, 1))
         memory = self.decoder.memory(read)
         states = self.bridge(read, self.decoder.empty(len(source.lengths), self._dtype))
-        return Encoded(memory, self.decoder.start(states, memory))
+        copies = jnp.where(self._is_tag(source.values), PAD, source.values) if self.copies else None
+        return Encoded(memory, self.decoder.start(states, memory), copies)
+
+    def _is_tag(self, tokens: Int[Array, "*N"]) -> Bool[Array, "*N"]:
+        return (tokens >= self.first_tag) & (tokens < self.source_table.shape[0])
 
     def __call__(self, source: Padded, target: Int[Array, "B T"], *, keys: Keys | None = None) -> Features:
         """Teacher forcing: step t sees the tokens before target position t. Features of all steps, [T, B, ...].
@@ -108,7 +114,7 @@ class Seq2Seq(nnx.Module):
 
     def total(
         self,
-        read: Callable[[Float[Array, "N V"], Int[Array, " N"], Array], Any],
+        read: Callable[[Predicted, Int[Array, " N"], Array], Any],
         source: Padded,
         target: Padded,
         *,
@@ -118,8 +124,8 @@ class Seq2Seq(nnx.Module):
         """Sum over the target, by teacher forcing, of what `read` makes of some positions.
 
         Args:
-          read: a function of logits, of the tokens that belong there, and of a mask
-            of those that count, for all rows of some positions, position by
+          read: a function of what is predicted, of the tokens that belong there, and of
+            a mask of those that count, for all rows of some positions, position by
             position (N is a multiple of B). What it makes of all positions is the
             sum of what it makes of parts: an array or a tree of them.
           source, target: ids.
@@ -134,24 +140,32 @@ class Seq2Seq(nnx.Module):
         encoder_keys, decoder_keys = split_keys(keys, 2)
         encoded = self.encode(source, keys=encoder_keys, piece=piece)
 
+        def look(state: Any, keys: Keys | None, inputs: Array, labels: Array, mask: Array) -> tuple[Any, Any]:
+            state, features = self._decode(encoded.memory, state, inputs, keys)
+            return state, read(self._predict(features, encoded.copies), labels.reshape(-1), mask.reshape(-1))
+
         def run(carry: Any, xs: tuple[Array, ...]) -> tuple[Any, None]:
             state, keys, sums = carry
-            inputs, labels, mask = xs
             keys, now = split_keys(keys, 2) if piece else (keys, keys)
-            state, features = self._decode(encoded.memory, state, inputs, now)
-            # Rows and positions are one axis from here on: two would have the compiler write the gradient of the
-            # logits twice, in two shapes.
-            logits = self.output(features.vector.reshape(-1, features.vector.shape[-1]))
-            found = read(logits, labels.reshape(-1), mask.reshape(-1))
+            state, found = look(state, now, *xs)
             return (state, keys, jax.tree.map(jnp.add, sums, found) if piece else found), None
 
         xs = _inputs(target.values), target.values.T, target.mask.T
         sums = None
         if piece:
-            logits = jax.ShapeDtypeStruct((len(target.values), self.output.vocab_size), self._dtype)
-            like = jax.eval_shape(read, logits, xs[1][0], xs[2][0])
+            like = jax.eval_shape(look, encoded.state, decoder_keys, *(x[:1] for x in xs))[1]
             sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
         return in_pieces(run, (encoded.state, decoder_keys, sums), xs, piece)[0][2]
+
+    def _predict(self, features: Features, copies: Int[Array, "B S"] | None) -> Predicted:
+        """What the features of some positions, [T, B, ...], say of the next tokens.
+
+        Rows and positions are one axis from here on: two would have the compiler write
+        the gradient of the logits twice, in two shapes.
+        """
+        flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
+        copying = jax.tree.map(flat, _copying(features, copies))
+        return Predicted(self.output(flat(features.vector)), copying, jax.tree.map(flat, features.repeated))
 
     def _decode(self, memory: Any, state: Any, inputs: Int[Array, "T B"], keys: Keys | None) -> tuple[Any, Features]:
         return scan(partial(self._decoder_step, memory), state, self._decoder_inputs(inputs, keys))
@@ -170,7 +184,14 @@ class Seq2Seq(nnx.Module):
         return plan(partial(self._decoder_step, encoded.memory), encoded.state, inputs)
 
     def _embed(self, table: nnx.Param, tokens: Int[Array, "*N"], keys: Keys | None) -> Float[Array, "*N D"]:
+        if self.copies:  # what the vocabulary lacks is read as unknown
+            tokens = jnp.where(tokens < table.shape[0], tokens, UNK)
         return dropout(table[...][tokens].astype(self._dtype), self.dropout_rate, keys)
+
+    @property
+    def copies(self) -> bool:
+        """Whether tokens of the source may be copied."""
+        return getattr(self.decoder, "pointer", None) is not None
 
     @property
     def _dtype(self) -> Any:
@@ -186,21 +207,37 @@ class Seq2Seq(nnx.Module):
         return SearchTables(prepare(self._step, encoded, embedded), self.output.kernel(embedded.dtype))
 
     def search_step(
-        self, tables: SearchTables, memory: Any, state: Any, tokens: Int[Array, "B K"]
-    ) -> tuple[Any, Float[Array, "B K V"]]:
-        """Logits of the next token for K hypotheses a sentence; leaves of the state are [B, K, ...]."""
+        self, tables: SearchTables, encoded: Encoded, state: Any, tokens: Int[Array, "B K"]
+    ) -> tuple[Any, Float[Array, "B K W"]]:
+        """Scores of what can come next for K hypotheses a sentence, as `outputs.scores` has them.
+
+        Args:
+          tables: see `search_tables`.
+          encoded: what `encode` returns; its state is not looked at.
+          state: the decoder's, leaves [B, K, ...].
+          tokens: that come before.
+        """
         x = jax.ShapeDtypeStruct((len(tokens), self.target_table.shape[1]), self._dtype)
 
-        def step(state: Any, *first: Array) -> tuple[Any, Array]:
-            state, features = resume(self._step, Encoded(memory, state), x, first)
-            return state, features.vector
+        def step(state: Any, *first: Array) -> tuple[Any, Features]:
+            return resume(self._step, Encoded(encoded.memory, state), x, first)
 
+        if self.copies:
+            tokens = jnp.where(tokens < self.output.vocab_size, tokens, UNK)
         first = [table[tokens] for table in tables.first]
-        state, vectors = jax.vmap(step, in_axes=1, out_axes=1)(state, *first)
-        return state, self.output(vectors, tables.output_kernel)
+        state, features = jax.vmap(step, in_axes=1, out_axes=1)(state, *first)
+        copies = None if encoded.copies is None else encoded.copies[:, None]
+        logits = self.output(features.vector, tables.output_kernel)
+        return state, scores(Predicted(logits, _copying(features, copies)))
 
     def _step(self, encoded: Encoded, x: Float[Array, "B D"]) -> tuple[Any, Features]:
         return self.decoder.step(encoded.memory, encoded.state, x, self.decoder.keep(None, 1))
+
+
+def _copying(features: Features, copies: Int[Array, "*N S"] | None) -> Copying | None:
+    if copies is None or features.gate is None or features.weights is None:
+        return None
+    return Copying(features.gate, features.weights, jnp.broadcast_to(copies, features.weights.shape))
 
 
 def _check_pairs(source: Array, target: Array) -> None:

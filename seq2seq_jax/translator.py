@@ -27,6 +27,7 @@ from seq2seq_jax.decoding.beam import beam_search
 from seq2seq_jax.decoding.greedy import greedy_search
 from seq2seq_jax.decoding.hypotheses import Found
 from seq2seq_jax.losses import correct_tokens, token_losses
+from seq2seq_jax.outputs import Predicted, scores
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.run_directory import Origin
 from seq2seq_jax.seq2seq import SearchTables, Seq2Seq
@@ -124,14 +125,14 @@ class Translator:
         sources = encode_lines(self.vocabularies, lines).sources
         self._warn_of_long_lines(lines, sources.lengths)
         _warn_of_unknown(lines, sources, "source")
-        hypotheses = self.translate_ids(sources, alignments=alignments, progress=progress)
+        hypotheses = self.translate_ids(sources, lines, alignments=alignments, progress=progress)
         self._warn_of_cut_outputs(hypotheses)
         return hypotheses
 
     def translate_ids(
-        self, sources: Rows, *, alignments: bool = False, progress: ProgressCallback = silent
+        self, sources: Rows, lines: Sequence[str], *, alignments: bool = False, progress: ProgressCallback = silent
     ) -> list[Hypothesis]:
-        """Returns the best hypothesis for each row of source ids, in order, as `translate` does for lines."""
+        """Returns the best hypothesis for each source, its ids and its line, in order, as `translate` does."""
         empty = Hypothesis("", 0.0, () if alignments else None)
         beyond = sources.lengths > self._longest_source
         hypotheses = [empty._replace(score=-np.inf, cut=True) if long else empty for long in beyond]
@@ -139,7 +140,8 @@ class Translator:
         for indices, source, max_lengths in self._batches(sources, filled):
             found = self._search(self.params, self._tables, source, max_lengths, self._longest(source.values.shape[1]))
             tokens, scores, cut = (np.asarray(part[:, 0]) for part in (found.tokens, found.scores, found.cut))
-            texts = self.vocabularies.target.decode(list(tokens[: len(indices)]))
+            copies = self.vocabularies.copies([lines[index] for index in indices])
+            texts = self.vocabularies.target.decode(list(tokens[: len(indices)]), copies)
             aligned = self._alignment(source, found.tokens[:, 0]) if alignments else [None] * len(indices)
             for row, index in enumerate(indices):
                 hypotheses[index] = Hypothesis(texts[row], float(scores[row]), aligned[row], bool(cut[row]))
@@ -270,7 +272,7 @@ def load(workdir: Path | str, decode: DecodeConfig | None = None) -> Translator:
     """
     workdir = Path(workdir)
     config = run_directory.read_config(workdir)
-    vocabularies = load_vocabularies(workdir / run_directory.VOCABULARY)
+    vocabularies = load_vocabularies(workdir / run_directory.VOCABULARY, copy=config.model.copy)
     sharding = replicated(one_device())
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -320,8 +322,8 @@ def _search(
 
     def on_a_device(params: Params, tables: SearchTables, source: Padded, max_lengths: Array) -> Found:
         model: Seq2Seq = nnx.merge(graph, params)
-        memory, carry = model.encode(source)
-        carry = jax.tree.map(lambda leaf: leaf[:, None], carry)
+        encoded = model.encode(source)
+        memory, carry = encoded._replace(state=None), jax.tree.map(lambda leaf: leaf[:, None], encoded.state)
         limits: dict[str, Any] = dict(max_lengths=max_lengths, max_length=max_length, smallest=SMALLEST_BATCH)
         step = partial(model.search_step, tables)
         if decode.beam_size == 1:
@@ -360,7 +362,8 @@ def _token_scores(
     def on_a_device(params: Params, source: Padded, target: Padded) -> tuple[Array, Array, Array]:
         model: Seq2Seq = nnx.merge(graph, params)
 
-        def read(logits: Array, labels: Array, mask: Array) -> tuple[Array, Array, Array]:
+        def read(predicted: Predicted, labels: Array, mask: Array) -> tuple[Array, Array, Array]:
+            logits = scores(predicted)
             values = jnp.where(mask, token_losses(logits, labels), 0), mask, mask & correct_tokens(logits, labels)
             loss, tokens, correct = (value.reshape(-1, len(source.lengths)).sum(0) for value in values)
             return loss, tokens, correct

@@ -18,6 +18,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "attention_window": ("all", "local_m", "local_p"),
     "attention_heads": (1, 2),
     "coverage": (False, True),
+    "copy": (False, True),
     "input_feeding": (False, True),
     "context_feedback": (False, True),
     "bridge": ("copy", "dense", "mean", "zero"),

@@ -17,6 +17,9 @@ SIZES = VOCAB, VOCAB, 2
 # In the padding stand tokens like any others: nothing may look at them.
 SOURCE = Padded(np.array([[3, 4, 5, 6, 2], [7, 8, 2, 9, 4], [9, 10, 4, 2, 8]], np.int32), np.int32([5, 3, 4]))
 TARGET = Padded(np.array([[5, 4, 3, 2], [6, 2, 10, 3], [7, 9, 2, 5]], np.int32), np.int32([4, 2, 3]))
+# A word that the vocabulary lacks stands twice in the first source and once in its target, another in the third.
+COPIED_SOURCE = SOURCE._replace(values=np.array([[3, 12, 5, 12, 2], [7, 8, 2, 9, 4], [9, 10, 13, 2, 8]], np.int32))
+COPIED_TARGET = TARGET._replace(values=np.array([[5, 12, 3, 2], [6, 2, 10, 3], [13, 9, 2, 5]], np.int32))
 
 
 def tiny_config(**settings) -> ModelConfig:
@@ -41,7 +44,7 @@ def teacher_forced(config: ModelConfig):
 
     def forward(params, source, target, keys=None):
         model = nnx.merge(structure, params)
-        vectors, weights, _ = model(source, target.values, keys=keys)
+        vectors, weights, *_ = model(source, target.values, keys=keys)
         return jnp.swapaxes(model.output(vectors), 0, 1), None if weights is None else jnp.swapaxes(weights, 0, 1)
 
     return forward
@@ -181,6 +184,10 @@ def weights_of(cell: dict) -> dict:
     return cell | {name: joined(linear) for name, linear in linears.items()} | biases
 
 
+def is_tag(token: int) -> bool:
+    return SIZES[0] - SIZES[2] <= token < SIZES[0]
+
+
 class Oracle:
     """What `Seq2Seq` computes for one sentence without padding, in float64."""
 
@@ -197,7 +204,7 @@ class Oracle:
         encoder = self.params["encoder"]
         if self.config.features == "prepend":
             return self.read(source, encoder["layers"])
-        num_tags = sum(token >= SIZES[0] - SIZES[2] for token in source)
+        num_tags = sum(map(is_tag, source))
         layers = encoder["text" if "text" in encoder else "tags"]["layers"]  # "tags" where they are one
         outputs, lasts = self.read(source[num_tags:], layers)
         if not num_tags:
@@ -213,7 +220,7 @@ class Oracle:
         config, lasts = self.config, []
         cell, size = CELLS[config.cell][0], config.hidden_size
         order = [*range(len(source) - 2, -1, -1), len(source) - 1] if config.reverse_source else range(len(source))
-        sequence = self.source_table[source[list(order)]]
+        sequence = self.embedded(self.source_table, source[list(order)])
         for depth in range(config.num_layers):
             directions = layers[depth]
             assert len(directions) == 1 + (
@@ -235,6 +242,20 @@ class Oracle:
                 sequence = sequence + below
             lasts.append(tuple(np.concatenate(parts) for parts in zip(*last, strict=True)))
         return sequence[np.argsort(order)], lasts
+
+    def embedded(self, table: np.ndarray, tokens) -> np.ndarray:
+        """A token that the vocabulary lacks is read as the unknown symbol."""
+        return table[np.where(np.asarray(tokens) < VOCAB, tokens, 3)]
+
+    def mixture(self, logits, weights, source, parts) -> np.ndarray:
+        """Log-probabilities of the vocabulary and of copies, See et al. 2017, equations 8 and 9."""
+        pointer = self.params["decoder"]["pointer"]
+        p_gen = sigmoid(np.concatenate(parts) @ joined(pointer) + pointer["bias"])[0]
+        probabilities = np.concatenate([p_gen * np.exp(logits) / np.exp(logits).sum(), np.zeros(len(source))])
+        for token, weight in zip(source, weights, strict=False):  # location attention has no weights for the last
+            probabilities[0 if is_tag(token) else token] += (1 - p_gen) * weight
+        with np.errstate(divide="ignore"):
+            return np.log(probabilities)
 
     def is_residual(self, depth: int) -> bool:
         return bool(self.config.residual_from) and depth + 1 >= self.config.residual_from
@@ -346,7 +367,7 @@ class Oracle:
         attends_first = config.decoder in ("bahdanau", "cho") or config.context_feedback
         all_logits, all_weights = [], []
         for token in [1, *target[:-1]]:
-            below = x = self.target_table[token]
+            below = x = self.embedded(self.target_table, token)
             context, weights = np.zeros(0), None
             if attends_first:
                 asks = states[0 if config.decoder == "gnmt" else -1][-1]
@@ -367,7 +388,8 @@ class Oracle:
             if config.decoder == "luong":
                 context, weights = self.attend(below, outputs, past)
             vector = self.vector(below, context, x)
-            all_logits.append(self.output_table @ vector + self.params["output"]["bias"])
+            logits = self.output_table @ vector + self.params["output"]["bias"]
+            all_logits.append(self.mixture(logits, weights, source, [context, below, x]) if config.copy else logits)
             all_weights.append(weights)
         if config.attention == "none":
             return np.array(all_logits), None

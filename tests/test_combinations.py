@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from seq2seq_jax.outputs import scores
 from tests.combinations import CHOICES, drawn, model, pairs
-from tests.models import SOURCE, TARGET, Oracle, graph, random_params, run_compiled
+from tests.models import COPIED_SOURCE, COPIED_TARGET, SOURCE, TARGET, Oracle, graph, random_params, run_compiled
 
 FEW, MANY = 10, 250
 WITHOUT_ATTENTION = [
@@ -23,15 +24,17 @@ def forward_and_search(config):
 
     def run(params, source, target):
         reader = nnx.merge(structure, params)
-        features = reader(source, target.values)
-        memory, state = reader.encode(source)
-        state = jax.tree.map(lambda leaf: leaf[:, None], state)
-        tables, tokens, logits = reader.search_tables(), jnp.ones((len(target.values), 1), jnp.int32), []
+        weights = reader(source, target.values).weights
+        forced = reader.total(lambda predicted, labels, mask: scores(predicted), source, target)
+        encoded = reader.encode(source)
+        state = jax.tree.map(lambda leaf: leaf[:, None], encoded.state)
+        tables, tokens, searched = reader.search_tables(), jnp.ones((len(target.values), 1), jnp.int32), []
         for t in range(target.values.shape[1]):
-            state, now = reader.search_step(tables, memory, state, tokens)
-            logits.append(now[:, 0])
+            state, now = reader.search_step(tables, encoded, state, tokens)
+            searched.append(now[:, 0])
             tokens = target.values[:, t, None]
-        return reader.output(features.vector), features.weights, jnp.stack(logits)
+        searched = jnp.stack(searched)
+        return forced.reshape(searched.shape), weights, searched
 
     return run
 
@@ -40,12 +43,15 @@ def assert_right(settings):
     config = model({"input_feeding": False} | settings)
     assert config is not None
     params = random_params(config)
+    source, target = (COPIED_SOURCE, COPIED_TARGET) if config.copy else (SOURCE, TARGET)
     with jax.enable_x64(True):
-        logits, weights, searched = run_compiled(forward_and_search(config), params, SOURCE, TARGET)
+        logits, weights, searched = run_compiled(forward_and_search(config), params, source, target)
     np.testing.assert_allclose(searched, logits, rtol=0, atol=1e-10)
-    for row, (s, t) in enumerate(zip(SOURCE.lengths, TARGET.lengths, strict=True)):
-        expected, expected_weights = Oracle(config, params)(SOURCE.values[row, :s], TARGET.values[row, :t])
-        np.testing.assert_allclose(logits[:t, row], expected, rtol=0, atol=1e-10)
+    for row, (s, t) in enumerate(zip(source.lengths, target.lengths, strict=True)):
+        expected, expected_weights = Oracle(config, params)(source.values[row, :s], target.values[row, :t])
+        found = logits[:t, row, : expected.shape[1]]
+        np.testing.assert_allclose(np.maximum(found, -1e29), np.maximum(expected, -1e29), rtol=0, atol=1e-10)
+        assert np.all(logits[:t, row, expected.shape[1] :] < -1e29)  # of the padding there are no copies
         if expected_weights is None:
             assert weights is None
         else:

@@ -160,6 +160,19 @@ def test_a_value_that_cannot_be_shown_is_refused_all_the_same():
             "data.features tags is a column .* put train.tags beside them into a folder",
         ),
         (lambda: DataConfig(features="tags", features_separator="\t"), "data.features_separator has a tab"),
+        (
+            lambda: ModelConfig(copy=True, attention="none", input_feeding=False),
+            "model.copy True copies by attention, and model.attention is none; set model.copy False",
+        ),
+        (lambda: ModelConfig(copy=True, attention_window="local_p"), "model.copy True .* do not sum to 1"),
+        (
+            lambda: Config(model=ModelConfig(copy=True), data=DataConfig(joint_vocabulary=False)),
+            "model.copy True .* data.joint_vocabulary True, or model.copy False",
+        ),
+        (
+            lambda: Config(train=TrainConfig(coverage_loss=1.0)),
+            "train.coverage_loss 1.0 weighs what model.coverage adds up, and that is False",
+        ),
         (lambda: ModelConfig(residual_from=3, num_layers=2), "model.residual_from 3 is above .* model.num_layers 2"),
         (
             lambda: ModelConfig(residual_from=1),

@@ -22,14 +22,14 @@ def encoder(kind, num_directions, dropout_rate=0.0):
 
 def inputs():
     x = np.random.default_rng(0).standard_normal((LENGTHS.max(), len(LENGTHS), SIZES[0]))
-    return jnp.asarray(x, jnp.float32), jnp.arange(LENGTHS.max())[:, None] < LENGTHS
+    return jnp.asarray(x), jnp.arange(LENGTHS.max())[:, None] < LENGTHS
 
 
 def by_hand(cells, sequence):
     """One layer over one sequence [1, N, D] without padding, cell by cell: outputs, and the last states."""
     outputs, lasts = [], []
     for direction, cell in enumerate(cells):
-        state, found = cell.start(1, jnp.float32), []
+        state, found = cell.start(1, sequence.dtype), []
         for x in sequence[:: -1 if direction else 1]:
             state = cell(state, x[None])
             found.append(state[-1][0])
@@ -42,15 +42,16 @@ def by_hand(cells, sequence):
 @pytest.mark.parametrize("kind", CELLS)
 def test_layers_are_their_cells_step_by_step(kind, num_directions):
     """An empty sequence leaves the states at their start."""
-    layers, (x, mask) = encoder(kind, num_directions), inputs()
-    outputs, states, _ = jax.jit(lambda x, mask: layers(x, mask))(x, mask)
-    for row, length in enumerate(LENGTHS):
-        sequence = x[:length, row]
-        for depth, cells in enumerate(layers.layers):
-            sequence, last = by_hand(cells, sequence)
-            for part, expected in zip(states[depth], last, strict=True):
-                np.testing.assert_allclose(part[row], expected[0], atol=1e-6)
-        np.testing.assert_allclose(outputs[:length, row], sequence, atol=1e-6)
+    with jax.enable_x64(True):
+        layers, (x, mask) = encoder(kind, num_directions), inputs()
+        outputs, states, _ = jax.jit(lambda x, mask: layers(x, mask))(x, mask)
+        for row, length in enumerate(LENGTHS):
+            sequence = x[:length, row]
+            for depth, cells in enumerate(layers.layers):
+                sequence, last = by_hand(cells, sequence)
+                for part, expected in zip(states[depth], last, strict=True):
+                    np.testing.assert_allclose(part[row], expected[0], atol=1e-12)
+            np.testing.assert_allclose(outputs[:length, row], sequence, atol=1e-12)
 
 
 def test_dropout_is_between_layers_alone():

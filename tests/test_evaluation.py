@@ -65,7 +65,7 @@ def outputs(*texts: str) -> list[Hypothesis]:
 
 def scores_of(translator, texts, references):
     targets = encode_lines(translator.vocabularies, [""] * len(references), references).targets
-    return output_scores(translator, outputs(*texts), targets, references)
+    return output_scores(translator, outputs(*texts), targets, [""] * len(references), references)
 
 
 def test_exact_match_is_with_the_reference_as_the_vocabulary_gives_it_back(translator):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from seq2seq_jax import losses
+from seq2seq_jax.outputs import Copying, Predicted, scores
 
 STEPS, BATCH, VOCAB = 4, 3, 7
 
@@ -102,3 +103,61 @@ def test_a_token_is_correct_where_its_logit_is_the_largest(batch):
     labels[:3] = logits[:3].argmax(-1)  # right at three steps, ...
     labels[3] = logits[3].argmin(-1)  # ... wrong at the last
     np.testing.assert_array_equal(correct_tokens(logits, labels), [[True] * BATCH] * 3 + [[False] * BATCH])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_with_copies_is_that_of_the_mixture(smoothing):
+    """Against the whole distribution in NumPy, and every gradient against differences."""
+    draw = np.random.default_rng(0)
+    vocab_size, num_positions, number = 6, 4, 5
+    logits, gate = draw.normal(size=(number, vocab_size)), draw.normal(size=number)
+    weights = draw.dirichlet(np.ones(num_positions), size=number)
+    tokens = np.array([[3, 3, 9, 0], [2, 6, 5, 6], [1, 2, 3, 4], [7, 7, 7, 7], [5, 4, 9, 9]])
+    labels, mask = np.array([3, 6, 5, 2, 9]), np.array([True, True, True, True, False])
+
+    def by_hand(logits, gate, weights):
+        total = 0.0
+        for n in range(number):
+            probabilities = np.exp(logits[n]) / np.exp(logits[n]).sum()
+            p_gen = 1 / (1 + np.exp(-gate[n]))
+            mixture = np.concatenate([p_gen * probabilities, np.zeros(num_positions)])
+            for token, weight in zip(tokens[n], weights[n], strict=True):
+                mixture[token] += (1 - p_gen) * weight
+            if mask[n]:
+                total -= (1 - smoothing) * np.log(mixture[labels[n]]) + smoothing * np.log(probabilities).mean()
+        return total
+
+    def loss(logits, gate, weights):
+        return losses.copying_cross_entropy(
+            logits, Copying(gate, weights, jnp.array(tokens)), jnp.array(labels), jnp.array(mask), smoothing
+        )
+
+    with jax.enable_x64(True):
+        found, gradients = jax.value_and_grad(loss, (0, 1, 2))(*map(jnp.asarray, (logits, gate, weights)))
+    assert float(found) == pytest.approx(by_hand(logits, gate, weights), rel=1e-12)
+    for place, gradient in enumerate(gradients):
+        for index in np.ndindex(gradient.shape):
+            values = [np.array(value) for value in (logits, gate, weights)]
+            values[place][index] += 1e-6
+            more = by_hand(*values)
+            values[place][index] -= 2e-6
+            assert float(gradient[index]) == pytest.approx((more - by_hand(*values)) / 2e-6, abs=1e-7)
+
+
+def test_what_can_come_next_is_a_distribution():
+    draw = np.random.default_rng(1)
+    gate, weights, logits = draw.normal(size=3), draw.dirichlet(np.ones(4), size=3), draw.normal(size=(3, 6))
+    copying = Copying(jnp.asarray(gate), jnp.asarray(weights), jnp.array([[3, 3, 9, 2]] * 3))
+    found = np.asarray(scores(Predicted(jnp.asarray(logits), copying)))
+    assert found.shape == (3, 10)
+    np.testing.assert_allclose(np.exp(found).sum(-1), 1, rtol=1e-6)
+    assert np.all(np.exp(found[:, [6, 7, 8]]) == 0)  # no source position has these
+
+
+def test_a_label_that_nothing_can_be_has_a_finite_gradient():
+    copying = Copying(jnp.zeros(1), jnp.array([[1.0, 0.0]]), jnp.array([[3, 4]]))
+    logits, labels, mask = jnp.zeros((1, 6)), jnp.array([7]), jnp.array([True])
+    gradients = jax.grad(
+        lambda *x: losses.copying_cross_entropy(x[0], copying._replace(gate=x[1]), labels, mask, 0.0), (0, 1)
+    )(logits, copying.gate)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)

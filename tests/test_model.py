@@ -149,11 +149,12 @@ def test_steps_of_a_search_equal_teacher_forcing(settings):
 
     def search(params, source, hypotheses):
         model = nnx.merge(structure, params)
-        memory, state = model.encode(source)
+        encoded = model.encode(source)
+        state = encoded.state
         state = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], 2, axis=1), state)
         tokens, logits = jnp.ones((3, 2), jnp.int32), []
         for t in range(hypotheses.shape[-1]):
-            state, step_logits = model.search_step(model.search_tables(), memory, state, tokens)
+            state, step_logits = model.search_step(model.search_tables(), encoded, state, tokens)
             logits.append(step_logits)
             tokens = hypotheses[..., t]
         return jnp.stack(logits, axis=2)
@@ -322,8 +323,8 @@ def summed_loss(config, piece, keys=None):
     """`(params) -> (loss, tokens)` over the small batch, decoded and read in pieces of some positions."""
     structure = graph(config)
 
-    def read(logits, labels, mask):
-        return cross_entropy(logits, labels, mask, 0.1), mask.sum()
+    def read(predicted, labels, mask):
+        return cross_entropy(predicted.logits, labels, mask, 0.1), mask.sum()
 
     def loss(params):
         source, target = jax.tree.map(jnp.asarray, (SOURCE, TARGET))

@@ -38,11 +38,11 @@ def token_log_probs(translator: Translator, source: str, target: str) -> list[np
     vocabularies = translator.vocabularies
     model = nnx.merge(model_graph(translator.config.model, vocab_sizes(vocabularies)), translator.params)
     tokens = jnp.asarray([ids(vocabularies.source, source)])
-    memory, state = model.encode(Padded(tokens, jnp.asarray([tokens.shape[1]])))
-    state = jax.tree.map(lambda leaf: leaf[:, None], state)
+    encoded = model.encode(Padded(tokens, jnp.asarray([tokens.shape[1]])))
+    state = jax.tree.map(lambda leaf: leaf[:, None], encoded.state)
     found = []
     for previous in [BOS, *ids(vocabularies.target, target)[:-1]]:
-        state, logits = model.search_step(model.search_tables(), memory, state, jnp.full((1, 1), previous))
+        state, logits = model.search_step(model.search_tables(), encoded, state, jnp.full((1, 1), previous))
         logits = np.asarray(logits[0, 0], np.float64)
         found.append(logits - np.log(np.exp(logits).sum()))
     return found
@@ -96,7 +96,7 @@ def test_what_is_not_text_is_named_with_its_place(translator):
 def test_ids_are_translated_as_their_lines_are(translator):
     lines = [*LINES[:5], "", "cat"]
     sources = encode_lines(translator.vocabularies, lines).sources
-    assert translator.translate_ids(sources) == translator.translate(lines)
+    assert translator.translate_ids(sources, lines) == translator.translate(lines)
 
 
 def test_an_output_that_the_limit_ends_is_marked_and_warned_of(translator, monkeypatch):

@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from seq2seq_jax.cache import is_whole, whole_directory, writing_to
 from seq2seq_jax.data.progress import ProgressCallback, progress_bar
-from seq2seq_jax.data.vocabulary import Ids, LinePairs, Vocabularies
+from seq2seq_jax.data.vocabulary import Ids, LinePairs, Vocabularies, Vocabulary
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.symbols import EOS, PAD, UNK
 
@@ -102,9 +102,29 @@ def encode_lines(
     if target_lines is None:
         target_lines = [""] * len(source_lines)
     sources, targets = vocabularies.source.encode_sources(source_lines), vocabularies.target.encode(target_lines)
+    if vocabularies.copy:
+        _mark_copies(vocabularies.source, source_lines, target_lines, sources, targets)
     return EncodedSplit(
         Rows(*_ended(sources), vocabularies.source.unknown), Rows(*_ended(targets), vocabularies.target.unknown)
     )
+
+
+def _mark_copies(
+    vocabulary: Vocabulary,
+    source_lines: Sequence[str],
+    target_lines: Sequence[str],
+    sources: Sequence[Ids],
+    targets: Sequence[Ids],
+) -> None:
+    """Gives unknown symbols of sources, and of targets where the source has the token, the ids of its copies."""
+    for source, target, source_ids, target_ids in zip(source_lines, target_lines, sources, targets, strict=True):
+        if UNK not in source_ids:
+            continue
+        copies = vocabulary.copies(source)
+        for ids, tokens in ((source_ids, vocabulary.source_tokens(source)), (target_ids, vocabulary.tokens(target))):
+            for position, token in enumerate(tokens, len(ids) - len(tokens)):
+                if ids[position] == UNK:
+                    ids[position] = copies.get(token, UNK)
 
 
 def encode_split(split: LinePairs, vocabularies: Vocabularies, cache: Path, key: str) -> EncodedSplit:
@@ -120,6 +140,7 @@ def encode_split(split: LinePairs, vocabularies: Vocabularies, cache: Path, key:
       UserError: the cache cannot be written.
     """
     names = (_FORMAT, key, vocabularies.source.fingerprint, vocabularies.target.fingerprint)
+    names += ("copy",) if vocabularies.copy else ()
     folder = cache / "encoded" / hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()[:32]
     if not is_whole(folder):
         with writing_to(folder, "SEQ2SEQ_JAX_CACHE"), whole_directory(folder) as beside, progress_bar() as progress:

@@ -26,7 +26,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -65,6 +65,8 @@ _PART = re.compile(f"(.{{1,{_LONGEST_PART}}})(?: |$)")  # of a line, up to a bla
 _WHITE_SPACE = re.compile(r"\s+", re.ASCII)
 
 Ids = Int[np.ndarray, " _"]
+Copies = Mapping[str, int]
+"""Of the tokens of a source that the vocabulary lacks, the id that stands for a copy of each."""
 
 
 @runtime_checkable
@@ -105,13 +107,40 @@ class Vocabulary(ABC):
         """
         return self.encode(lines)
 
-    def decode(self, ids: Iterable[Sequence[int] | np.ndarray]) -> list[str]:
+    def decode(self, ids: Iterable[Sequence[int] | np.ndarray], copies: Sequence[Copies] = ()) -> list[str]:
         """Returns the text of each row of ids.
 
         A row is read up to its first end id; padding and begin are left out and
         an unknown symbol is written as `UNKNOWN_TEXT`.
+
+        Args:
+          ids: rows of them.
+          copies: for every row the tokens that ids beyond the vocabulary stand for; by default there are none.
         """
-        return self._decode([_content(row) for row in ids])
+        rows = [_content(row) for row in ids]
+        if not any(copies):
+            return self._decode(rows)
+        return self._decode_copies(rows, [{index: token for token, index in row.items()} for row in copies])
+
+    def copies(self, source: str) -> Copies:
+        """Returns an id beyond the vocabulary for every token of a source that it lacks.
+
+        It is `size` plus the first position of the token among those of the source.
+        """
+        (ids,), found = self.encode_sources([source]), {}
+        tokens = self.source_tokens(source)
+        for position, token in enumerate(tokens, len(ids) - len(tokens)):
+            if ids[position] == UNK:
+                found.setdefault(token, self.size + position)
+        return found
+
+    def tokens(self, line: str) -> list[str]:
+        """Returns the text of each token, in the order of `encode`."""
+        return self._split(line.lower() if self.lowercase else line)
+
+    def source_tokens(self, source: str) -> list[str]:
+        """Returns the text of each token of a source, in the order of `encode_sources`, without its tags."""
+        return self.tokens(source)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -157,6 +186,12 @@ class Vocabulary(ABC):
     def _decode(self, rows: list[list[int]]) -> list[str]: ...
 
     @abstractmethod
+    def _decode_copies(self, rows: list[list[int]], copies: Sequence[Mapping[int, str]]) -> list[str]: ...
+
+    @abstractmethod
+    def _split(self, line: str) -> list[str]: ...
+
+    @abstractmethod
     def _model(self) -> bytes: ...
 
     @classmethod
@@ -189,6 +224,16 @@ class SentencePieceVocabulary(Vocabulary):
     def _decode(self, rows: list[list[int]]) -> list[str]:
         return _from_stand_ins(self._processor.decode(rows, num_threads=1))
 
+    def _decode_copies(self, rows: list[list[int]], copies: Sequence[Mapping[int, str]]) -> list[str]:
+        pieces = [
+            [found.get(i) or self._processor.id_to_piece(i) for i in row]
+            for row, found in zip(rows, copies, strict=True)
+        ]
+        return _from_stand_ins([self._processor.decode_pieces(row) for row in pieces])
+
+    def _split(self, line: str) -> list[str]:
+        return self._processor.encode(_to_stand_ins([_squeeze(line)])[0], out_type=str)
+
     def _model(self) -> bytes:
         return self._proto
 
@@ -216,6 +261,14 @@ class TokenVocabulary(Vocabulary):
     def _decode(self, rows: list[list[int]]) -> list[str]:
         joint = " " if self.kind == "words" else ""
         return [joint.join(self._texts[index] for index in row) for row in rows]
+
+    def _decode_copies(self, rows: list[list[int]], copies: Sequence[Mapping[int, str]]) -> list[str]:
+        joint = " " if self.kind == "words" else ""
+        texts = [[found.get(i) or self._texts[i] for i in row] for row, found in zip(rows, copies, strict=True)]
+        return [joint.join(row) for row in texts]
+
+    def _split(self, line: str) -> list[str]:
+        return _SPLITTERS[self.kind](line)
 
     def _model(self) -> bytes:
         # As JSON strings, because a character can be a line feed.
@@ -262,9 +315,21 @@ class TaggedVocabulary(Vocabulary):
         return self._text._encode(lines)
 
     def _decode(self, rows: list[list[int]]) -> list[str]:
-        # A model may write a tag, which is no text.
-        unknown = [[index if index < self._text.size else UNK for index in row] for row in rows]
-        return self._text._decode(unknown)
+        return self._text._decode(self._without_tags(rows))
+
+    def _decode_copies(self, rows: list[list[int]], copies: Sequence[Mapping[int, str]]) -> list[str]:
+        return self._text._decode_copies(self._without_tags(rows), copies)
+
+    def _without_tags(self, rows: list[list[int]]) -> list[list[int]]:
+        """A model may write a tag, which is no text."""
+        tags = range(self._text.size, self.size)
+        return [[UNK if index in tags else index for index in row] for row in rows]
+
+    def _split(self, line: str) -> list[str]:
+        return self._text._split(line)
+
+    def source_tokens(self, source: str) -> list[str]:
+        return self.tokens(source.rpartition("\t")[0])
 
     def _model(self) -> bytes:
         head = json.dumps({"separator": self._separator, "tags": self._tags}, ensure_ascii=False)
@@ -302,14 +367,24 @@ _SPLITTERS: dict[str, Any] = {"words": _split_words, "characters": list}
 
 @dataclass(frozen=True)
 class Vocabularies:
-    """The vocabularies of both sides; one and the same object when joint."""
+    """The vocabularies of both sides; one and the same object when joint.
+
+    Attributes:
+      copy: whether a token of a target that the vocabulary lacks, and its source
+        has, is a copy with an id of its own, see `Vocabulary.copies`.
+    """
 
     source: Vocabulary
     target: Vocabulary
+    copy: bool = False
 
     @property
     def joint(self) -> bool:
         return self.source is self.target
+
+    def copies(self, sources: Sequence[str]) -> list[Copies]:
+        """Returns for each source what may be copied of it."""
+        return [self.source.copies(line) if self.copy else {} for line in sources]
 
 
 def build_vocabularies(config: DataConfig, train: LinePairs) -> Vocabularies:
@@ -357,8 +432,8 @@ def save_vocabularies(vocabularies: Vocabularies, directory: Path) -> None:
     vocabularies.target.save(directory, "target")
 
 
-def load_vocabularies(directory: Path) -> Vocabularies:
-    """Returns the vocabularies that `save_vocabularies` wrote.
+def load_vocabularies(directory: Path, *, copy: bool = False) -> Vocabularies:
+    """Returns the vocabularies that `save_vocabularies` wrote; `copy`: see `Vocabularies`.
 
     Raises:
       UserError: they are missing or damaged.
@@ -367,8 +442,8 @@ def load_vocabularies(directory: Path) -> Vocabularies:
         raise UserError(f"There is no vocabulary in {directory}. {_REMEDY}")
     if (directory / "joint.json").exists():
         joint = Vocabulary.load(directory, "joint")
-        return Vocabularies(joint, joint)
-    return Vocabularies(Vocabulary.load(directory, "source"), Vocabulary.load(directory, "target"))
+        return Vocabularies(joint, joint, copy)
+    return Vocabularies(Vocabulary.load(directory, "source"), Vocabulary.load(directory, "target"), copy)
 
 
 class _Refusal(Exception):

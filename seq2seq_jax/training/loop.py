@@ -332,9 +332,9 @@ class _Run:
         if not len(encoded):
             return scores, []
         sources, references = self._material.corpus.split("validation").read(0, len(encoded))
-        outputs = self._greedy.translate_ids(encoded.sources)
+        outputs = self._greedy.translate_ids(encoded.sources, sources)
         self._greedy.forget_tables()  # training needs the room
-        found = output_scores(self._greedy, outputs, encoded.targets, references)
+        found = output_scores(self._greedy, outputs, encoded.targets, sources, references)
         scores |= {name: value for name, value in found.items() if not name.endswith("_signature")}
         samples = zip(sources, references, (output.text for output in outputs), strict=True)
         return scores, list(samples)[: self._config.train.num_samples]

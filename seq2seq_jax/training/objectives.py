@@ -1,10 +1,12 @@
 """What is minimised: a sum over a batch, and the number of its terms."""
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from seq2seq_jax.config import TrainConfig
 from seq2seq_jax.dropout import Keys
-from seq2seq_jax.losses import cross_entropy
+from seq2seq_jax.losses import copying_cross_entropy, cross_entropy
+from seq2seq_jax.outputs import Predicted
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.seq2seq import Seq2Seq
 
@@ -12,10 +14,17 @@ from seq2seq_jax.seq2seq import Seq2Seq
 def negative_log_likelihood(
     model: Seq2Seq, source: Padded, target: Padded, keys: Keys | None, config: TrainConfig
 ) -> Float[Array, ""]:
-    """Cross-entropy of all target tokens given the ones before, in nats, with label smoothing."""
+    """Cross-entropy of all target tokens given the ones before, in nats, with label smoothing and coverage loss."""
 
-    def read(logits: Array, labels: Array, mask: Array) -> Array:
-        return cross_entropy(logits, labels, mask, config.label_smoothing)
+    def read(predicted: Predicted, labels: Array, mask: Array) -> Array:
+        logits, copying, repeated = predicted
+        if copying is None:
+            loss = cross_entropy(logits, labels, mask, config.label_smoothing)
+        else:
+            loss = copying_cross_entropy(logits, copying, labels, mask, config.label_smoothing)
+        if config.coverage_loss and repeated is not None:  # See et al. 2017, equation 13
+            loss += config.coverage_loss * jnp.sum(repeated, where=mask, dtype=loss.dtype)
+        return loss
 
     return model.total(read, source, target, keys=keys, piece=config.rematerialize_every)
 

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,8 +24,10 @@ from seq2seq_jax.data.corpora import Corpus, load_corpus
 from seq2seq_jax.data.encoded import EncodedSplit, encode_split
 from seq2seq_jax.data.progress import progress_bar
 from seq2seq_jax.data.vocabulary import Vocabularies, build_vocabularies, load_vocabularies, save_vocabularies
+from seq2seq_jax.errors import UserError
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.sharding import by_rows
+from seq2seq_jax.symbols import NUM_SPECIAL
 from seq2seq_jax.training.step import TrainState, jit_train_step
 from seq2seq_jax.translator import vocab_sizes
 
@@ -47,7 +50,20 @@ def prepare(config: Config, num_devices: int, workdir: Path | None = None) -> Ma
         encode_split(corpus.split(name), vocabularies, cache_dir(), f"{corpus.fingerprint}/{name}")
         for name in ("train", "validation")
     )
+    if config.model.copy:
+        _check_something_to_copy(train)
     return Material(corpus, vocabularies, train, validation, arrange_batches(config, train, num_devices))
+
+
+def _check_something_to_copy(train: EncodedSplit) -> None:
+    special = np.arange(NUM_SPECIAL)
+    for pair in range(len(train)):
+        if len(np.setdiff1d(np.intersect1d(train.source(pair), train.target(pair)), special)):
+            return
+    raise UserError(
+        "model.copy True: no target of the training split has a token of its source, so there is nothing to copy; set"
+        " model.copy False."
+    )
 
 
 def arrange_batches(config: Config, train: EncodedSplit, num_devices: int) -> Batching:
@@ -77,9 +93,9 @@ def begin(config: Config, material: Material, workdir: Path) -> None:
 def _vocabularies(config: Config, corpus: Corpus, workdir: Path | None) -> Vocabularies:
     """The run's vocabularies, or new ones; a run whose corpus has changed since is refused."""
     if workdir is None or not run_directory.is_claimed(workdir):
-        return build_vocabularies(config.data, corpus.split("train"))
+        return replace(build_vocabularies(config.data, corpus.split("train")), copy=config.model.copy)
     run_directory.check_text(workdir, config, corpus.name, corpus.fingerprint, "choose another --workdir.")
-    return load_vocabularies(workdir / run_directory.VOCABULARY)
+    return load_vocabularies(workdir / run_directory.VOCABULARY, copy=config.model.copy)
 
 
 class CompiledStep(NamedTuple):

@@ -1,5 +1,9 @@
 import errno
+import itertools
+import os
 import pickle
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,9 +11,10 @@ import pytest
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data import encoded as module
 from seq2seq_jax.data.encoded import Rows, encode_lines, encode_split
-from seq2seq_jax.data.vocabulary import build_vocabularies
+from seq2seq_jax.data.vocabulary import UNKNOWN_TEXT, build_vocabularies
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.symbols import EOS, PAD
+from seq2seq_jax.symbols import EOS, PAD, UNK
+from seq2seq_jax.text_files import read_lines
 from tests.data.pairs import Pairs, toy_pairs
 
 
@@ -169,3 +174,59 @@ def test_unknown_tags_and_unknown_words_are_both_unknown():
     assert encoded.sources.with_unknown().tolist() == [1, 2]
     assert encoded.first(2).sources.with_unknown().tolist() == [1]
     assert encoded.targets.with_unknown().tolist() == [1]
+
+
+COPIED = Pairs(["ba do ke", "ke ba", "do"] * 100, ["do ba", "ke", "do ba"] * 100)
+
+
+@pytest.mark.parametrize("kind", ["words", "characters", "unigram", "bpe"])
+@pytest.mark.parametrize("features", [None, "tags"])
+def test_what_a_target_has_of_its_source_alone_is_a_copy(kind, features):
+    """One id for each unknown token of the source, by its first position, and the text comes back."""
+    pairs = Pairs([f"{line}\tN;V" for line in COPIED.sources], COPIED.targets) if features else COPIED
+    config = DataConfig(vocabulary=kind, vocab_size=14, features=features)
+    vocabularies = replace(build_vocabularies(config, pairs), copy=True)
+    size, tags = vocabularies.target.size, "\tV;N" if features else ""
+    sources = [f"ba 字 do ß ß{tags}", f"do{tags}", f"ß{tags}", tags]
+    targets = ["字 ba ß", "do 字", "字", ""]
+    encoded = encode_lines(vocabularies, sources, targets)
+    source, target = encoded.sources[0], encoded.targets[0]
+    num_tags = 2 if features else 0
+    tokens = vocabularies.source.source_tokens(sources[0])
+    places = [position for position, token in enumerate(tokens, num_tags) if "字" in token or "ß" in token]
+    first, second = places[:2]
+    assert [token for token in source if token >= size] == [size + first, size + second, size + second][: len(places)]
+    assert [token for token in target if token >= size] == [size + first, size + second]
+    assert encoded.sources.with_unknown().tolist() == []
+    assert encoded.targets.with_unknown().tolist() == [1, 2]
+    rows = [encoded.targets[index] for index in range(4)]
+    restored = vocabularies.target.decode(rows, vocabularies.copies(sources))
+    assert [restored[0], restored[3]] == ["字 ba ß", ""]
+    assert UNKNOWN_TEXT in restored[1] and UNKNOWN_TEXT in restored[2]
+    without = encode_lines(replace(vocabularies, copy=False), sources, targets)
+    assert without.sources.flat.max() < size and without.targets.flat.max() < size
+
+
+@pytest.mark.parametrize(("name", "columns"), [("nl2bash", ("nl", "bash")), ("aeslc", ("email", "subject"))])
+def test_words_of_real_lines_that_the_vocabulary_lacks_are_copied(name, columns, corpora):
+    """File names, options, people: of the targets' unknown words most are in their sources, and come back whole."""
+    files = [f"{corpora}/{name}/test.{column}.gz" for column in columns]
+    if not os.path.exists(files[0]):
+        files = [f"{corpora}/{name}/validation.{column}.gz" for column in columns]
+    sources, targets = (list(itertools.islice(read_lines(Path(file)), 300)) for file in files)
+    config = DataConfig(vocabulary="words", vocab_size=500)
+    plain = build_vocabularies(config, Pairs(sources, targets))
+    copying = replace(plain, copy=True)
+    before, after = (encode_lines(vocabularies, sources, targets).targets for vocabularies in (plain, copying))
+    copied = after.flat >= plain.target.size
+    assert np.array_equal(before.flat[~copied], after.flat[~copied]) and np.all(before.flat[copied] == UNK)
+    assert copied.sum() > 30
+    restored = copying.target.decode([after[index] for index in range(300)], copying.copies(sources))
+    for index in range(300):
+        words = targets[index].split()
+        assert len(words) == len(after[index]) - 1
+        expected = [UNKNOWN_TEXT if token == UNK else word for word, token in zip(words, after[index], strict=False)]
+        assert restored[index].split(" ") == expected
+        known = set(sources[index].split())
+        for word, token in zip(words, after[index], strict=False):
+            assert (token >= plain.target.size) == (word in known and before[index][words.index(word)] == UNK)

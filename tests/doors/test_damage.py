@@ -65,7 +65,7 @@ def digests(compiled: None) -> Iterator[None]:
         meaning = model.vocabularies.target.decode([[4, 5]])
         return zlib.crc32(repr((_crc(model.params), head, [row.tolist() for row in rows], meaning)).encode())
 
-    def translate_ids(model: Any, sources: Any, **_: Any) -> list[Any]:
+    def translate_ids(model: Any, sources: Any, *_: Any, **__: Any) -> list[Any]:
         rows = [sources[index] for index in range(len(sources))]
         return [translator.Hypothesis(f"{mark(model, row)}" if len(row) > 1 else "", 0.0) for row in rows]
 

@@ -78,7 +78,7 @@ def plan(config: Config, say: Callable[[str], None]) -> Costs:
     return costs
 
 
-def _decoder_plan(config: Config, sizes: tuple[int, int], params: Any, shape: BatchShape) -> Plan:
+def _decoder_plan(config: Config, sizes: tuple[int, ...], params: Any, shape: BatchShape) -> Plan:
     """What of a decoder's step runs where, on one device."""
     found: list[Plan] = []
 
