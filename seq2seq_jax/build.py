@@ -11,6 +11,7 @@ from jaxtyping import Array, Key
 from seq2seq_jax import attention, bridges, cells, decoders, linear, outputs
 from seq2seq_jax.config import STATE_PARTS, ModelConfig, encoder_sizes, linear_size, reads_both_ways
 from seq2seq_jax.decoders import Decoder
+from seq2seq_jax.dropout import Dropout
 from seq2seq_jax.encoders import Apart, Layers, Pointwise
 from seq2seq_jax.linear import Linear
 from seq2seq_jax.outputs import Softmax
@@ -74,7 +75,8 @@ def build_model(config: ModelConfig, vocab_sizes: tuple[int, ...], key: Key[Arra
         bridge,
         decoder,
         Softmax(output_table),
-        dropout_rate=config.dropout_rate,
+        dropout=make.dropout(config.embedding_dropout_rate),
+        word_dropout=make.dropout(config.word_dropout_rate),
         first_tag=source_size - num_tags,
         reverse_source=config.reverse_source,
         dtype=dtype,
@@ -95,6 +97,20 @@ class _Maker:
         """Of every layer whether its input is added to its output."""
         return [0 < self.config.residual_from <= depth + 1 for depth in range(num_layers)]
 
+    def dropout(self, rate: float | None) -> Dropout:
+        """At one place; None for the common rate."""
+        return Dropout(self.config.dropout_rate if rate is None else rate, self.config.variational_dropout)
+
+    def regularizers(self) -> cells.Regularizers:
+        config = self.config
+        return cells.Regularizers(
+            inputs=self.dropout(config.layer_dropout_rate),
+            state=self.dropout(config.state_dropout_rate),
+            candidate=self.dropout(config.recurrent_dropout_rate),
+            zoneout_cell=config.zoneout_cell_rate,
+            zoneout_hidden=config.zoneout_hidden_rate,
+        )
+
     def embedding(self, vocab_size: int) -> nnx.Param:
         return nnx.Param(self.weights.embedding(vocab_size, self.config.embed_size))
 
@@ -107,7 +123,7 @@ class _Maker:
             directions = 2 if reads_both_ways(config, depth) else 1
             layers.append([self.cell(config.cell, [inputs], size // directions) for _ in range(directions)])
             inputs = size
-        return Layers(layers, config.dropout_rate, self.residual(config.num_layers))
+        return Layers(layers, self.regularizers(), self.residual(config.num_layers))
 
     def encoder_apart(self) -> Apart:
         """An encoder that reads tags by themselves."""
@@ -136,7 +152,8 @@ class _Maker:
 
     def decoder(self, vector_size: int) -> Decoder:
         config = self.config
-        parts = self.stack(vector_size), self.score(), self.combine(vector_size), vector_size, config.dropout_rate
+        dropout = self.dropout(config.output_dropout_rate)
+        parts = self.stack(vector_size), self.score(), self.combine(vector_size), vector_size, dropout
         decoder = DECODERS[config.decoder](*parts, feedback=config.input_feeding or config.context_feedback)
         if config.copy:
             sizes = [self.memory_size, config.hidden_size, config.embed_size]
@@ -155,7 +172,7 @@ class _Maker:
             above.append(self.memory_size)
         inputs = [lowest, *[above] * (self.decoder_layers - 1)]
         layers = [self.cell(config.decoder_cell or config.cell, sizes, size) for sizes in inputs]
-        return cells.Stack(layers, config.dropout_rate, self.residual(self.decoder_layers))
+        return cells.Stack(layers, self.regularizers(), self.residual(self.decoder_layers))
 
     def score(self) -> attention.Dot | None:
         config, size = self.config, self.config.hidden_size

@@ -1,22 +1,44 @@
 """Recurrent cells: one step as the papers write it."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Key
 
-from seq2seq_jax.dropout import Keys, drop, keep_mask
+from seq2seq_jax.dropout import Dropout, Keys, Mask, drop, keep_mask, share_kept, split_keys
 from seq2seq_jax.linear import Linear, Weights
 
 State = tuple[Array, ...]
 """What a cell hands on, [B, H] each; the hidden state h, its output, comes last."""
 
 
+class Keep(NamedTuple):
+    """What is left of a layer, of one step or of all; None for everything."""
+
+    inputs: Mask | None = None
+    """Of what comes from the layer below."""
+    state: Mask | None = None
+    """Of h where it enters a product."""
+    candidate: Mask | None = None
+    """Of what the step adds to the memory."""
+    memory: Mask | None = None
+    """Units of all parts of the state but h that become new; the others are zoned out."""
+    hidden: Mask | None = None
+    """Units of h that become new."""
+
+
+EVERYTHING = Keep()
+
+
 class Cell(nnx.Module):
     """A recurrent cell: `(state, *inputs) -> state`.
+
+    The cells below also take `keep`, for what is dropped within a step: `state` and
+    `candidate` of it. All else is done around the step.
 
     Args:
       input_sizes: features of the inputs; each has a kernel of its own.
@@ -49,13 +71,21 @@ class Cell(nnx.Module):
         """One step."""
         raise NotImplementedError
 
+    def between(self, old: State, new: State, share: float) -> State:
+        """What lies between two states without their h: so much of the old one, and the rest of the new one."""
+        return tuple(share * before + (1 - share) * after for before, after in zip(old, new, strict=True))
+
+    def recurrent_kernels(self) -> list[nnx.Param]:
+        """The weights that h is multiplied with."""
+        return list(self.recurrent.kernels) if self.sees_past else []
+
 
 class RNN(Cell):
     """Simple recurrent network, Elman 1990: `h' = tanh(W x + U h + b)`."""
 
-    def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
+    def __call__(self, state: State, *inputs: Float[Array, "B _"], keep: Keep = EVERYTHING) -> State:
         (hidden,) = state
-        return (jnp.tanh(self.input(*inputs) + self.recurrent(hidden)),)
+        return (jnp.tanh(self.input(*inputs) + self.recurrent(drop(hidden, keep.state))),)
 
 
 class GRU(Cell):
@@ -74,11 +104,15 @@ class GRU(Cell):
         kernel = jnp.concatenate([weights.matrix(sum(input_sizes), size), weights.recurrent(size)])
         self.candidate = Linear([*input_sizes, size], kernel, jnp.zeros(size))
 
-    def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
+    def __call__(self, state: State, *inputs: Float[Array, "B _"], keep: Keep = EVERYTHING) -> State:
         (hidden,) = state
-        reset, update = jnp.split(jax.nn.sigmoid(self.input(*inputs) + self.recurrent(hidden)), 2, axis=-1)
-        candidate = jnp.tanh(self.candidate(*inputs, reset * hidden))
-        return (update * hidden + (1 - update) * candidate,)
+        past = drop(hidden, keep.state)
+        reset, update = jnp.split(jax.nn.sigmoid(self.input(*inputs) + self.recurrent(past)), 2, axis=-1)
+        candidate = jnp.tanh(self.candidate(*inputs, reset * past))
+        return (update * hidden + (1 - update) * drop(candidate, keep.candidate),)
+
+    def recurrent_kernels(self) -> list[nnx.Param]:
+        return [*super().recurrent_kernels(), self.candidate.kernels[-1]]
 
 
 class GRUv2(Cell):
@@ -93,13 +127,13 @@ class GRUv2(Cell):
         super().__init__(input_sizes, size, weights, forget_bias)
         self.bias = nnx.Param(jnp.zeros(size))
 
-    def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
+    def __call__(self, state: State, *inputs: Float[Array, "B _"], keep: Keep = EVERYTHING) -> State:
         (hidden,) = state
         *of_inputs, candidate = jnp.split(self.input(*inputs), 3, axis=-1)
-        *of_state, past = jnp.split(self.recurrent(hidden), 3, axis=-1)
+        *of_state, past = jnp.split(self.recurrent(drop(hidden, keep.state)), 3, axis=-1)
         reset, update = (jax.nn.sigmoid(x + h) for x, h in zip(of_inputs, of_state, strict=True))
         candidate = jnp.tanh(candidate + reset * (past + self.bias[...].astype(past.dtype)))
-        return (update * hidden + (1 - update) * candidate,)
+        return (update * hidden + (1 - update) * drop(candidate, keep.candidate),)
 
 
 class LSTM(Cell):
@@ -120,14 +154,14 @@ class LSTM(Cell):
         shape = batch, self.size
         return jnp.zeros(shape, jnp.promote_types(dtype, jnp.float32)), jnp.zeros(shape, dtype)
 
-    def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
+    def __call__(self, state: State, *inputs: Float[Array, "B _"], keep: Keep = EVERYTHING) -> State:
         cell, hidden = state
-        return lstm_cell(self.input(*inputs) + self.recurrent(hidden), cell)
+        return lstm_cell(self.input(*inputs) + self.recurrent(drop(hidden, keep.state)), cell, keep.candidate)
 
 
 @jax.custom_vjp
 def lstm_cell(
-    gates: Float[Array, "*B G"], cell: Float[Array, "*B H"]
+    gates: Float[Array, "*B G"], cell: Float[Array, "*B H"], keep: Mask | None = None
 ) -> tuple[Float[Array, "*B H"], Float[Array, "*B H"]]:
     """The LSTM's equations after the products.
 
@@ -135,38 +169,40 @@ def lstm_cell(
       gates: pre-activations, four blocks of H (G = 4H) in the order input, forget,
         candidate, output.
       cell: the state c before the step. Its dtype is the one the step computes in.
+      keep: of tanh(g).
 
     Returns:
       The new cell state, in the dtype of `cell`, and the new hidden state, in
       the dtype of `gates`.
     """
-    return _lstm_forward(gates, cell)[0]
+    return _lstm_forward(gates, cell, keep)[0]
 
 
-def _lstm_forward(gates: Array, cell: Array) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+def _lstm_forward(gates: Array, cell: Array, keep: Mask | None) -> tuple[tuple[Array, Array], tuple[Any, ...]]:
     i, f, g, o = jnp.split(gates.astype(cell.dtype), 4, axis=-1)
     i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
-    new_cell = f * cell + i * g
+    new_cell = f * cell + i * drop(g, keep)
     hidden = (o * jnp.tanh(new_cell)).astype(gates.dtype)
     # Five blocks of H are all the backward pass needs; automatic differentiation would keep six.
     activations = jnp.concatenate([i, f, g, o], axis=-1).astype(gates.dtype)
-    return (new_cell, hidden), (activations, cell)
+    return (new_cell, hidden), (activations, cell, keep)
 
 
-def _lstm_backward(residuals: tuple[Array, ...], cotangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    activations, cell = residuals
+def _lstm_backward(residuals: tuple[Any, ...], cotangents: tuple[Array, Array]) -> tuple[Array, Array, None]:
+    activations, cell, keep = residuals
     d_cell, d_hidden = cotangents
     i, f, g, o = jnp.split(activations.astype(cell.dtype), 4, axis=-1)
-    squashed = jnp.tanh(f * cell + i * g)
+    dropped = drop(g, keep)
+    squashed = jnp.tanh(f * cell + i * dropped)
     d_hidden = d_hidden.astype(cell.dtype)
     d_cell = d_cell + d_hidden * o * (1 - squashed * squashed)
     d_gates = [
-        d_cell * g * i * (1 - i),
+        d_cell * dropped * i * (1 - i),
         d_cell * cell * f * (1 - f),
-        d_cell * i * (1 - g * g),
+        drop(d_cell * i * (1 - g * g), keep),
         d_hidden * squashed * o * (1 - o),
     ]
-    return jnp.concatenate(d_gates, axis=-1).astype(activations.dtype), d_cell * f
+    return jnp.concatenate(d_gates, axis=-1).astype(activations.dtype), d_cell * f, None
 
 
 lstm_cell.defvjp(_lstm_forward, _lstm_backward)
@@ -190,12 +226,13 @@ class LayerNormLSTM(LSTM):
     def first_bias(self, forget_bias: float) -> None:
         """None: it is added to what is normalised."""
 
-    def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
+    def __call__(self, state: State, *inputs: Float[Array, "B _"], keep: Keep = EVERYTHING) -> State:
         cell, hidden = state
         of_inputs, of_state, of_cell = self.norms
-        gates = of_inputs(self.input(*inputs)) + of_state(self.recurrent(hidden)) + self.bias[...].astype(hidden.dtype)
+        past = of_state(self.recurrent(drop(hidden, keep.state)))
+        gates = of_inputs(self.input(*inputs)) + past + self.bias[...].astype(hidden.dtype)
         i, f, g, o = jnp.split(gates.astype(cell.dtype), 4, axis=-1)
-        cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+        cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * drop(jnp.tanh(g), keep.candidate)
         squashed = jnp.tanh(of_cell(cell) + self.cell_bias[...])
         return cell, (jax.nn.sigmoid(o) * squashed).astype(hidden.dtype)
 
@@ -219,15 +256,15 @@ class LayerNormGRU(Cell):
     def first_bias(self, forget_bias: float) -> None:
         """None: it is added to what is normalised."""
 
-    def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
+    def __call__(self, state: State, *inputs: Float[Array, "B _"], keep: Keep = EVERYTHING) -> State:
         (hidden,) = state
         of_inputs, of_state = self.norms
         gates = of_inputs(self.input(*inputs)) + self.bias[...].astype(hidden.dtype)
         *given, candidate = jnp.split(gates, 3, axis=-1)
-        *past, of_candidate = jnp.split(of_state(self.recurrent(hidden)), 3, axis=-1)
+        *past, of_candidate = jnp.split(of_state(self.recurrent(drop(hidden, keep.state))), 3, axis=-1)
         update, reset = (jax.nn.sigmoid(x + h) for x, h in zip(given, past, strict=True))
         candidate = jnp.tanh(candidate + reset * of_candidate)
-        return ((1 - update) * hidden + update * candidate,)
+        return ((1 - update) * hidden + update * drop(candidate, keep.candidate),)
 
 
 class MinGRU(Cell):
@@ -240,11 +277,11 @@ class MinGRU(Cell):
 
     num_gates, sees_past = 2, False
 
-    def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
+    def __call__(self, state: State, *inputs: Float[Array, "B _"], keep: Keep = EVERYTHING) -> State:
         (hidden,) = state
         update, candidate = jnp.split(self.input(*inputs), 2, axis=-1)
         update = jax.nn.sigmoid(update)
-        return ((1 - update) * hidden + update * candidate,)
+        return ((1 - update) * hidden + update * drop(candidate, keep.candidate),)
 
 
 class MinLSTM(Cell):
@@ -260,12 +297,12 @@ class MinLSTM(Cell):
     def first_bias(self, forget_bias: float) -> Float[Array, " G"]:
         return jnp.zeros((3, self.size)).at[0].set(forget_bias).reshape(-1)
 
-    def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
+    def __call__(self, state: State, *inputs: Float[Array, "B _"], keep: Keep = EVERYTHING) -> State:
         (hidden,) = state
         forget, new, candidate = jnp.split(self.input(*inputs), 3, axis=-1)
         # f / (f + i) without the quotient of two small numbers: both are 1 / (1 + exp(-x)).
         forget = jax.nn.sigmoid(jax.nn.log_sigmoid(forget) - jax.nn.log_sigmoid(new))
-        return (forget * hidden + (1 - forget) * candidate,)
+        return (forget * hidden + (1 - forget) * drop(candidate, keep.candidate),)
 
 
 class SLSTM(Cell):
@@ -290,15 +327,21 @@ class SLSTM(Cell):
         zeros = jnp.zeros(shape, wide)
         return zeros, zeros, jnp.full(shape, -1e30, wide), jnp.zeros(shape, dtype)
 
-    def __call__(self, state: State, *inputs: Float[Array, "B _"]) -> State:
+    def __call__(self, state: State, *inputs: Float[Array, "B _"], keep: Keep = EVERYTHING) -> State:
         cell, normalizer, largest, hidden = state
-        gates = (self.input(*inputs) + self.recurrent(hidden)).astype(cell.dtype)
+        gates = (self.input(*inputs) + self.recurrent(drop(hidden, keep.state))).astype(cell.dtype)
         i, f, z, o = jnp.split(gates, 4, axis=-1)
         kept = jax.nn.log_sigmoid(f) + largest
         largest = jnp.maximum(kept, i)
         i, f = jnp.exp(i - largest), jnp.exp(kept - largest)
-        cell, normalizer = f * cell + i * jnp.tanh(z), f * normalizer + i
+        cell, normalizer = f * cell + i * drop(jnp.tanh(z), keep.candidate), f * normalizer + i
         return cell, normalizer, largest, (jax.nn.sigmoid(o) * cell / normalizer).astype(hidden.dtype)
+
+    def between(self, old: State, new: State, share: float) -> State:
+        """Of the memories exp(m) c and exp(m) n, which are brought to one scale first."""
+        largest = jnp.maximum(old[2], new[2])
+        of_old, of_new = share * jnp.exp(old[2] - largest), (1 - share) * jnp.exp(new[2] - largest)
+        return *(of_old * before + of_new * after for before, after in zip(old[:2], new[:2], strict=True)), largest
 
 
 class LayerNorm(nnx.Module):
@@ -315,20 +358,83 @@ class LayerNorm(nnx.Module):
         return (scaled.reshape(x.shape) * self.gain[...]).astype(x.dtype)
 
 
-def step(cell: Cell, state: State, *inputs: Float[Array, "B _"]) -> State:
-    """One step of a cell.
+@dataclass(frozen=True)
+class Regularizers:
+    """What acts on a layer at every step; by default nothing.
+
+    Args:
+      inputs: dropout of what comes from the layer below (Zaremba et al. 2014, section 3.1).
+      state: of h where it enters a product (Gal and Ghahramani 2016, section 4.1).
+      candidate: of what a step adds to the memory, which so loses nothing (Semeniuta
+        et al. 2016, section 3).
+      zoneout_cell: probability that a unit of the memory keeps its old value (Krueger
+        et al. 2017, section 3.2); of all parts of the state but h, at once.
+      zoneout_hidden: likewise of h.
+    """
+
+    inputs: Dropout = Dropout()
+    state: Dropout = Dropout()
+    candidate: Dropout = Dropout()
+    zoneout_cell: float = 0.0
+    zoneout_hidden: float = 0.0
+
+    @property
+    def within(self) -> bool:
+        """Whether anything acts within the steps of a layer."""
+        return any((self.state.rate, self.candidate.rate, self.zoneout_cell, self.zoneout_hidden))
+
+    def draw(self, keys: Keys | None, shape: tuple[int, ...]) -> Keep:
+        """What is left within the steps, [T, ..., B, H] where `shape` is [T, ..., H]."""
+        if not self.within:
+            return EVERYTHING
+        places = self.state, self.candidate, Dropout(self.zoneout_cell), Dropout(self.zoneout_hidden)
+        drawn = [place.draw(key, shape) for place, key in zip(places, split_keys(keys, 4), strict=True)]
+        return Keep(None, *drawn)
+
+
+UNREGULARIZED = Regularizers()
+
+
+def step(
+    cell: Cell,
+    state: State,
+    *inputs: Float[Array, "B _"],
+    regularizers: Regularizers = UNREGULARIZED,
+    keep: Keep = EVERYTHING,
+) -> State:
+    """One step of a cell, regularised.
 
     Raises:
       TypeError: what the cell returns is no state like the one that it was given.
     """
-    new = cell(state, *inputs)
+    dropped = {} if keep.state is None and keep.candidate is None else {"keep": keep}
+    new = cell(state, *inputs, **dropped)
     if not isinstance(new, tuple) or list(map(_shape, new)) != list(map(_shape, state)):
         found = f"({', '.join(map(_shape, new))})" if isinstance(new, tuple) else _shape(new)
         raise TypeError(
             f"{type(cell).__name__} was given the state ({', '.join(map(_shape, state))}) and returned {found}; a cell"
             " returns its new state, a tuple of arrays like those of the old one."
         )
-    return new
+    return _zone_out(cell, state, new, regularizers, keep)
+
+
+def _zone_out(cell: Cell, old: State, new: State, regularizers: Regularizers, keep: Keep) -> State:
+    """Some units keep their old values; without masks, as in a search, all are what is expected of them."""
+    memory, hidden = new[:-1], new[-1:]
+    if keep.memory is not None:
+        memory = _chosen(keep.memory, old[:-1], memory)
+    elif regularizers.zoneout_cell:
+        memory = cell.between(old[:-1], memory, 1 - share_kept(regularizers.zoneout_cell))
+    if keep.hidden is not None:
+        hidden = _chosen(keep.hidden, old[-1:], hidden)
+    elif regularizers.zoneout_hidden:
+        share = 1 - share_kept(regularizers.zoneout_hidden)
+        hidden = (share * old[-1] + (1 - share) * new[-1],)
+    return *memory, *hidden
+
+
+def _chosen(mask: Mask, old: State, new: State) -> State:
+    return tuple(jnp.where(mask.keep, after, before) for before, after in zip(old, new, strict=True))
 
 
 def _shape(part: Any) -> str:
@@ -336,17 +442,19 @@ def _shape(part: Any) -> str:
 
 
 class Stack(nnx.Module):
-    """Cells one above another, with dropout between them (Zaremba et al. 2014, section 3.1).
+    """Cells one above another.
 
     Args:
       cells: from the lowest to the top one.
-      dropout_rate: between them.
+      regularizers: of every layer.
       residual: for every cell whether what comes from below is added to its
         output (Wu et al. 2016, section 3.1).
     """
 
-    def __init__(self, cells: Sequence[Cell], dropout_rate: float, residual: Sequence[bool] = ()) -> None:
-        self.cells, self.dropout_rate = nnx.List(cells), dropout_rate
+    def __init__(
+        self, cells: Sequence[Cell], regularizers: Regularizers = UNREGULARIZED, residual: Sequence[bool] = ()
+    ) -> None:
+        self.cells, self.regularizers = nnx.List(cells), regularizers
         self.residual = tuple(residual) or (False,) * len(cells)
 
     def __call__(
@@ -354,7 +462,7 @@ class Stack(nnx.Module):
         states: Sequence[State],
         below: Float[Array, "B _"],
         *others: Float[Array, "B _"],
-        keep: Sequence[Bool[Array, "B H"] | None],
+        keep: Sequence[Keep],
         first: int = 0,
         shared: Sequence[Float[Array, "B _"]] = (),
     ) -> tuple[tuple[State, ...], Float[Array, "B H"]]:
@@ -364,14 +472,14 @@ class Stack(nnx.Module):
           states: of the cell `first`, counted from the lowest, and of those above it.
           below: what is the input of the cell `first`: of the lowest, or the output of the one below.
           others: further inputs of the lowest cell.
-          keep: for every cell but the top one, which of its features go up; None for all.
+          keep: of every cell.
           first: the first cell that runs.
           shared: further inputs of every cell but the lowest.
         """
         new: list[State] = []
         for depth, state in enumerate(states, first):
-            given = (drop(below, self.dropout_rate, keep[depth - 1]), *shared) if depth else (below, *others)
-            new.append(step(self.cells[depth], state, *given))
+            given = (drop(below, keep[depth].inputs), *shared) if depth else (below, *others)
+            new.append(step(self.cells[depth], state, *given, regularizers=self.regularizers, keep=keep[depth]))
             below = new[-1][-1] + below if self.residual[depth] else new[-1][-1]
         return tuple(new), below
 
@@ -379,9 +487,29 @@ class Stack(nnx.Module):
         """The states of all cells before anything is known."""
         return [cell.start(batch, dtype) for cell in self.cells]
 
-    def keep(self, keys: Keys | None, num_steps: int) -> list[Bool[Array, "T B H"] | None]:
-        """Draws for every cell but the top one what goes up, at all steps."""
-        sizes = [cell.size for cell in self.cells][:-1]
-        batch = 0 if keys is None else len(keys)
-        kept = keep_mask(keys, self.dropout_rate, (num_steps, len(sizes), batch, max(sizes, default=0)))
-        return [None if kept is None else kept[:, n] for n in range(len(sizes))]
+    def keep(self, keys: Keys | None, num_steps: int) -> list[Keep]:
+        """Draws for every cell what is left, at all steps."""
+        within: list[Any] = [None] * len(self.cells)
+        if self.regularizers.within:
+            keys, *within = split_keys(keys, 1 + len(self.cells))
+        sizes = [cell.size for cell in self.cells]
+        kept = [self.regularizers.draw(key, (num_steps, size)) for key, size in zip(within, sizes, strict=True)]
+        for above, mask in enumerate(self._between(keys, num_steps, sizes[:-1]), 1):
+            kept[above] = kept[above]._replace(inputs=mask)
+        return kept
+
+    def _between(self, keys: Keys | None, num_steps: int, sizes: Sequence[int]) -> list[Mask | None]:
+        if not sizes:
+            return []
+        masks = self.regularizers.inputs.draw(keys, (num_steps, len(sizes), max(sizes)))
+        return [None if masks is None else Mask(masks.keep[:, n], masks.rate) for n in range(len(sizes))]
+
+
+def drop_weights(model: nnx.Module, rate: float, key: Key[Array, ""]) -> None:
+    """Drops recurrent weights of all cells of a model, in place (DropConnect; Merity et al. 2018, section 2)."""
+    cells = [module for _, module in nnx.iter_modules(model) if isinstance(module, Cell)]
+    kernels = [kernel for cell in cells for kernel in cell.recurrent_kernels()]
+    for kernel, row in zip(kernels, jax.random.split(key, (len(kernels), 1)), strict=True):
+        inputs, results = kernel.shape
+        keep = keep_mask(row, rate, (inputs, 1, results))[:, 0]
+        kernel[...] = drop(kernel[...], Mask(keep, rate))

@@ -45,6 +45,8 @@ STATE_PARTS = {
     "slstm": ("c", "n", "m", "h"),
 }
 """What each cell hands on from step to step."""
+WITHOUT_RECURRENT_WEIGHTS = ("min_lstm", "min_gru")
+"""Cells in which h enters no product."""
 Ties = Literal["none", "source_target", "target_output", "all"]
 BleuTokenizer = Literal["13a", "intl", "zh", "char", "none", "ja-mecab", "ko-mecab"]
 
@@ -120,7 +122,31 @@ class ModelConfig:
     """Let the next token also be copied from the source, words that the vocabulary lacks too: a mixture of the output
     layer and of attention (pointer-generator, See et al. 2017, section 2.2)."""
     dropout_rate: Annotated[float, SHARE] = 0.2
-    """Share of features dropped at the embeddings, between layers and at the output, in training only."""
+    """Share of features dropped at the embeddings, between layers and at the output, in training only (Srivastava et
+    al. 2014). This and the other rates act to the nearest 1/256."""
+    embedding_dropout_rate: Annotated[float | None, SHARE] = None
+    """That at the embeddings; None for dropout_rate."""
+    layer_dropout_rate: Annotated[float | None, SHARE] = None
+    """That between layers (Zaremba et al. 2014); None for dropout_rate."""
+    output_dropout_rate: Annotated[float | None, SHARE] = None
+    """That of the vector that the output layer reads; None for dropout_rate."""
+    state_dropout_rate: Annotated[float, SHARE] = 0.0
+    """Share of a layer's state h dropped where it enters the products of the next step (Gal and Ghahramani 2016)."""
+    recurrent_dropout_rate: Annotated[float, SHARE] = 0.0
+    """Share dropped of what a step adds to the memory, which itself loses nothing (Semeniuta et al. 2016)."""
+    word_dropout_rate: Annotated[float, SHARE] = 0.0
+    """Share of source and target words whose whole embedding is dropped; the others are scaled up (Sennrich et al.
+    2016, Edinburgh's systems for WMT)."""
+    variational_dropout: bool = False
+    """Drop the same features at all steps of a sequence, and of words all places (Gal and Ghahramani 2016); otherwise
+    every step draws anew."""
+    zoneout_cell_rate: Annotated[float, SHARE] = 0.0
+    """Probability that a unit of the memory c keeps its old value for a step of training; without chance, as in a
+    search, it moves by as much as is expected (Krueger et al. 2017). Of slstm, of c, n and m at once."""
+    zoneout_hidden_rate: Annotated[float, SHARE] = 0.0
+    """Likewise of the state h."""
+    weight_dropout_rate: Annotated[float, SHARE] = 0.0
+    """Share of recurrent weights dropped in an update, for the whole batch (Merity et al. 2018)."""
     tied_embeddings: Ties = "none"
     """Tables that are one and the same: source and target, target and output layer, or all three."""
     initializer: Literal["uniform", "orthogonal"] = "uniform"
@@ -138,6 +164,7 @@ class ModelConfig:
         _check_encoder(self)
         _check_attention(self)
         _check_decoder(self)
+        _check_regularizers(self)
 
 
 def _check_encoder(model: ModelConfig) -> None:
@@ -277,6 +304,44 @@ def linear_size(model: ModelConfig) -> int:
     """Features that a linear output layer reads."""
     context = encoder_sizes(model)[-1] if model.decoder == "luong" and model.attention != "none" else 0
     return model.hidden_size + context
+
+
+def _check_regularizers(model: ModelConfig) -> None:
+    for name in ("cell", "decoder_cell"):
+        cell = getattr(model, name)
+        no_product = cell in WITHOUT_RECURRENT_WEIGHTS
+        lacks = {
+            "state_dropout_rate": (no_product, "products of the state; use model.zoneout_hidden_rate"),
+            "weight_dropout_rate": (no_product, "recurrent weights; use model.zoneout_hidden_rate"),
+            "recurrent_dropout_rate": (cell == "rnn", "a memory that a step adds to; use model.state_dropout_rate"),
+            "zoneout_cell_rate": (
+                STATE_PARTS.get(cell) == ("h",),
+                "a memory besides its state; use model.zoneout_hidden_rate",
+            ),
+        }
+        for rate, (lacking, what) in lacks.items():
+            if lacking and getattr(model, rate):
+                raise UserError(
+                    f"model.{rate} {getattr(model, rate)} acts on what model.{name} {cell} does not have, {what}, or set"
+                    f" model.{rate} 0."
+                )
+    if model.layer_dropout_rate and max(model.num_layers, model.decoder_layers or 1) == 1:
+        raise UserError(
+            f"model.layer_dropout_rate {model.layer_dropout_rate} is of what goes from layer to layer, and"
+            " model.num_layers is 1; set model.layer_dropout_rate None."
+        )
+    if model.variational_dropout and not any(_rates(model)):
+        raise UserError(
+            "model.variational_dropout says how model.dropout_rate and its like act, and all of them are 0; set one, or"
+            " model.variational_dropout False."
+        )
+
+
+def _rates(model: ModelConfig) -> list[float | None]:
+    """Those of dropout that acts at the steps of a sequence."""
+    places = model.embedding_dropout_rate, model.layer_dropout_rate, model.output_dropout_rate
+    common = model.dropout_rate if None in places else 0
+    return [common, *places, model.state_dropout_rate, model.recurrent_dropout_rate, model.word_dropout_rate]
 
 
 @dataclass(frozen=True)

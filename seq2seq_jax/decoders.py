@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from seq2seq_jax import cells
 from seq2seq_jax.attention import Attended, Dot, Past
 from seq2seq_jax.cells import Stack
-from seq2seq_jax.dropout import Keys, drop, keep_mask, split_keys
+from seq2seq_jax.dropout import NO_DROPOUT, Dropout, Keys, Mask, drop, split_keys
 from seq2seq_jax.encoders import Read
 from seq2seq_jax.linear import Linear
 from seq2seq_jax.outputs import Combine, Maxout, Pass
@@ -39,10 +39,12 @@ class Features(NamedTuple):
 
 
 class Keep(NamedTuple):
-    """What dropout leaves, of one step or of all; None where nothing is dropped."""
+    """What dropout leaves, of one step or of all."""
 
-    between: list[Bool[Array, "B H"] | None]
-    vector: Bool[Array, "B A"] | None
+    between: list[cells.Keep]
+    """Of every layer: of what comes from below, and within it."""
+    vector: Mask | None
+    """None for everything."""
 
 
 class Decoder(nnx.Module):
@@ -77,7 +79,7 @@ class Recurrent(Decoder):
       attention: a score, or None for no attention.
       combine: makes the vector, see `outputs`.
       vector_size: its features.
-      dropout_rate: of the vector.
+      dropout: of the vector.
       feedback: whether what was attended to is an input of the lowest layer, where
         a decoder leaves that open.
 
@@ -92,11 +94,11 @@ class Recurrent(Decoder):
         attention: Dot | None,
         combine: Combine | Maxout | Pass,
         vector_size: int,
-        dropout_rate: float,
+        dropout: Dropout = NO_DROPOUT,
         feedback: bool = False,
     ) -> None:
         self.stack, self.attention, self.combine = stack, attention, combine
-        self.vector_size, self.dropout_rate, self.feedback = vector_size, dropout_rate, feedback
+        self.vector_size, self.dropout, self.feedback = vector_size, dropout, feedback
         self.pointer: Linear | None = nnx.data(None)
 
     def memory(self, read: Read) -> Any:
@@ -112,8 +114,7 @@ class Recurrent(Decoder):
 
     def keep(self, keys: Keys | None, num_steps: int) -> Keep:
         between, last = split_keys(keys, 2)
-        batch = 0 if keys is None else len(keys)
-        vector = keep_mask(last, self.dropout_rate, (num_steps, batch, self.vector_size))
+        vector = self.dropout.draw(last, (num_steps, self.vector_size))
         return Keep(self.stack.keep(between, num_steps), vector)
 
     def attend(self, query: Float[Array, "B H"], memory: Any, past: Any) -> Attended:
@@ -122,7 +123,7 @@ class Recurrent(Decoder):
 
     def features(self, hidden: Float[Array, "B H"], attended: Attended, x: Float[Array, "B D"], keep: Keep) -> Features:
         """What the output layer reads, from the top state, the context and the embedding of the token before."""
-        vector = drop(self.combine.vector(hidden, attended.context, x), self.dropout_rate, keep.vector)
+        vector = drop(self.combine.vector(hidden, attended.context, x), keep.vector)
         gate = None if self.pointer is None else self.pointer(attended.context, hidden, x)[:, 0]
         return Features(vector, attended.weights, attended.repeated, gate)
 

@@ -1,16 +1,16 @@
 """Encoders: from embedded sources to what attention looks at and where the decoder starts."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from seq2seq_jax.cells import Cell, State
+from seq2seq_jax.cells import UNREGULARIZED, Cell, Keep, Regularizers, State
 from seq2seq_jax.cells import step as cell_step
-from seq2seq_jax.dropout import Keys, dropout, split_keys
+from seq2seq_jax.dropout import Keys, drop, split_keys
 from seq2seq_jax.linear import Linear
 from seq2seq_jax.recurrence import in_pieces, scan
 
@@ -32,13 +32,18 @@ class Layers(nnx.Module):
     Args:
       layers: for every layer the cells of its directions, alike but for their
         weights; the second reads the sequence from its end.
-      dropout_rate: between layers.
+      regularizers: of every layer.
       residual: for every layer whether its input is added to its output (Wu et
         al. 2016, section 3.1); by default for none.
     """
 
-    def __init__(self, layers: Sequence[Sequence[Cell]], dropout_rate: float, residual: Sequence[bool] = ()) -> None:
-        self.layers, self.dropout_rate = nnx.List([nnx.List(cells) for cells in layers]), dropout_rate
+    def __init__(
+        self,
+        layers: Sequence[Sequence[Cell]],
+        regularizers: Regularizers = UNREGULARIZED,
+        residual: Sequence[bool] = (),
+    ) -> None:
+        self.layers, self.regularizers = nnx.List([nnx.List(cells) for cells in layers]), regularizers
         self.residual = tuple(residual) or (False,) * len(layers)
 
     def __call__(
@@ -47,11 +52,20 @@ class Layers(nnx.Module):
         """Reads embedded sources; `piece`: positions of a piece, see `recurrence.in_pieces`."""
         states, below = [], inputs
         for depth, (cells, key) in enumerate(zip(self.layers, split_keys(keys, len(self.layers)), strict=True)):
-            given = dropout(below, self.dropout_rate, key) if depth else below
-            outputs, state = _run(cells, given, mask, piece)
+            keep = self.keep(depth, key, below.shape)
+            outputs, state = _run(cells, drop(below, keep.inputs), mask, piece, self.regularizers, keep)
             states.append(state)
             below = outputs + below if self.residual[depth] else outputs
         return Read(below, states, mask)
+
+    def keep(self, depth: int, keys: Keys | None, shape: tuple[int, ...]) -> Keep:
+        """Draws what is left of a layer with inputs [S, B, D], at all positions: [S, directions, B, H] within it."""
+        cells, between, within = self.layers[depth], keys, None
+        if self.regularizers.within:
+            between, within = split_keys(keys, 2)
+        num_steps, _, size = shape
+        kept = self.regularizers.draw(within, (num_steps, len(cells), cells[0].size))
+        return kept._replace(inputs=self.regularizers.inputs.draw(between, (num_steps, size))) if depth else kept
 
 
 class Pointwise(nnx.Module):
@@ -105,23 +119,35 @@ def _moved(x: Float[Array, "S B D"], by: Array) -> Float[Array, "S B D"]:
 
 
 def _run(
-    cells: Sequence[Cell], inputs: Float[Array, "S B D"], mask: Bool[Array, "S B"], piece: int
+    cells: Sequence[Cell],
+    inputs: Float[Array, "S B D"],
+    mask: Bool[Array, "S B"],
+    piece: int,
+    regularizers: Regularizers,
+    keep: Keep,
 ) -> tuple[Float[Array, "S B E"], State]:
     """One layer. Its directions run side by side in one loop, each over a copy of the inputs in its own order."""
     structure, _ = nnx.split(cells[0])
     weights = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(nnx.state(cell) for cell in cells))
 
-    def step(state: State, x: tuple[Array, Array]) -> tuple[State, Array]:
-        inputs, mask = x
-        new = jax.vmap(lambda weights, *given: cell_step(nnx.merge(structure, weights), *given))(weights, state, inputs)
+    def step_of(weights: Any, state: State, x: Array, keep: Keep) -> State:
+        return cell_step(nnx.merge(structure, weights), state, x, regularizers=regularizers, keep=keep)
+
+    def step(state: State, x: tuple[Array, Array, Keep]) -> tuple[State, Array]:
+        inputs, mask, keep = x
+        new = jax.vmap(step_of)(weights, state, inputs, keep)
         # In the padding the state stays; the second direction meets it first, and keeps its zeros.
         state = tuple(jnp.where(mask[..., None], after, before) for after, before in zip(new, state, strict=True))
         return state, state[-1]
 
-    def both(x: Array) -> Array:
-        return jnp.stack([x, jnp.flip(x, 0)][: len(cells)], axis=1)
+    def each(*ways: Array) -> Array:
+        """For every direction its own, in its own order."""
+        return jnp.stack([jnp.flip(x, 0) if n else x for n, x in enumerate(ways[: len(cells)])], axis=1)
 
     start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(c.start(inputs.shape[1], inputs.dtype) for c in cells))
-    state, ys = in_pieces(lambda state, xs: scan(step, state, xs), start, (both(inputs), both(mask)), piece)
+    # What is dropped at a position does not depend on the padding behind it: masks are flipped as inputs are.
+    within = jax.tree.map(lambda kept: each(*jnp.unstack(kept, axis=1)), keep._replace(inputs=None))
+    xs = each(inputs, inputs), each(mask, mask), within
+    state, ys = in_pieces(lambda state, xs: scan(step, state, xs), start, xs, piece)
     outputs = [ys[:, 0], *(jnp.flip(ys[:, n], 0) for n in range(1, len(cells)))]
     return jnp.concatenate(outputs, axis=-1), tuple(jnp.concatenate(list(part), axis=-1) for part in state)

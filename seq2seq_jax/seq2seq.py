@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from seq2seq_jax.bridges import Bridge
 from seq2seq_jax.decoders import Decoder, Features
-from seq2seq_jax.dropout import Keys, dropout, split_keys
+from seq2seq_jax.dropout import NO_DROPOUT, Dropout, Keys, drop, piece_keys, split_keys
 from seq2seq_jax.encoders import Apart, Layers
 from seq2seq_jax.outputs import Copying, Predicted, Softmax, scores
 from seq2seq_jax.padded import Padded
@@ -55,7 +55,10 @@ class Seq2Seq(nnx.Module):
     Args:
       source_table, target_table: embeddings, [V, D]; they may be one parameter.
       encoder, bridge, decoder, output: see their modules.
-      dropout_rate: of embeddings.
+      dropout: of features of embeddings.
+      word_dropout: of whole embeddings (Sennrich et al. 2016, section 3), also scaled up;
+        once for a sequence all places of a word are dropped (Gal and Ghahramani
+        2016, section 4.2).
       first_tag: the first source id of a tag; they are the last ones of the vocabulary.
       reverse_source: whether the source is read from its last token to its first
         (Sutskever et al. 2014, section 3.3); its end mark stays at the end.
@@ -71,14 +74,16 @@ class Seq2Seq(nnx.Module):
         decoder: Decoder,
         output: Softmax,
         *,
-        dropout_rate: float,
+        dropout: Dropout = NO_DROPOUT,
+        word_dropout: Dropout = NO_DROPOUT,
         first_tag: int = 0,
         reverse_source: bool = False,
         dtype: Any = None,
     ) -> None:
         self.source_table, self.target_table = source_table, target_table
         self.encoder, self.bridge, self.decoder, self.output = encoder, bridge, decoder, output
-        self.dropout_rate, self.first_tag = dropout_rate, first_tag
+        self.dropout, self.word_dropout = dropout, word_dropout
+        self.first_tag = first_tag
         self.reverse_source, self.dtype = reverse_source, dtype
 
     def encode(self, source: Padded, *, keys: Keys | None = None, piece: int = 0) -> Encoded:
@@ -146,7 +151,7 @@ class Seq2Seq(nnx.Module):
 
         def run(carry: Any, xs: tuple[Array, ...]) -> tuple[Any, None]:
             state, keys, sums = carry
-            keys, now = split_keys(keys, 2) if piece else (keys, keys)
+            keys, now = piece_keys(keys, decoder_keys) if piece else (keys, keys)
             state, found = look(state, now, *xs)
             return (state, keys, jax.tree.map(jnp.add, sums, found) if piece else found), None
 
@@ -186,7 +191,11 @@ class Seq2Seq(nnx.Module):
     def _embed(self, table: nnx.Param, tokens: Int[Array, "*N"], keys: Keys | None) -> Float[Array, "*N D"]:
         if self.copies:  # what the vocabulary lacks is read as unknown
             tokens = jnp.where(tokens < table.shape[0], tokens, UNK)
-        return dropout(table[...][tokens].astype(self._dtype), self.dropout_rate, keys)
+        of_words = None
+        if self.word_dropout.rate:
+            keys, of_words = split_keys(keys, 2)
+        embedded = drop(table[...][tokens].astype(self._dtype), self.word_dropout.draw_words(of_words, tokens))
+        return self.dropout(embedded, keys)
 
     @property
     def copies(self) -> bool:

@@ -65,40 +65,44 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def rnn(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
+# `past` is a factor of h where it enters a product, `kept` one of the candidate: what dropout makes of them.
+
+
+def rnn(weights: dict, inputs: np.ndarray, state: tuple, past=1, kept=1) -> tuple:
     """Elman 1990."""
     (hidden,) = state
-    return (np.tanh(inputs @ weights["input"] + hidden @ weights["recurrent"] + weights["input_bias"]),)
+    return (np.tanh(inputs @ weights["input"] + (past * hidden) @ weights["recurrent"] + weights["input_bias"]),)
 
 
-def gru(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
+def gru(weights: dict, inputs: np.ndarray, state: tuple, past=1, kept=1) -> tuple:
     """Cho et al. 2014, equations 5 to 8, each with a bias; the blocks of the gates' weights are reset, update."""
     (hidden,) = state
     (w_r, w_z), (u_r, u_z) = (np.split(weights[name], 2, axis=1) for name in ("input", "recurrent"))
     b_r, b_z = np.split(weights["input_bias"], 2)
     w, u = np.split(weights["candidate"], [len(inputs)])
-    reset = sigmoid(inputs @ w_r + hidden @ u_r + b_r)
-    update = sigmoid(inputs @ w_z + hidden @ u_z + b_z)
-    candidate = np.tanh(inputs @ w + (reset * hidden) @ u + weights["candidate_bias"])
-    return (update * hidden + (1 - update) * candidate,)
+    reset = sigmoid(inputs @ w_r + (past * hidden) @ u_r + b_r)
+    update = sigmoid(inputs @ w_z + (past * hidden) @ u_z + b_z)
+    candidate = np.tanh(inputs @ w + (reset * past * hidden) @ u + weights["candidate_bias"])
+    return (update * hidden + (1 - update) * kept * candidate,)
 
 
-def lstm(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
+def lstm(weights: dict, inputs: np.ndarray, state: tuple, past=1, kept=1) -> tuple:
     """Gers et al. 2000; the blocks of the weights are input, forget, candidate, output."""
     cell, hidden = state
-    i, f, g, o = np.split(inputs @ weights["input"] + hidden @ weights["recurrent"] + weights["input_bias"], 4)
-    cell = sigmoid(f) * cell + sigmoid(i) * np.tanh(g)
+    gates = inputs @ weights["input"] + (past * hidden) @ weights["recurrent"] + weights["input_bias"]
+    i, f, g, o = np.split(gates, 4)
+    cell = sigmoid(f) * cell + sigmoid(i) * kept * np.tanh(g)
     return cell, sigmoid(o) * np.tanh(cell)
 
 
-def gru_v2(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
+def gru_v2(weights: dict, inputs: np.ndarray, state: tuple, past=1, kept=1) -> tuple:
     """cuDNN's: the reset gate after the product; blocks are reset, update, candidate."""
     (hidden,) = state
     given = np.split(inputs @ weights["input"] + weights["input_bias"], 3)
-    past = np.split(hidden @ weights["recurrent"], 3)
-    reset, update = sigmoid(given[0] + past[0]), sigmoid(given[1] + past[1])
-    candidate = np.tanh(given[2] + reset * (past[2] + weights["bias"]))
-    return (update * hidden + (1 - update) * candidate,)
+    of_state = np.split((past * hidden) @ weights["recurrent"], 3)
+    reset, update = sigmoid(given[0] + of_state[0]), sigmoid(given[1] + of_state[1])
+    candidate = np.tanh(given[2] + reset * (of_state[2] + weights["bias"]))
+    return (update * hidden + (1 - update) * kept * candidate,)
 
 
 def layer_norm(x: np.ndarray, gain: np.ndarray, num_blocks: int) -> np.ndarray:
@@ -107,45 +111,46 @@ def layer_norm(x: np.ndarray, gain: np.ndarray, num_blocks: int) -> np.ndarray:
     return gain * np.concatenate(blocks)
 
 
-def layer_norm_lstm(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
+def layer_norm_lstm(weights: dict, inputs: np.ndarray, state: tuple, past=1, kept=1) -> tuple:
     """Ba et al. 2016, equations 20 to 22; each gate normalised by itself."""
     cell, hidden = state
     given = layer_norm(inputs @ weights["input"], weights["norms"][0]["gain"], 4)
-    past = layer_norm(hidden @ weights["recurrent"], weights["norms"][1]["gain"], 4)
-    i, f, g, o = np.split(given + past + weights["bias"], 4)
-    cell = sigmoid(f) * cell + sigmoid(i) * np.tanh(g)
+    of_state = layer_norm((past * hidden) @ weights["recurrent"], weights["norms"][1]["gain"], 4)
+    i, f, g, o = np.split(given + of_state + weights["bias"], 4)
+    cell = sigmoid(f) * cell + sigmoid(i) * kept * np.tanh(g)
     return cell, sigmoid(o) * np.tanh(layer_norm(cell, weights["norms"][2]["gain"], 1) + weights["cell_bias"])
 
 
-def layer_norm_gru(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
+def layer_norm_gru(weights: dict, inputs: np.ndarray, state: tuple, past=1, kept=1) -> tuple:
     """Ba et al. 2016, equations 26 to 29; blocks are update, reset, candidate."""
     (hidden,) = state
     given = layer_norm(inputs @ weights["input"], weights["norms"][0]["gain"], 3) + weights["bias"]
-    past = layer_norm(hidden @ weights["recurrent"], weights["norms"][1]["gain"], 3)
-    (z, r, c), (past_z, past_r, past_c) = np.split(given, 3), np.split(past, 3)
+    of_state = layer_norm((past * hidden) @ weights["recurrent"], weights["norms"][1]["gain"], 3)
+    (z, r, c), (past_z, past_r, past_c) = np.split(given, 3), np.split(of_state, 3)
     update, candidate = sigmoid(z + past_z), np.tanh(c + sigmoid(r + past_r) * past_c)
-    return ((1 - update) * hidden + update * candidate,)
+    return ((1 - update) * hidden + update * kept * candidate,)
 
 
-def min_gru(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
+def min_gru(weights: dict, inputs: np.ndarray, state: tuple, past=1, kept=1) -> tuple:
     """Feng et al. 2024, section 3.1."""
     update, candidate = np.split(inputs @ weights["input"] + weights["input_bias"], 2)
-    return ((1 - sigmoid(update)) * state[0] + sigmoid(update) * candidate,)
+    return ((1 - sigmoid(update)) * state[0] + sigmoid(update) * kept * candidate,)
 
 
-def min_lstm(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
+def min_lstm(weights: dict, inputs: np.ndarray, state: tuple, past=1, kept=1) -> tuple:
     """Feng et al. 2024, section 3.2."""
     forget, new, candidate = np.split(inputs @ weights["input"] + weights["input_bias"], 3)
     forget, new = sigmoid(forget), sigmoid(new)
-    return (forget / (forget + new) * state[0] + new / (forget + new) * candidate,)
+    return (forget / (forget + new) * state[0] + new / (forget + new) * kept * candidate,)
 
 
-def slstm(weights: dict, inputs: np.ndarray, state: tuple) -> tuple:
+def slstm(weights: dict, inputs: np.ndarray, state: tuple, past=1, kept=1) -> tuple:
     """Beck et al. 2024, equations 8 to 14, without the state that only keeps numbers small: exp(m) is divided out."""
     cell, normalizer, largest, hidden = state
-    i, f, z, o = np.split(inputs @ weights["input"] + hidden @ weights["recurrent"] + weights["input_bias"], 4)
+    gates = inputs @ weights["input"] + (past * hidden) @ weights["recurrent"] + weights["input_bias"]
+    i, f, z, o = np.split(gates, 4)
     scale = np.exp(largest)
-    true_cell = sigmoid(f) * scale * cell + np.exp(i) * np.tanh(z)
+    true_cell = sigmoid(f) * scale * cell + np.exp(i) * kept * np.tanh(z)
     true_normalizer = sigmoid(f) * scale * normalizer + np.exp(i)
     largest = np.maximum(np.log(sigmoid(f)) + largest, i)
     cell, normalizer = true_cell / np.exp(largest), true_normalizer / np.exp(largest)
@@ -184,15 +189,42 @@ def weights_of(cell: dict) -> dict:
     return cell | {name: joined(linear) for name, linear in linears.items()} | biases
 
 
+def regularized(kind: str, config: ModelConfig, weights: dict, inputs: np.ndarray, state: tuple, keep: dict) -> tuple:
+    """A step with the masks of one row, or without: Krueger et al. 2017, section 3.2, or what it has as expectation."""
+    past, kept = keep.get("state", 1), keep.get("candidate", 1)
+    new = CELLS[kind][0](weights, inputs, state, past, kept)
+    memory, (hidden,) = new[:-1], new[-1:]
+    if "memory" in keep:
+        memory = tuple(np.where(keep["memory"], now, old) for now, old in zip(memory, state, strict=False))
+    elif kind == "slstm":
+        scale, old_scale = np.exp(new[2]), np.exp(state[2])
+        rate, largest = config.zoneout_cell_rate, np.maximum(new[2], state[2])
+        expected = [rate * old_scale * state[n] + (1 - rate) * scale * new[n] for n in (0, 1)]
+        memory = (*(part / np.exp(largest) for part in expected), largest)
+    else:
+        rate = config.zoneout_cell_rate
+        memory = tuple(rate * old + (1 - rate) * now for now, old in zip(memory, state, strict=False))
+    if "hidden" in keep:
+        hidden = np.where(keep["hidden"], hidden, state[-1])
+    else:
+        hidden = config.zoneout_hidden_rate * state[-1] + (1 - config.zoneout_hidden_rate) * hidden
+    return *memory, hidden
+
+
 def is_tag(token: int) -> bool:
     return SIZES[0] - SIZES[2] <= token < SIZES[0]
 
 
 class Oracle:
-    """What `Seq2Seq` computes for one sentence without padding, in float64."""
+    """What `Seq2Seq` computes for one sentence without padding, in float64.
 
-    def __init__(self, config: ModelConfig, params: dict):
+    `keep` is what is left of it in training: by the part of the model an array that
+    begins with time, of factors, or of booleans for zoneout.
+    """
+
+    def __init__(self, config: ModelConfig, params: dict, keep: dict | None = None):
         self.config, self.params = config, params
+        self.keep = {} if keep is None else keep
         # Of tables that are one, the parameters have the one whose name comes first.
         self.output_table = params["output"]["table"]
         self.source_table = params.get("source_table", self.output_table)
@@ -218,22 +250,25 @@ class Oracle:
 
     def read(self, source, layers) -> tuple[np.ndarray, list]:
         config, lasts = self.config, []
-        cell, size = CELLS[config.cell][0], config.hidden_size
+        size = config.hidden_size
         order = [*range(len(source) - 2, -1, -1), len(source) - 1] if config.reverse_source else range(len(source))
-        sequence = self.embedded(self.source_table, source[list(order)])
+        sequence = self.embedded(self.source_table, source[list(order)]) * self.kept("source", slice(len(source)))
         for depth in range(config.num_layers):
             directions = layers[depth]
             assert len(directions) == 1 + (
                 config.bidirectional == "all" or (config.bidirectional, depth) == ("first", 0)
             )
             outputs, last = [], []
+            keep = self.keep.get("encoder", {}).get(depth, {})
+            given = sequence * keep.get("inputs", np.ones(len(source)))[: len(source)].reshape(len(source), -1)
             for direction in range(len(directions)):
                 weights = weights_of(directions[direction])
                 each = config.direction_size or size // 2
                 state = first_state(config.cell, each if len(directions) == 2 else size)
                 way, hiddens = slice(None, None, -1 if direction else 1), []
-                for x in sequence[way]:
-                    state = cell(weights, x, state)
+                for position in range(len(source))[way]:
+                    now = {name: kept[position, direction] for name, kept in keep.items() if name != "inputs"}
+                    state = regularized(config.cell, config, weights, given[position], state, now)
                     hiddens.append(state[-1])
                 outputs.append(np.array(hiddens)[way])
                 last.append(state)
@@ -242,6 +277,10 @@ class Oracle:
                 sequence = sequence + below
             lasts.append(tuple(np.concatenate(parts) for parts in zip(*last, strict=True)))
         return sequence[np.argsort(order)], lasts
+
+    def kept(self, part: str, steps: int | slice) -> np.ndarray | int:
+        """Factors of some steps."""
+        return self.keep[part][steps] if part in self.keep else 1
 
     def embedded(self, table: np.ndarray, tokens) -> np.ndarray:
         """A token that the vocabulary lacks is read as the unknown symbol."""
@@ -352,10 +391,12 @@ class Oracle:
         total = np.concatenate([hidden, x, context]) @ joined(decoder["combine"]) + decoder["combine"]["bias"]
         return np.maximum(total[::2], total[1::2])
 
-    def layer(self, depth: int, state, *inputs) -> tuple[tuple, np.ndarray]:
+    def layer(self, depth: int, step: int, state, *inputs) -> tuple[tuple, np.ndarray]:
         """State and output of one of the decoder's layers."""
-        cell = CELLS[self.config.decoder_cell or self.config.cell][0]
-        new = cell(weights_of(self.params["decoder"]["stack"]["cells"][depth]), np.concatenate(inputs), state)
+        weights = weights_of(self.params["decoder"]["stack"]["cells"][depth])
+        keep = {name: kept[step] for name, kept in self.keep.get("decoder", {}).get(depth, {}).items()}
+        given = np.concatenate([inputs[0] * keep.pop("inputs", 1), *inputs[1:]])
+        new = regularized(self.config.decoder_cell or self.config.cell, self.config, weights, given, state, keep)
         return new, new[-1] + inputs[0] if self.is_residual(depth) else new[-1]
 
     def __call__(self, source, target) -> tuple[np.ndarray, np.ndarray | None]:
@@ -366,8 +407,8 @@ class Oracle:
         past = {"step": 0, "coverage": np.zeros(min(len(outputs), self.seen(len(outputs))))}
         attends_first = config.decoder in ("bahdanau", "cho") or config.context_feedback
         all_logits, all_weights = [], []
-        for token in [1, *target[:-1]]:
-            below = x = self.embedded(self.target_table, token)
+        for step, token in enumerate([1, *target[:-1]]):
+            below = x = self.embedded(self.target_table, token) * self.kept("target", step)
             context, weights = np.zeros(0), None
             if attends_first:
                 asks = states[0 if config.decoder == "gnmt" else -1][-1]
@@ -382,12 +423,12 @@ class Oracle:
                     inputs.append(vector)
                 if depth and config.decoder == "gnmt":
                     inputs.append(context)
-                states[depth], below = self.layer(depth, states[depth], *inputs)
+                states[depth], below = self.layer(depth, step, states[depth], *inputs)
                 if depth == 0 and config.decoder == "gnmt" and not config.context_feedback:
                     context, weights = self.attend(below, outputs, past)
             if config.decoder == "luong":
                 context, weights = self.attend(below, outputs, past)
-            vector = self.vector(below, context, x)
+            vector = self.vector(below, context, x) * self.kept("vector", step)
             logits = self.output_table @ vector + self.params["output"]["bias"]
             all_logits.append(self.mixture(logits, weights, source, [context, below, x]) if config.copy else logits)
             all_weights.append(weights)

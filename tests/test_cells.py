@@ -6,7 +6,9 @@ from flax import nnx
 from jax.test_util import check_grads
 
 from seq2seq_jax.build import CELLS
-from seq2seq_jax.cells import Cell, Stack, lstm_cell
+from seq2seq_jax.cells import Cell, Keep, Stack, lstm_cell
+from seq2seq_jax.config import WITHOUT_RECURRENT_WEIGHTS
+from seq2seq_jax.dropout import Mask
 from seq2seq_jax.linear import uniform
 from tests import models
 
@@ -24,7 +26,7 @@ def step_of(kind, inputs=INPUTS):
     params = nnx.to_pure_dict(params)
     leaves, tree = jax.tree.flatten(params)
     params = jax.tree.unflatten(tree, draw(*(leaf.shape for leaf in leaves)))
-    return lambda params, state, *inputs: nnx.merge(structure, params)(state, *inputs), params
+    return lambda params, state, *inputs, **keep: nnx.merge(structure, params)(state, *inputs, **keep), params
 
 
 def state_of(kind, batch=BATCH):
@@ -46,6 +48,42 @@ def test_a_cell_is_the_equations_of_its_paper(kind):
         expected = equations(weights, now, tuple(part[row] for part in state))
         for part, other in zip(found, expected, strict=True):
             np.testing.assert_allclose(part[row], other, rtol=0, atol=1e-13)
+
+
+def kept_of(kind):
+    """What a cell can drop within its step: masks, and the factors that they are."""
+    places = {"state": kind in WITHOUT_RECURRENT_WEIGHTS, "candidate": kind == "rnn"}
+    masks = [mask > 0.3 for mask in draw(*[(BATCH, SIZE)] * 2, seed=3)]
+    keep = {name: mask for (name, lacking), mask in zip(places.items(), masks, strict=True) if not lacking}
+    return {name: Mask(jnp.asarray(mask), 0.25) for name, mask in keep.items()}, [
+        keep.get(name, np.full_like(masks[0], 0.75, float)) / 0.75 for name in places
+    ]
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_within_a_cell_the_state_is_dropped_in_products_and_the_candidate_without_memory_loss(kind):
+    """Gal and Ghahramani 2016, section 4.1; Semeniuta et al. 2016, section 3."""
+    step, params = step_of(kind)
+    state, inputs = state_of(kind), draw(*((BATCH, size) for size in INPUTS), seed=2)
+    masks, factors = kept_of(kind)
+    with jax.enable_x64(True):
+        found = jax.jit(step)(params, state, *inputs, keep=Keep(**masks))
+    equations, weights = models.CELLS[kind][0], models.weights_of(params)
+    for row, now in enumerate(np.concatenate(inputs, axis=1)):
+        dropped = (factor[row] for factor in factors)
+        expected = equations(weights, now, tuple(part[row] for part in state), *dropped)
+        for part, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(part[row], other, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_gradients_of_a_cell_that_drops_agree_with_finite_differences(kind):
+    step, params = step_of(kind, inputs=(2,))
+    masks, _ = kept_of(kind)
+    arguments = params, state_of(kind), *draw((BATCH, 2), seed=2)
+    with jax.enable_x64(True):
+        dropping = jax.jit(lambda *arguments: step(*arguments, keep=Keep(**masks)))
+        check_grads(dropping, arguments, order=1, modes=["rev"], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", CELLS)
@@ -83,9 +121,9 @@ def test_a_cell_that_returns_no_state_is_told(result, told):
         def __call__(self, state, *inputs):
             return result(state[0])
 
-    stack = Stack([Odd([2], SIZE, uniform(0.8, nnx.Rngs(0)))], 0.0)
+    stack = Stack([Odd([2], SIZE, uniform(0.8, nnx.Rngs(0)))])
     with pytest.raises(TypeError, match=f"Odd was .*{told}"):
-        stack([(jnp.zeros((BATCH, SIZE)),)], jnp.zeros((BATCH, 2)), keep=[])
+        stack([(jnp.zeros((BATCH, SIZE)),)], jnp.zeros((BATCH, 2)), keep=[Keep()])
 
 
 def test_in_a_stack_each_state_goes_up_and_dropout_is_between():
@@ -94,7 +132,8 @@ def test_in_a_stack_each_state_goes_up_and_dropout_is_between():
     states = [tuple(map(jnp.float32, draw((BATCH, SIZE), (BATCH, SIZE), seed=n))) for n in range(3)]
     (x,) = map(jnp.float32, draw((BATCH, 2), seed=3))
     keep = [jnp.asarray(mask > 0) for mask in draw((BATCH, SIZE), (BATCH, SIZE), seed=4)]
-    new, top = Stack(cells, 0.25)(states, x, keep=keep)
+    kept = [Keep(), *(Keep(inputs=Mask(mask, 0.25)) for mask in keep)]
+    new, top = Stack(cells)(states, x, keep=kept)
     below = x
     for depth, cell in enumerate(cells):
         expected = cell(states[depth], below)

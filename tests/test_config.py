@@ -147,6 +147,30 @@ def test_a_value_that_cannot_be_shown_is_refused_all_the_same():
             "model.decoder_cell must .* None, got 'grru'. Did you mean gru",
         ),
         (
+            lambda: ModelConfig(cell="min_gru", state_dropout_rate=0.1),
+            "model.state_dropout_rate 0.1 acts on .* model.cell min_gru does not have.* set model.state_dropout_rate 0.",
+        ),
+        (
+            lambda: ModelConfig(decoder_cell="min_lstm", bridge="zero", weight_dropout_rate=0.1),
+            "model.weight_dropout_rate 0.1 acts on what model.decoder_cell min_lstm does not have",
+        ),
+        (
+            lambda: ModelConfig(cell="rnn", recurrent_dropout_rate=0.1),
+            "model.recurrent_dropout_rate 0.1 acts on what model.cell rnn does not have, a memory that a step adds to",
+        ),
+        (
+            lambda: ModelConfig(cell="gru", zoneout_cell_rate=0.1),
+            "model.zoneout_cell_rate 0.1 .* model.cell gru does not have, a memory .* use model.zoneout_hidden_rate",
+        ),
+        (
+            lambda: ModelConfig(layer_dropout_rate=0.1),
+            "model.layer_dropout_rate 0.1 .* model.num_layers is 1; set model.layer_dropout_rate None",
+        ),
+        (
+            lambda: ModelConfig(dropout_rate=0.0, variational_dropout=True, zoneout_hidden_rate=0.1),
+            "model.variational_dropout .* all of them are 0; set one, or model.variational_dropout False",
+        ),
+        (
             lambda: ModelConfig(reverse_source=True),
             "model.reverse_source changes nothing where .* is all",
         ),

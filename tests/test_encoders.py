@@ -5,6 +5,8 @@ import pytest
 from flax import nnx
 
 from seq2seq_jax.build import CELLS
+from seq2seq_jax.cells import UNREGULARIZED, Regularizers
+from seq2seq_jax.dropout import Dropout
 from seq2seq_jax.encoders import Layers
 from seq2seq_jax.linear import uniform
 
@@ -12,12 +14,12 @@ SIZES, SIZE = (3, 4), 2  # of the inputs, and of a direction's state
 LENGTHS = np.array([5, 2, 0, 4])
 
 
-def encoder(kind, num_directions, dropout_rate=0.0):
+def encoder(kind, num_directions, regularizers=UNREGULARIZED):
     """Two layers; the lower one's outputs are as wide as both directions."""
     sizes = SIZES[0], num_directions * SIZE
     weights = uniform(0.8, nnx.Rngs(0))
     make = lambda size: CELLS[kind]([size], SIZE, weights, 1.0)  # noqa: E731
-    return Layers([[make(size) for _ in range(num_directions)] for size in sizes], dropout_rate)
+    return Layers([[make(size) for _ in range(num_directions)] for size in sizes], regularizers)
 
 
 def inputs():
@@ -55,7 +57,7 @@ def test_layers_are_their_cells_step_by_step(kind, num_directions):
 
 
 def test_dropout_is_between_layers_alone():
-    layers, (x, mask) = encoder("gru", 2, dropout_rate=0.5), inputs()
+    layers, (x, mask) = encoder("gru", 2, Regularizers(inputs=Dropout(0.5))), inputs()
     keys = jax.random.split(jax.random.key(0), len(LENGTHS))
     run = jax.jit(lambda x, mask, keys: layers(x, mask, keys))
     (outputs, states, _), (dropped, dropped_states, _) = run(x, mask, None), run(x, mask, keys)

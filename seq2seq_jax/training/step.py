@@ -14,6 +14,7 @@ from jax.stages import Wrapped as JitWrapped
 from jaxtyping import Array, Bool, Float, Int
 
 from seq2seq_jax.build import build_model, model_graph
+from seq2seq_jax.cells import drop_weights
 from seq2seq_jax.config import Config
 from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.padded import Padded
@@ -22,6 +23,8 @@ from seq2seq_jax.training.objectives import negative_log_likelihood, num_terms
 from seq2seq_jax.training.optimizer import Schedule, make_optimizer, make_schedule
 
 Params = dict[str, Any]
+NO_ROW = 2**32 - 1
+"""Stands for what has a random key of its own beside the rows of a batch."""
 
 
 class Window(NamedTuple):
@@ -109,7 +112,7 @@ def _shared_gradients(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) 
     program of one device on its own rows, and they meet twice: to count the
     tokens, and to add up gradients and losses.
     """
-    graph = model_graph(config.model, vocab_sizes)
+    graph, rate = model_graph(config.model, vocab_sizes), config.model.weight_dropout_rate
 
     def on_a_device(params: Params, source: Padded, target: Padded, key: Array) -> tuple[Params, Array, Array]:
         tokens = jax.lax.psum(num_terms(target), DATA).astype(jnp.float32)
@@ -120,6 +123,8 @@ def _shared_gradients(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) 
         def mean_loss(params: Params, source: Padded, target: Padded, keys: Array) -> Array:
             # Scaling the loss costs nothing; scaling its gradient would read and write every parameter's once more.
             model = nnx.merge(graph, params)
+            if rate:  # one mask for all rows, and so for all devices and all parts of the batch
+                drop_weights(model, rate, jax.random.fold_in(key, NO_ROW))
             return negative_log_likelihood(model, source, target, keys, config.train) / tokens
 
         found = _gradients(mean_loss, params, (source, target, keys), config.train.accumulate_steps)
