@@ -14,7 +14,7 @@ from seq2seq_jax.decoders import Decoder
 from seq2seq_jax.dropout import Dropout
 from seq2seq_jax.encoders import Apart, Layers, Pointwise
 from seq2seq_jax.linear import Linear
-from seq2seq_jax.outputs import Softmax
+from seq2seq_jax.outputs import Given, Softmax
 from seq2seq_jax.seq2seq import Seq2Seq
 
 CELLS = {
@@ -66,7 +66,10 @@ def build_model(config: ModelConfig, vocab_sizes: tuple[int, ...], key: Key[Arra
         output_table = nnx.Param(make.weights.matrix(target_size, size))
     encoder = make.encoder() if config.features == "prepend" else make.encoder_apart()
     bridge = make.bridge()
-    decoder = make.decoder(vector_size=output_table.shape[1])
+    output: Softmax | Given = Softmax(output_table)
+    decoder = make.decoder(output)
+    if config.attention == "hard_monotonic":
+        output = Given(target_size)
     dtype = jnp.bfloat16 if config.compute_dtype == "bfloat16" else None
     return Seq2Seq(
         source_table,
@@ -74,7 +77,7 @@ def build_model(config: ModelConfig, vocab_sizes: tuple[int, ...], key: Key[Arra
         encoder,
         bridge,
         decoder,
-        Softmax(output_table),
+        output,
         dropout=make.dropout(config.embedding_dropout_rate),
         word_dropout=make.dropout(config.word_dropout_rate),
         first_tag=source_size - num_tags,
@@ -150,15 +153,26 @@ class _Maker:
             case "mean":
                 return bridges.Mean(self.decoder_layers, self.memory_size, config.hidden_size, self.weights)
 
-    def decoder(self, vector_size: int) -> Decoder:
-        config = self.config
+    def decoder(self, output: Softmax) -> Decoder:
+        config, vector_size = self.config, output.table.shape[1]
         dropout = self.dropout(config.output_dropout_rate)
+        if config.attention == "hard_monotonic":
+            return self.hard_monotonic(output, dropout)
         parts = self.stack(vector_size), self.score(), self.combine(vector_size), vector_size, dropout
         decoder = DECODERS[config.decoder](*parts, feedback=config.input_feeding or config.context_feedback)
         if config.copy:
             sizes = [self.memory_size, config.hidden_size, config.embed_size]
             decoder.pointer = Linear(sizes, self.weights.matrix(sum(sizes), 1), jnp.zeros(1))
         return decoder
+
+    def hard_monotonic(self, output: Softmax, dropout: Dropout) -> Decoder:
+        config, size, vector_size = self.config, self.config.hidden_size, output.table.shape[1]
+        stack, combine = self.stack(vector_size), self.combine(vector_size)
+        keys, jumps = Linear([self.memory_size], self.weights.matrix(self.memory_size, size)), None
+        if config.alignment_order:
+            num_jumps = config.window_size + 1
+            jumps = Linear([size, size], self.weights.matrix(2 * size, num_jumps), jnp.zeros(num_jumps))
+        return decoders.HardMonotonic(stack, combine, vector_size, dropout, output, keys, jumps)
 
     def stack(self, vector_size: int) -> cells.Stack:
         """The decoder's layers: every decoder has inputs of its own."""

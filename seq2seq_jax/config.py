@@ -32,7 +32,9 @@ MAY_BE_EMPTY = "may be empty"
 """Marks text that may be empty; any other text says something."""
 
 Cell = Literal["rnn", "gru", "gru_v2", "lstm", "layer_norm_lstm", "layer_norm_gru", "min_lstm", "min_gru", "slstm"]
-Attention = Literal["none", "dot", "scaled_dot", "general", "concat", "additive", "normed_additive", "location"]
+Attention = Literal[
+    "none", "dot", "scaled_dot", "general", "concat", "additive", "normed_additive", "location", "hard_monotonic"
+]
 STATE_PARTS = {
     "rnn": ("h",),
     "gru": ("h",),
@@ -95,7 +97,11 @@ class ModelConfig:
     attention: Attention = "general"
     """Score of a source position: dot, general, concat and location (Luong et al. 2015), scaled_dot (Vaswani et al.
     2017), additive (Bahdanau et al. 2015), normed_additive (additive with a vector of length g and a bias, as Salimans
-    and Kingma 2016 normalise weights), or none."""
+    and Kingma 2016 normalise weights), or none. hard_monotonic: one position a step, never before the last one, summed
+    over all alignments exactly (Wu and Cotterell 2019), for small vocabularies."""
+    alignment_order: Annotated[int, Bounds(0, 1)] = 0
+    """Of hard_monotonic: 0, where to go is scored by the position there; 1, the jump, of window_size at most, by the
+    position before."""
     attention_window: Literal["all", "local_m", "local_p"] = "all"
     """Source positions attended to: all; those around the target position; or those around a position that the decoder
     predicts (Luong et al. 2015, section 3.2)."""
@@ -229,6 +235,10 @@ def _check_attention(model: ModelConfig) -> None:
             "model.copy True copies with the weights of attention, and those of model.attention_window local_p do not"
             " sum to 1; set model.attention_window all or local_m."
         )
+    if model.attention == "hard_monotonic":
+        _check_hard_monotonic(model)
+    elif model.alignment_order:
+        raise UserError(f"model.alignment_order 1 is of hard_monotonic, and {kind}; set model.alignment_order 0.")
     size = encoder_sizes(model)[-1]
     if model.attention in ("dot", "scaled_dot") and model.attention_heads == 1 and size != model.hidden_size:
         raise UserError(
@@ -251,6 +261,22 @@ def _check_attention(model: ModelConfig) -> None:
             f"model.coverage is a term of additive and normed_additive scores of one head; {kind}, with"
             f" model.attention_heads {model.attention_heads}."
         )
+
+
+def _check_hard_monotonic(model: ModelConfig) -> None:
+    needed = {
+        "decoder": ("luong",),
+        "input_feeding": (False,),
+        "output": ("luong", "deep"),
+        "attention_window": ("all",),
+        "copy": (False,),
+    }
+    for name, values in needed.items():
+        if (value := getattr(model, name)) not in values:
+            raise UserError(
+                "model.attention hard_monotonic sums over all alignments, of which the decoder must not know; it goes"
+                f" with model.{name} {' or '.join(map(str, values))}, not {value}."
+            )
 
 
 def _check_decoder(model: ModelConfig) -> None:

@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from seq2seq_jax import cells
-from seq2seq_jax.attention import Attended, Dot, Past
+from seq2seq_jax.attention import Attended, Dot, Memory, Past
 from seq2seq_jax.cells import Stack
 from seq2seq_jax.dropout import NO_DROPOUT, Dropout, Keys, Mask, drop, split_keys
 from seq2seq_jax.encoders import Read
 from seq2seq_jax.linear import Linear
-from seq2seq_jax.outputs import Combine, Maxout, Pass
+from seq2seq_jax.outputs import Combine, Maxout, Pass, Softmax
 
 
 class State(NamedTuple):
@@ -50,6 +51,8 @@ class Keep(NamedTuple):
 class Decoder(nnx.Module):
     """What a model asks of its decoder. B rows, or one row for each of K beams by `jax.vmap`."""
 
+    reads_tokens = False
+
     def memory(self, read: Read) -> Any:
         """Lays out what the encoder read for the steps: done once per sentence."""
         raise NotImplementedError
@@ -66,8 +69,12 @@ class Decoder(nnx.Module):
         """Draws what dropout leaves, at all steps, [T, ...]."""
         raise NotImplementedError
 
-    def step(self, memory: Any, state: Any, x: Float[Array, "B D"], keep: Any) -> tuple[Any, Features]:
-        """One step: the next state, and what the output layer reads; x is the embedding of the token before."""
+    def step(self, memory: Any, state: Any, x: Any, keep: Any) -> tuple[Any, Features]:
+        """One step: the next state, and what the output layer reads.
+
+        x is the embedding of the token before, [B, D]; where `reads_tokens` says so,
+        that and the token itself, [B].
+        """
         raise NotImplementedError
 
 
@@ -196,3 +203,101 @@ class GNMT(Recurrent):
             attended = self.attend(lowest, memory, state.past)
         rest, top = self.stack(rest, lowest, keep=keep.between, first=1, shared=[attended.context])
         return State((*first, *rest), None, attended.past), self.features(top, attended, x, keep)
+
+
+class Aligned(NamedTuple):
+    """What a decoder with hard attention hands from one step to the next."""
+
+    cells: tuple[cells.State, ...]
+    positions: Float[Array, "B S"]
+    """Log-probability of each source position, before the token of this step is known."""
+    tokens: Float[Array, "B S V"]
+    """Log-probabilities of the token of this step, where a position is the right one."""
+
+
+class HardMonotonic(Recurrent):
+    """Exact hard monotonic attention, Wu and Cotterell 2019: every step has one position, never before the last one's.
+
+    The alignment a is a latent variable, and all alignments are summed over by the
+    forward algorithm, step by step: with what is known of a_t-1 from the tokens up to
+    y_t-1, `p(y_t) = sum over i, j of p(a_t-1 = i) p(a_t = j | i) p(y_t | j)`. The cells
+    do not see the alignment, so only the sum over i is a loop. What a step puts out
+    are log-probabilities of the vocabulary.
+
+    Of order 0 is `p(j | i)` the softmax of scores of j over the positions from i on. Of
+    order 1 it depends on i: a softmax of `U [h; W m_i]` over the jumps j - i from 0 to D.
+
+    Args:
+      stack, combine, vector_size, dropout: as of `Recurrent`; a vector is made for every position.
+      output: the output layer.
+      keys: W, from the encoder's outputs to H features.
+      jumps: U, from both to scores of D + 1 jumps; None for order 0.
+    """
+
+    reads_tokens = True
+
+    def __init__(
+        self,
+        stack: Stack,
+        combine: Combine | Maxout,
+        vector_size: int,
+        dropout: Dropout,
+        output: Softmax,
+        keys: Linear,
+        jumps: Linear | None,
+    ) -> None:
+        super().__init__(stack, None, combine, vector_size, dropout)
+        self.output, self.keys, self.jumps = output, keys, nnx.data(jumps)
+
+    def memory(self, read: Read) -> Memory:
+        outputs = jnp.swapaxes(read.outputs, 0, 1)
+        return Memory(self.keys(outputs), outputs, read.mask.T)
+
+    def start(self, states: Sequence[cells.State], memory: Memory) -> Aligned:
+        """Before the first step the alignment stands at the first position."""
+        batch, length = memory.mask.shape
+        first = jnp.where(jnp.arange(length) == 0, 0.0, LEAST)
+        tokens = jnp.zeros((batch, length, self.output.vocab_size))
+        return Aligned(tuple(states), jnp.broadcast_to(first, memory.mask.shape), tokens)
+
+    def step(
+        self, memory: Memory, state: Aligned, x: tuple[Float[Array, "B D"], Int[Array, " B"]], keep: Keep
+    ) -> tuple[Aligned, Features]:
+        embedded, token = x
+        states, hidden = self.stack(state.cells, embedded, keep=keep.between)
+        likelihood = jnp.take_along_axis(state.tokens, token[:, None, None], axis=-1)[..., 0]
+        known = jax.nn.log_softmax(state.positions + likelihood)
+        positions = self.move(known, hidden, memory)
+        vector = self.combine.vector(hidden[:, None], memory.values, embedded[:, None])
+        mask = None if keep.vector is None else Mask(keep.vector.keep[:, None], keep.vector.rate)
+        logits = self.output(drop(vector, mask))
+        tokens = jax.nn.log_softmax(logits.astype(positions.dtype))
+        mixture = jax.nn.logsumexp(positions[..., None] + tokens, axis=1)
+        return Aligned(states, positions, tokens), Features(mixture, jnp.exp(positions))
+
+    def move(self, known: Float[Array, "B S"], hidden: Float[Array, "B H"], memory: Memory) -> Float[Array, "B S"]:
+        """Log-probabilities of the positions of this step, from those of the one before."""
+        if self.jumps is None:
+            scores = jnp.einsum("bh,bsh->bs", hidden, memory.keys).astype(known.dtype)
+            scores = jnp.where(memory.mask, scores, LEAST)
+            from_here = jax.lax.cumlogsumexp(scores, axis=1, reverse=True)
+            share = jnp.where(memory.mask, known - from_here, LEAST)
+            return jnp.where(memory.mask, scores + jax.lax.cumlogsumexp(share, axis=1), LEAST)
+        scores = self.jumps(hidden[:, None], memory.keys).astype(known.dtype)
+        num_jumps = scores.shape[-1]
+        inside = jnp.stack([_shifted(memory.mask, -jump, False) for jump in range(num_jumps)], axis=-1)
+        jumps = jax.nn.log_softmax(jnp.where(inside, scores, LEAST))
+        ways = [_shifted(known + jumps[..., jump], jump, LEAST) for jump in range(num_jumps)]
+        return jnp.where(memory.mask, jax.nn.logsumexp(jnp.stack(ways), axis=0), LEAST)
+
+
+LEAST = -1e30
+"""Log-probability of what cannot be, so that differences of two such are finite."""
+
+
+def _shifted(x: Array, by: int, fill: Any) -> Array:
+    """[B, S] moved by some places to the right, or to the left where that is negative."""
+    if by == 0:
+        return x
+    wide = jnp.pad(x, ((0, 0), (max(by, 0), max(-by, 0))), constant_values=fill)
+    return wide[:, : x.shape[1]] if by > 0 else wide[:, -x.shape[1] :]

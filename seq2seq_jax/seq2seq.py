@@ -18,7 +18,7 @@ from seq2seq_jax.bridges import Bridge
 from seq2seq_jax.decoders import Decoder, Features
 from seq2seq_jax.dropout import NO_DROPOUT, Dropout, Keys, drop, piece_keys, split_keys
 from seq2seq_jax.encoders import Apart, Layers
-from seq2seq_jax.outputs import Copying, Predicted, Softmax, scores
+from seq2seq_jax.outputs import Copying, Given, Predicted, Softmax, scores
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.recurrence import Plan, in_pieces, plan, prepare, resume, scan
 from seq2seq_jax.symbols import BOS, PAD, UNK
@@ -46,7 +46,7 @@ class SearchTables(NamedTuple):
     """
 
     first: list[Array]
-    output_kernel: Float[Array, "A V"]
+    output_kernel: Float[Array, "A V"] | None
 
 
 class Seq2Seq(nnx.Module):
@@ -72,7 +72,7 @@ class Seq2Seq(nnx.Module):
         encoder: Layers | Apart,
         bridge: Bridge,
         decoder: Decoder,
-        output: Softmax,
+        output: Softmax | Given,
         *,
         dropout: Dropout = NO_DROPOUT,
         word_dropout: Dropout = NO_DROPOUT,
@@ -175,12 +175,17 @@ class Seq2Seq(nnx.Module):
     def _decode(self, memory: Any, state: Any, inputs: Int[Array, "T B"], keys: Keys | None) -> tuple[Any, Features]:
         return scan(partial(self._decoder_step, memory), state, self._decoder_inputs(inputs, keys))
 
-    def _decoder_step(self, memory: Any, state: Any, x: tuple[Array, Any]) -> tuple[Any, Features]:
+    def _decoder_step(self, memory: Any, state: Any, x: tuple[Any, Any]) -> tuple[Any, Features]:
         return self.decoder.step(memory, state, *x)
 
-    def _decoder_inputs(self, inputs: Int[Array, "T B"], keys: Keys | None) -> tuple[Float[Array, "T B D"], Any]:
+    def _decoder_inputs(self, inputs: Int[Array, "T B"], keys: Keys | None) -> tuple[Any, Any]:
         first, rest = split_keys(keys, 2)
-        return self._embed(self.target_table, inputs, first), self.decoder.keep(rest, len(inputs))
+        return self._token_before(inputs, first), self.decoder.keep(rest, len(inputs))
+
+    def _token_before(self, tokens: Int[Array, "*N"], keys: Keys | None = None) -> Any:
+        """What a step of the decoder is given of the token before."""
+        embedded = self._embed(self.target_table, tokens, keys)
+        return (embedded, tokens) if self.decoder.reads_tokens else embedded
 
     def plan(self, source: Padded, target: Padded) -> Plan:
         """Says what of a decoder's step runs where, for batches like these."""
@@ -210,10 +215,11 @@ class Seq2Seq(nnx.Module):
 
     def search_tables(self) -> SearchTables:
         """Returns what `search_step` needs besides a sentence's own state."""
-        embedded = self._embed(self.target_table, jnp.arange(self.output.vocab_size), None)
-        source = Padded(jnp.zeros((len(embedded), 1), jnp.int32), jnp.ones(len(embedded), jnp.int32))
+        vocab_size = self.output.vocab_size
+        source = Padded(jnp.zeros((vocab_size, 1), jnp.int32), jnp.ones(vocab_size, jnp.int32))
         encoded = jax.eval_shape(partial(self.encode, source))
-        return SearchTables(prepare(self._step, encoded, embedded), self.output.kernel(embedded.dtype))
+        first = prepare(self._step, encoded, self._token_before(jnp.arange(vocab_size)))
+        return SearchTables(first, self.output.kernel(self._dtype))
 
     def search_step(
         self, tables: SearchTables, encoded: Encoded, state: Any, tokens: Int[Array, "B K"]
@@ -226,7 +232,7 @@ class Seq2Seq(nnx.Module):
           state: the decoder's, leaves [B, K, ...].
           tokens: that come before.
         """
-        x = jax.ShapeDtypeStruct((len(tokens), self.target_table.shape[1]), self._dtype)
+        x = jax.eval_shape(self._token_before, tokens[:, 0])
 
         def step(state: Any, *first: Array) -> tuple[Any, Features]:
             return resume(self._step, Encoded(encoded.memory, state), x, first)
@@ -239,7 +245,7 @@ class Seq2Seq(nnx.Module):
         logits = self.output(features.vector, tables.output_kernel)
         return state, scores(Predicted(logits, _copying(features, copies)))
 
-    def _step(self, encoded: Encoded, x: Float[Array, "B D"]) -> tuple[Any, Features]:
+    def _step(self, encoded: Encoded, x: Any) -> tuple[Any, Features]:
         return self.decoder.step(encoded.memory, encoded.state, x, self.decoder.keep(None, 1))
 
 

@@ -17,6 +17,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "decoder": ("luong", "bahdanau", "gnmt", "plain", "cho"),
     "attention_window": ("all", "local_m", "local_p"),
     "attention_heads": (1, 2),
+    "alignment_order": (0, 1),
     "coverage": (False, True),
     "copy": (False, True),
     "input_feeding": (False, True),

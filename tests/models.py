@@ -1,5 +1,7 @@
 """Tiny models, and what they compute found a second way: in NumPy, sentence by sentence, from the papers' equations."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -226,7 +228,8 @@ class Oracle:
         self.config, self.params = config, params
         self.keep = {} if keep is None else keep
         # Of tables that are one, the parameters have the one whose name comes first.
-        self.output_table = params["output"]["table"]
+        hard = config.attention == "hard_monotonic"
+        self.output_table = (params["decoder"] if hard else params)["output"]["table"]
         self.source_table = params.get("source_table", self.output_table)
         shared = self.source_table if config.tied_embeddings == "source_target" else self.output_table
         self.target_table = params.get("target_table", shared)
@@ -402,6 +405,8 @@ class Oracle:
     def __call__(self, source, target) -> tuple[np.ndarray, np.ndarray | None]:
         """Logits [T, V] and attention weights [T, S] under teacher forcing."""
         config = self.config
+        if config.attention == "hard_monotonic":
+            return self.sum_over_alignments(source, target)
         outputs, lasts = self.encode(source)
         states, vector = list(self.bridge(outputs, lasts)), np.zeros(self.output_table.shape[1])
         past = {"step": 0, "coverage": np.zeros(min(len(outputs), self.seen(len(outputs))))}
@@ -436,6 +441,45 @@ class Oracle:
             return np.array(all_logits), None
         unseen = len(outputs) - self.seen(len(outputs))
         return np.array(all_logits), np.pad(np.array(all_weights), ((0, 0), (0, unseen)))
+
+    def sum_over_alignments(self, source, target) -> tuple[np.ndarray, np.ndarray]:
+        """Wu and Cotterell 2019, every alignment by itself: log-probabilities [T, V], and of each position [T, S]."""
+        decoder, (outputs, lasts) = self.params["decoder"], self.encode(source)
+        keys = outputs @ joined(decoder["keys"])
+        states, all_moves, all_tokens = list(self.bridge(outputs, lasts)), [], []
+        for step, token in enumerate([1, *target[:-1]]):
+            below = x = self.embedded(self.target_table, token) * self.kept("target", step)
+            for depth in range(len(states)):
+                states[depth], below = self.layer(depth, step, states[depth], below)
+            vectors = [self.vector(below, m, x) * self.kept("vector", step) for m in outputs]
+            logits = np.array(vectors) @ decoder["output"]["table"].T + decoder["output"]["bias"]
+            all_tokens.append(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
+            all_moves.append(self.moves(below, keys))
+        found, positions, length = [], [], range(len(source))
+        for step in range(len(target)):
+            by_position = np.zeros((len(source), len(self.output_table)))
+            for alignment in itertools.product(length, repeat=step + 1):
+                probability, before = 1.0, 0
+                for t, position in enumerate(alignment):
+                    probability *= all_moves[t][before, position]
+                    probability *= all_tokens[t][position, target[t]] if t < step else 1
+                    before = position
+                by_position[alignment[-1]] += probability * all_tokens[step][alignment[-1]]
+            found.append(np.log(by_position.sum(0) / by_position.sum()))
+            positions.append(by_position.sum(1) / by_position.sum())
+        return np.array(found), np.array(positions)
+
+    def moves(self, hidden, keys) -> np.ndarray:
+        """Probability of each position after each other one,"""
+        number, decoder = len(keys), self.params["decoder"]
+        scores = np.full((number, number), -np.inf)
+        for before, after in itertools.combinations_with_replacement(range(number), 2):
+            if self.config.alignment_order == 0:
+                scores[before, after] = hidden @ keys[after]
+            elif after - before <= self.config.window_size:
+                jumps = np.concatenate([hidden, keys[before]]) @ joined(decoder["jumps"]) + decoder["jumps"]["bias"]
+                scores[before, after] = jumps[after - before]
+        return np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
 
     def seen(self, num_positions: int) -> int:
         """Positions that can be attended to."""

@@ -197,6 +197,18 @@ def test_a_value_that_cannot_be_shown_is_refused_all_the_same():
             lambda: Config(train=TrainConfig(coverage_loss=1.0)),
             "train.coverage_loss 1.0 weighs what model.coverage adds up, and that is False",
         ),
+        (
+            lambda: ModelConfig(attention="hard_monotonic"),
+            "model.attention hard_monotonic .* it goes with model.input_feeding False, not True",
+        ),
+        (
+            lambda: ModelConfig(attention="hard_monotonic", input_feeding=False, output="linear"),
+            "it goes with model.output luong or deep, not linear",
+        ),
+        (
+            lambda: ModelConfig(alignment_order=1),
+            "model.alignment_order 1 is of hard_monotonic, and model.attention is",
+        ),
         (lambda: ModelConfig(residual_from=3, num_layers=2), "model.residual_from 3 is above .* model.num_layers 2"),
         (
             lambda: ModelConfig(residual_from=1),

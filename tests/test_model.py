@@ -8,8 +8,10 @@ import pytest
 from flax import nnx
 
 from seq2seq_jax.build import abstract_params
+from seq2seq_jax.config import TrainConfig
 from seq2seq_jax.losses import cross_entropy
 from seq2seq_jax.padded import Padded
+from seq2seq_jax.training.objectives import negative_log_likelihood
 from tests.models import (
     SOURCE,
     TARGET,
@@ -100,13 +102,24 @@ def test_padding_and_batch_mates_change_nothing(cell):
             np.testing.assert_allclose(wide_value, value, rtol=0, atol=1e-14)
 
 
-def test_an_empty_row_leaves_no_trace():
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(attention="additive"),
+        dict(copy=True),
+        dict(attention="hard_monotonic", input_feeding=False),
+        dict(attention="hard_monotonic", input_feeding=False, alignment_order=1, window_size=2),
+    ],
+    ids=named,
+)
+def test_an_empty_row_leaves_no_trace(settings):
     """A row of padding alone, as in the last batch of an epoch, has zero weights and adds nothing to any gradient."""
-    config = tiny_config(attention="additive")
+    config = tiny_config(**settings)
 
     def loss(params, source, target):
-        logits, weights = teacher_forced(config)(params, source, target)
-        return cross_entropy(logits, target.values, target.mask, 0.1), weights
+        weights = teacher_forced(config)(params, source, target)[1]
+        model = nnx.merge(graph(config), params)
+        return negative_log_likelihood(model, source, target, None, TrainConfig(label_smoothing=0.1)), weights
 
     def run(*rows):
         real = np.isin(np.arange(3), rows)

@@ -3,11 +3,13 @@
 Read off the program that JAX hands to the compiler; test_compiled.py looks at what the compiler makes of it.
 """
 
+from typing import get_args
+
 import jax
 import pytest
 
 from seq2seq_jax import build
-from seq2seq_jax.config import Config, MeshConfig
+from seq2seq_jax.config import Attention, Config, MeshConfig
 from seq2seq_jax.sharding import make_mesh
 from seq2seq_jax.training.setup import abstract_sequences
 from seq2seq_jax.training.step import abstract_state, jit_train_step
@@ -57,7 +59,7 @@ def products_of_loops(jaxpr) -> list[list[tuple[int, ...]]]:
 
 def test_every_cell_and_every_attention_has_a_row():
     assert CELLS.keys() == build.CELLS.keys()
-    assert ATTENTIONS.keys() == {"none", *build.ATTENTIONS}
+    assert ATTENTIONS.keys() | {"hard_monotonic"} == set(get_args(Attention))  # which is a decoder, below
 
 
 def assert_loops(forward: list[int | None], **settings):
@@ -103,6 +105,9 @@ DECODERS = {  # two LSTM layers with general attention
     "local-m": (dict(attention_window="local_m"), [1, 1]),
     "local-p": (dict(attention_window="local_p"), [1, 1]),
     "heads": (dict(attention="dot", attention_heads=2), [1, 1]),
+    "copy": (dict(copy=True), [1, 1]),
+    "hard_monotonic": (dict(attention="hard_monotonic"), [1, 1, 0]),  # of alignments a loop without products
+    "hard_monotonic, order 1": (dict(attention="hard_monotonic", alignment_order=1), [1, 1, 0]),
     "coverage": (
         dict(attention="additive", coverage=True),
         [1, 1, 0],
