@@ -71,7 +71,7 @@ class Linear(nnx.Module):
         self.kernels = nnx.List([nnx.Param(part) for part in jnp.split(kernel, cuts)])
         self.bias = None if bias is None else nnx.Param(bias)
 
-    def __call__(self, *parts: Float[Array, "*N _"]) -> Float[Array, "*N O"]:
+    def __call__(self, *parts: Float[Array, "*#N _"]) -> Float[Array, "*#N O"]:
         """Raises ValueError where the parts are others than the map was made for."""
         sizes, given = [kernel.shape[0] for kernel in self.kernels], [part.shape[-1] for part in parts]
         if sizes != given:

@@ -65,8 +65,8 @@ class Combine(Linear):
     """`tanh(W [c; h])`, the attentional vector of Luong et al. 2015, equation 5; `tanh(W h)` without a context."""
 
     def vector(
-        self, hidden: Float[Array, "B H"], context: Float[Array, "B E"] | None, x: Float[Array, "B D"]
-    ) -> Float[Array, "B A"]:
+        self, hidden: Float[Array, "*#N H"], context: Float[Array, "*#N E"] | None, x: Float[Array, "*#N D"]
+    ) -> Float[Array, "*#N A"]:
         """From the top state, the context, if there is one, and the embedding of the token before."""
         return jnp.tanh(self(hidden) if context is None else self(context, hidden))
 
@@ -79,8 +79,8 @@ class Maxout(Linear):
     """
 
     def vector(
-        self, hidden: Float[Array, "B H"], context: Float[Array, "B E"] | None, x: Float[Array, "B D"]
-    ) -> Float[Array, "B A"]:
+        self, hidden: Float[Array, "*#N H"], context: Float[Array, "*#N E"] | None, x: Float[Array, "*#N D"]
+    ) -> Float[Array, "*#N A"]:
         """As `Combine.vector`."""
         total = self(hidden, x) if context is None else self(hidden, x, context)
         return total.reshape(*total.shape[:-1], -1, 2).max(-1)
@@ -93,8 +93,8 @@ class Pass(nnx.Module):
         self.with_context = with_context
 
     def vector(
-        self, hidden: Float[Array, "B H"], context: Float[Array, "B E"] | None, x: Float[Array, "B D"]
-    ) -> Float[Array, "B A"]:
+        self, hidden: Float[Array, "*#N H"], context: Float[Array, "*#N E"] | None, x: Float[Array, "*#N D"]
+    ) -> Float[Array, "*#N A"]:
         """As `Combine.vector`."""
         return jnp.concatenate([context, hidden], -1) if self.with_context and context is not None else hidden
 
