@@ -170,6 +170,8 @@ class Checkpoints:
 def restore_params(workdir: Path, abstract_params: dict[str, Any], origin: Origin) -> tuple[dict[str, Any], int]:
     """Returns the parameters of the best checkpoint (the newest, where none was evaluated) and its step.
 
+    They are the moving average, where the run keeps one.
+
     Where that one is damaged or gone the newest whole one takes its place, with a
     warning. Nothing is changed, and the run may be trained meanwhile: where
     training deletes a checkpoint that was about to be read, all is looked at anew.
@@ -319,13 +321,14 @@ def _check_origin(path: Path, content: dict[str, Any], workdir: Path, origin: Or
 
 
 def _read_params(path: Path, abstract_params: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
-    """The parameters, where `abstract_params` wants them; those of version 0.1 renamed."""
+    """The parameters to be used, where `abstract_params` wants them; those of version 0.1 renamed."""
     if "version" in content:
         arguments = ocp.checkpoint_utils.construct_restore_args(abstract_params)
-        return _read_arrays(path, abstract_params, arguments, content["checksums"])
+        averaged = any(name.startswith("['average']") for name in content["checksums"])
+        return _read_arrays(path, "average" if averaged else "params", abstract_params, arguments, content["checksums"])
     names = _names(path)
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
-    params = from_version_0_1(_read_arrays(path, names, arguments, content["checksums"]))
+    params = from_version_0_1(_read_arrays(path, "params", names, arguments, content["checksums"]))
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, abstract_params):
         raise ValueError("its parameters are those of another model")
     return jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), params, abstract_params)
@@ -344,18 +347,18 @@ def _names(path: Path) -> dict[Any, Any]:
     return with_numbers(tree)
 
 
-def _read_arrays(path: Path, tree: dict[Any, Any], arguments: dict[Any, Any], checksums: dict[str, int]) -> Any:
-    """Parameters of this tree; how and where to each is put is said by Orbax's `arguments`."""
+def _read_arrays(
+    path: Path, name: str, tree: dict[Any, Any], arguments: dict[Any, Any], checksums: dict[str, int]
+) -> Any:
+    """Arrays of this tree, kept by this name; how and where to each is put is said by Orbax's `arguments`."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(
             path / "state",
-            args=ocp.args.PyTreeRestore(
-                item={"params": tree}, restore_args={"params": arguments}, partial_restore=True
-            ),
+            args=ocp.args.PyTreeRestore(item={name: tree}, restore_args={name: arguments}, partial_restore=True),
         )
-    if any(checksums[name] != checksum for name, checksum in _checksums(restored).items()):
+    if any(checksums[leaf] != checksum for leaf, checksum in _checksums(restored).items()):
         raise ValueError("checksums differ")
-    return restored["params"]
+    return restored[name]
 
 
 def check_disk_space(workdir: Path, abstract_state: dict[str, Any]) -> None:

@@ -369,6 +369,9 @@ class TrainConfig:
     """Of initial values, data order and dropout."""
     label_smoothing: Annotated[float, SHARE] = 0.0
     """Share of probability spread evenly over the vocabulary (Szegedy et al. 2016)."""
+    ema: Annotated[float, SHARE] = 0.0
+    """Decay of an exponential moving average of the parameters (Kingma and Ba 2015, section 7.2), say 0.999, which then
+    is what is validated, tested and translated with; 0 for none."""
     accumulate_steps: Annotated[int, Bounds(1, 1_000_000)] = 1
     """Parts a batch is cut into, one after another, to save memory."""
     rematerialize_every: Annotated[int, COUNT_OR_NONE] = 0

@@ -188,6 +188,14 @@ def test_the_parameters_of_a_run_are_those_of_its_best_step(tmp_path):
     assert step == 1 and same(params, state_at(1)["params"])
 
 
+def test_the_parameters_of_a_run_with_a_moving_average_are_that_average(tmp_path):
+    average = state_at(7)["params"]
+    with Checkpoints(tmp_path, ORIGIN) as checkpoints:
+        checkpoints.save(1, state_at(1) | {"average": average}, {"best_step": 1})
+    params, step = restore_params(tmp_path, abstract()["params"], ORIGIN)
+    assert step == 1 and same(params, average)
+
+
 def test_without_an_evaluation_the_newest_parameters_count(workdir):
     params, step = restore_params(workdir, abstract()["params"], ORIGIN)
     assert step == 2 and same(params, state_at(2)["params"])

@@ -44,6 +44,17 @@ class TrainState(NamedTuple):
     """What the plateau schedule has multiplied the learning rate by."""
     nonfinite_in_a_row: Int[Array, ""]
     window: Window
+    average: Params | None = None
+    """The moving average of the parameters, where `train.ema` asks for one."""
+
+    @property
+    def evaluated(self) -> Params:
+        """The parameters that are validated, tested and translated with."""
+        return self.params if self.average is None else self.average
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint keeps, by its names there."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 TrainStep = Callable[[TrainState, Padded, Padded], TrainState]
@@ -67,7 +78,8 @@ def _initial_state(config: Config, vocab_sizes: tuple[int, int]) -> TrainState:
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     optimizer_state = make_optimizer(config.optimizer).init(params)
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, optimizer_state, jnp.ones(()), zero, empty_window())
+    average = params if config.train.ema else None
+    return TrainState(zero, params, optimizer_state, jnp.ones(()), zero, empty_window(), average)
 
 
 def empty_window() -> Window:
@@ -81,7 +93,8 @@ def jit_train_step(config: Config, vocab_sizes: tuple[int, int], mesh: Mesh) -> 
 
     The gradient is the sum over all rows divided by the number of real target
     tokens in the whole batch, so that devices, accumulation and padding agree.
-    An update whose gradient is not finite leaves the parameters as they were.
+    An update whose gradient is not finite leaves the parameters and their average
+    as they were.
     """
     optimizer = make_optimizer(config.optimizer)
     schedule = make_schedule(config.optimizer, config.train.num_steps)
@@ -90,7 +103,8 @@ def jit_train_step(config: Config, vocab_sizes: tuple[int, int], mesh: Mesh) -> 
     def step(state: TrainState, source: Padded, target: Padded) -> TrainState:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.train.seed), 1), state.step)
         gradients, mean_loss, tokens = gradients_of(state.params, source, target, key)
-        return _update(state, optimizer, schedule, gradients, mean_loss * tokens, tokens)
+        ema = config.train.ema
+        return _update(state, optimizer, schedule, ema, gradients, mean_loss * tokens, tokens)
 
     shardings = replicated(mesh), by_rows(mesh), by_rows(mesh)
     return jax.jit(
@@ -146,6 +160,7 @@ def _update(
     state: TrainState,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
+    ema: float,
     gradients: Params,
     loss: Array,
     tokens: Array,
@@ -154,11 +169,14 @@ def _update(
     finite = jnp.isfinite(norm)
     rate = schedule(state.step) * state.rate_factor
 
-    def move(params: Params, optimizer_state: Any) -> tuple[Params, Any]:
+    def move(params: Params, optimizer_state: Any, average: Params | None) -> tuple[Params, Any, Params | None]:
         updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
-        return jax.tree.map(lambda param, update: param + rate * update, params, updates), optimizer_state
+        params = jax.tree.map(lambda param, update: param + rate * update, params, updates)
+        if average is not None:
+            average = moving_average(average, params, ema, state.step)
+        return params, optimizer_state, average
 
-    params, optimizer_state = _move_if(finite, move, state.params, state.optimizer_state)
+    params, optimizer_state, average = _move_if(finite, move, state.params, state.optimizer_state, state.average)
     window = Window(
         loss=state.window.loss + jnp.where(finite, loss, 0),
         tokens=state.window.tokens + jnp.where(finite, tokens, 0),
@@ -173,7 +191,20 @@ def _update(
         rate_factor=state.rate_factor,
         nonfinite_in_a_row=jnp.where(finite, 0, state.nonfinite_in_a_row + 1),
         window=window,
+        average=average,
     )
+
+
+def moving_average(average: Params, params: Params, decay: float, step: Int[Array, ""]) -> Params:
+    """`d average + (1 - d) params`, Kingma and Ba 2015, section 7.2, with d = min(decay, (1 + step) / (10 + step)).
+
+    The smaller d of the first steps, that of TensorFlow's ExponentialMovingAverage
+    with num_updates, takes the place of the paper's correction for the start: the
+    first parameters are soon forgotten, and the average is always over about the
+    last tenth of the steps or the last 1 / (1 - decay), whichever are fewer.
+    """
+    share = jnp.maximum(1 - decay, 9 / (10 + step))  # 1 - d, which float32 would round where d is near 1
+    return jax.tree.map(lambda old, new: old + share * (new - old), average, params)
 
 
 def _move_if(condition: Bool[Array, ""], move: Callable, *state: Any) -> Any:

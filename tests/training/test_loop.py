@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from seq2seq_jax import run_directory
 from seq2seq_jax.config import to_json
 from seq2seq_jax.data.vocabulary import TokenVocabulary
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.evaluation import teacher_forced
 from seq2seq_jax.run_directory import claim, read_config
 from seq2seq_jax.training import loop
 from seq2seq_jax.training.loop import train
@@ -306,6 +308,24 @@ def test_a_run_of_an_older_version_resumes(copied, long_config, unbroken):
     assert train(long_config, copied).status == "done"
     assert rows(copied) == rows(unbroken)
     assert same_params(copied, unbroken)
+
+
+def test_a_run_with_a_moving_average_validates_and_loads_it_and_resumes_to_the_same_bits(folder):
+    config = tiny_config(folder / "corpus", train=FAST | {"ema": 0.8})
+    unbroken, resumed = folder / "averaged", folder / "averaged-resumed"
+    train(config, unbroken)
+    shutil.copytree(unbroken, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "12")
+    shutil.rmtree(resumed / "evaluations")
+    train(config, resumed)
+    assert rows(resumed) == rows(unbroken) and same_params(resumed, unbroken)
+    translator, validation = load(unbroken), prepare(config, 1, unbroken).validation
+    losses = {row["step"]: row["validation_loss"] for row in rows(unbroken) if "validation_loss" in row}
+    assert teacher_forced(translator, validation)["loss"] == pytest.approx(losses[translator.step], rel=1e-6)
+    progress = json.loads((unbroken / "checkpoints" / str(translator.step) / "progress" / "metadata").read_text())
+    found = zlib.crc32(np.asarray(translator.params["source_table"]).tobytes())
+    assert progress["checksums"]["['average']['source_table']"] == found
+    assert progress["checksums"]["['params']['source_table']"] != found
 
 
 # one finished run

@@ -164,3 +164,37 @@ def test_label_smoothing_is_in_the_training_loss():
     log_probs = bias - np.log(np.exp(bias).sum())
     expected = [-0.5 * log_probs[token] - 0.5 * log_probs.mean() for token in target.values[target.mask]]
     assert run(smooth, batch, state=start).window.loss == pytest.approx(sum(expected), rel=1e-5)
+
+
+def test_the_average_follows_its_equation_from_the_first_step_on():
+    """Against NumPy in float64; a decay of 0.6 takes over from (1 + t) / (10 + t) at step 13."""
+    config = replace(PLAIN, train=TrainConfig(ema=0.6))
+    state = first_state(config)
+    expected = jax.tree.map(np.float64, state.params)
+    for step in range(16):
+        state = run(config, pairs(seed=step), state=state)
+        decay = min(0.6, (1 + step) / (10 + step))
+        expected = jax.tree.map(lambda old, new, d=decay: d * old + (1 - d) * new, expected, state.params)
+    for average, wanted in zip(jax.tree.leaves(state.average), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(average, wanted, rtol=1e-5, atol=1e-6)
+    assert not same_bits(state.average, state.params)
+    assert state.evaluated is state.average
+
+
+def test_an_average_changes_no_update():
+    averaged = replace(PLAIN, train=TrainConfig(ema=0.9))
+    batches = [pairs(seed=seed) for seed in range(3)]
+    assert_close(run(PLAIN, *batches), run(averaged, *batches))
+
+
+def test_without_an_average_the_parameters_are_evaluated_and_nothing_more_is_saved():
+    state = first_state(PLAIN)
+    assert state.evaluated is state.params and "average" not in state.saved()
+    assert set(first_state(replace(PLAIN, train=TrainConfig(ema=0.9))).saved()) == {*state.saved(), "average"}
+
+
+def test_a_skipped_update_leaves_the_average_as_it_was():
+    config = replace(PLAIN, train=TrainConfig(ema=0.9))
+    before = with_output(run(config, pairs()), bias=np.full(SIZES[1], np.nan, np.float32))
+    state = run(config, pairs(seed=1), state=before)
+    assert state.window.nonfinite == 1 and same_bits(state.average, before.average)
