@@ -325,15 +325,21 @@ class OptimizerConfig:
     """Update rule (Optax)."""
     learning_rate: Annotated[float, Bounds(1e-12, 1_000)] = 1e-3
     """Peak learning rate."""
-    schedule: Literal["constant", "inverse_sqrt", "cosine", "plateau"] = "constant"
+    schedule: Literal["constant", "inverse_sqrt", "cosine", "plateau", "halving"] = "constant"
     """After warm-up: constant; falling with the inverse square root of the step; a
-    half cosine to zero at train.num_steps; multiplied by plateau_factor when validation stops improving."""
+    half cosine to zero at train.num_steps; multiplied by plateau_factor when validation stops improving; halved at
+    halving_start and every halving_every steps after it."""
     warmup_steps: Annotated[int, COUNT_OR_NONE] = 0
     """Steps of linear rise from zero to learning_rate."""
     plateau_factor: Annotated[float, Bounds(0.001, 0.999)] = 0.5
     """What the plateau schedule multiplies the learning rate by."""
     plateau_patience: Annotated[int, COUNT] = 1
     """Evaluations without improvement before the plateau schedule acts."""
+    halving_start: Annotated[int | None, COUNT] = None
+    """Step from which the halving schedule has half the learning rate; after 5 epochs in Sutskever et al. 2014, section
+    3.4, and Luong et al. 2015, section 4.1."""
+    halving_every: Annotated[int | None, COUNT] = None
+    """Steps between one halving and the next; half an epoch and an epoch there."""
     clip_norm: Annotated[float, Bounds(0, 1_000_000_000)] = 5.0
     """Largest global gradient norm; 0 for no clipping."""
     momentum: Annotated[float, SHARE] = 0.0
@@ -351,6 +357,24 @@ class OptimizerConfig:
             raise UserError(
                 f"optimizer.weight_decay {self.weight_decay} acts in adamw only, and optimizer.name is {self.name}."
             )
+        _check_halving(self)
+
+
+def _check_halving(optimizer: OptimizerConfig) -> None:
+    for name in ("halving_start", "halving_every"):
+        value = getattr(optimizer, name)
+        if optimizer.schedule == "halving" and value is None:
+            raise UserError(f"optimizer.schedule halving needs optimizer.{name}, a number of steps.")
+        if optimizer.schedule != "halving" and value is not None:
+            raise UserError(
+                f"optimizer.{name} {value} acts in the halving schedule only, and optimizer.schedule is"
+                f" {optimizer.schedule}; set optimizer.{name} None, or optimizer.schedule halving."
+            )
+    if optimizer.halving_start and optimizer.halving_start < optimizer.warmup_steps:
+        raise UserError(
+            f"optimizer.halving_start {optimizer.halving_start} lies within the warm-up of optimizer.warmup_steps"
+            f" {optimizer.warmup_steps}; use {optimizer.warmup_steps} or more."
+        )
 
 
 @dataclass(frozen=True)

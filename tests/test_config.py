@@ -224,6 +224,18 @@ def test_a_value_that_cannot_be_shown_is_refused_all_the_same():
             "learning_rate must be from .* got nan",
         ),
         (lambda: OptimizerConfig(weight_decay=0.1), "acts in adamw only, and optimizer.name is adam"),
+        (
+            lambda: OptimizerConfig(schedule="halving", halving_start=5),
+            "optimizer.schedule halving needs optimizer.halving_every",
+        ),
+        (
+            lambda: OptimizerConfig(schedule="plateau", halving_start=5),
+            "optimizer.halving_start 5 acts in the halving schedule only, .* is plateau; set .* None",
+        ),
+        (
+            lambda: OptimizerConfig(schedule="halving", halving_start=5, halving_every=2, warmup_steps=6),
+            "halving_start 5 lies within the warm-up of optimizer.warmup_steps 6; use 6 or more",
+        ),
         (lambda: DataConfig(min_frequency=2), "acts in words and characters only, and data.vocabulary is unigram"),
         (lambda: OptimizerConfig(beta1=1.0), "optimizer.beta1 must be from 0 to 0.999999, got 1.0"),
         (lambda: TrainConfig(num_steps=0), "train.num_steps must be from 1 to 1,000,000,000, got 0"),
