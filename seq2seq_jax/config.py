@@ -387,6 +387,8 @@ class TrainConfig:
     """Steps between validations."""
     checkpoint_every: Annotated[int, COUNT] = 1_000
     """Steps between checkpoints; the last state is always saved."""
+    keep_checkpoints: Annotated[int, Bounds(1, 1_000)] = 2
+    """Latest checkpoints kept beside the best one. The command average takes up to so many together."""
     log_every: Annotated[int, COUNT] = 50
     """Steps between rows of metrics.jsonl."""
     seed: Annotated[int, SEED] = 0

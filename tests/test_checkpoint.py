@@ -107,6 +107,14 @@ def test_two_latest_and_the_best_are_kept(tmp_path):
     assert steps_kept(tmp_path) == [2, 4, 5]
 
 
+def test_as_many_of_the_latest_are_kept_as_the_configuration_says(tmp_path):
+    origin = ORIGIN._replace(config=Config(train=TrainConfig(keep_checkpoints=4)))
+    with Checkpoints(tmp_path, origin) as checkpoints:
+        for step in range(1, 8):
+            checkpoints.save(step, state_at(step), {"best_step": 2})
+    assert steps_kept(tmp_path) == [2, 4, 5, 6, 7]
+
+
 def test_a_checkpoint_of_the_same_step_is_replaced(workdir):
     checkpoints = Checkpoints(workdir, ORIGIN)
     checkpoints.save(2, state_at(7), {"rows": 7})
@@ -366,10 +374,10 @@ def test_a_disk_too_small_for_the_checkpoints_is_refused_before_training(monkeyp
     Usage = namedtuple("Usage", "total used free")
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state_at(0)))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 4 * size))
-    check_disk_space(tmp_path, abstract())
+    check_disk_space(tmp_path, abstract(), keep=2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 4 * size - 1))
     with pytest.raises(UserError, match=f"the disk of {tmp_path} has 0 MB left; free some, or choose another"):
-        check_disk_space(tmp_path, abstract())
+        check_disk_space(tmp_path, abstract(), keep=2)
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def _train(config: Config, workdir: Path) -> TrainResult:
     sizes = vocab_sizes(material.vocabularies)
     abstract = abstract_state(config, sizes, mesh)
     check_state_fits(mesh, abstract)
-    check_disk_space(workdir, abstract.saved())
+    check_disk_space(workdir, abstract.saved(), config.train.keep_checkpoints)
     say = partial(print, flush=True)
     for line in report.describe(config, material, abstract.params, mesh):
         say(line)
