@@ -298,6 +298,11 @@ def _best_step(directory: Path, steps: list[int]) -> int:
     return steps[0]
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run has got as far as its first checkpoint."""
+    return bool(_steps(workdir / "checkpoints"))
+
+
 def check_trainable(workdir: Path) -> None:
     """Refuses a run directory whose newest checkpoint another version wrote, so that this one cannot go on from there.
 

@@ -116,6 +116,12 @@ class ModelConfig:
     """Share of features dropped at the embeddings, between layers and at the output, in training only."""
     tied_embeddings: Ties = "none"
     """Tables that are one and the same: source and target, target and output layer, or all three."""
+    source_vectors: str | None = None
+    """File of word vectors, as word2vec and GloVe write them, that the source table starts from where it has them."""
+    target_vectors: str | None = None
+    """The same for the target table."""
+    freeze_vectors: bool = False
+    """Keep a table that starts from vectors as it is at the start, rows included that the file lacks."""
     initializer: Literal["uniform", "orthogonal"] = "uniform"
     """uniform: every weight from ±init_scale. orthogonal: recurrent matrices orthogonal per gate, the others
     Glorot uniform, embeddings normal."""
@@ -131,6 +137,7 @@ class ModelConfig:
         _check_encoder(self)
         _check_attention(self)
         _check_decoder(self)
+        _check_vectors(self)
 
 
 def _check_encoder(model: ModelConfig) -> None:
@@ -252,6 +259,27 @@ def _check_decoder(model: ModelConfig) -> None:
                 f" features by embeddings of model.embed_size {model.embed_size}; they must be equal, or set"
                 " model.output luong or deep."
             )
+
+
+def _check_vectors(model: ModelConfig) -> None:
+    files, ties = {model.source_vectors, model.target_vectors} - {None}, model.tied_embeddings
+    if ties in ("source_target", "all") and len(files) > 1:
+        raise UserError(
+            f"model.tied_embeddings {ties} makes one table of source and target, which cannot start from both"
+            f" model.source_vectors {model.source_vectors} and model.target_vectors {model.target_vectors}; give one."
+        )
+    if not model.freeze_vectors:
+        return
+    if not files:
+        raise UserError(
+            "model.freeze_vectors keeps a table that starts from model.source_vectors or model.target_vectors, and"
+            " neither is set; set one, or model.freeze_vectors False."
+        )
+    if ties == "all" or (ties == "target_output" and model.target_vectors):
+        raise UserError(
+            f"model.freeze_vectors keeps a table that model.tied_embeddings {ties} shares with the output layer, which"
+            " has to learn; set model.tied_embeddings none or source_target, or model.freeze_vectors False."
+        )
 
 
 def linear_size(model: ModelConfig) -> int:

@@ -116,7 +116,7 @@ def _train(config: Config, workdir: Path) -> TrainResult:
     with Writer(workdir, config.train.num_steps) as writer:
         with Checkpoints(workdir, belongs) as checkpoints:
             restored = _restore(checkpoints, abstract, writer)
-            state, loop_state = restored or (initial_state(config, sizes, mesh), LoopState())
+            state, loop_state = restored or (initial_state(config, sizes, mesh, material.vectors), LoopState())
             _keep_rows(writer, loop_state, int(state.step))
             updates = {(step.shape.source, step.shape.target): step.update for step in compiled}
             with signals.noted() as notes:

@@ -328,6 +328,45 @@ def test_a_run_with_a_moving_average_validates_and_loads_it_and_resumes_to_the_s
     assert progress["checksums"]["['params']['source_table']"] != found
 
 
+def write_vectors(path: Path, size: int = 16) -> dict[str, np.ndarray]:
+    """Writes vectors of some of the tiny task's words; returns them."""
+    random = np.random.default_rng(0)
+    vectors = {word: random.standard_normal(size).astype(np.float32) for word in ("ant", "gnu", "yak")}
+    path.write_text("".join(f"{word} {' '.join(map(str, row.tolist()))}\n" for word, row in vectors.items()))
+    return vectors
+
+
+def test_a_run_starts_from_vectors_and_needs_their_file_no_more_once_there_is_a_checkpoint(folder, monkeypatch, capfd):
+    vectors, (unbroken, resumed) = write_vectors(folder / "vectors"), (folder / "vectored", folder / "vectored-resumed")
+    model = {"source_vectors": "vectors", "freeze_vectors": True}
+    config = tiny_config(folder / "corpus", model=model, train=FAST)
+    monkeypatch.chdir(folder)
+    train(config, unbroken)
+    assert f"Vectors     {folder / 'vectors'}: 2 of 12 source entries\n" in capfd.readouterr().out
+    translator = load(unbroken)
+    ids = translator.vocabularies.source.entry_ids()
+    for word in ("ant", "gnu"):
+        np.testing.assert_array_equal(translator.params["source_table"][ids[word]], vectors[word])
+    shutil.copytree(unbroken, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "12")
+    shutil.rmtree(resumed / "evaluations")
+    (folder / "vectors").unlink()
+    train(config, resumed)
+    assert "Vectors" not in capfd.readouterr().out
+    assert rows(resumed) == rows(unbroken) and same_params(resumed, unbroken)
+    shutil.rmtree(resumed / "checkpoints")
+    with pytest.raises(UserError, match=f"There is no file {folder / 'vectors'}"):
+        train(config, resumed)
+
+
+def test_vectors_of_another_width_are_refused_before_anything_is_written(folder):
+    write_vectors(folder / "wide", size=17)
+    config = tiny_config(folder / "corpus", model={"target_vectors": str(folder / "wide")}, train=FAST)
+    with pytest.raises(UserError, match="wide, line 1: 17 numbers for a word, and model.embed_size is 16"):
+        train(config, folder / "refused")
+    assert not (folder / "refused").exists()
+
+
 # one finished run
 
 
