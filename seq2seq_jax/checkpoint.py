@@ -363,7 +363,7 @@ def _check_trainable(path: Path, content: dict[str, Any]) -> None:
             " translate, score and evaluate, but cannot go on training it. Choose another --workdir, or train with"
             " version 0.1."
         )
-    if steps := content["progress"].get("averaged"):
+    if steps := content.get("progress", {}).get("averaged"):
         raise UserError(
             f"Checkpoint {path} is the average of those of steps {', '.join(map(str, steps))}: it is read by translate,"
             " score and evaluate, and cannot be trained. Choose another --workdir."
