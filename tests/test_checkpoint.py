@@ -350,6 +350,20 @@ def test_a_checkpoint_is_not_read_with_files_of_another_run(workdir, message):
     assert steps_kept(workdir) == [1, 2]
 
 
+def test_a_checkpoint_from_before_a_field_was_there_belongs_to_a_run_with_its_default(workdir):
+    path = workdir / "checkpoints" / "2" / "progress" / "metadata"
+    content = json.loads(path.read_text())
+    for section, field in (("train", "ema"), ("optimizer", "halving_start"), ("model", "source_vectors")):
+        del content["origin"]["config"][section][field]
+    content["digest"] = checkpoint._digest({name: value for name, value in content.items() if name != "digest"})
+    path.write_text(json.dumps(content))
+    check_belongs(workdir, ORIGIN)
+    state, _, complaints = restore(workdir)
+    assert same(state, state_at(2)) and not complaints
+    with pytest.raises(UserError, match="train.ema: 0.0 -> 0.9"):
+        check_belongs(workdir, ORIGIN._replace(config=Config(train=TrainConfig(ema=0.9))))
+
+
 def test_where_the_text_of_a_run_lies_is_not_what_it_belongs_to(tmp_path):
     here, there = (ORIGIN._replace(config=Config(data=DataConfig(f"files:/{name}"))) for name in ("a", "b"))
     checkpoints = Checkpoints(tmp_path, here)
