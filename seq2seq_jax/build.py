@@ -230,6 +230,16 @@ class _Maker:
                 return outputs.Pass(with_context=config.decoder == "luong")
 
 
+def frozen(config: ModelConfig) -> frozenset[str]:
+    """Names of the parameters that are not trained: tables that `freeze_vectors` keeps as they are at the start."""
+    if not config.freeze_vectors:
+        return frozenset()
+    if config.tied_embeddings == "source_target":
+        return frozenset({"source_table"})  # the name of the one that is both
+    files = {"source_table": config.source_vectors, "target_table": config.target_vectors}
+    return frozenset(name for name, file in files.items() if file)
+
+
 def model_graph(config: ModelConfig, vocab_sizes: tuple[int, ...]) -> nnx.GraphDef:
     """The model's structure without any array, for `nnx.merge` with a dict of parameters."""
     return nnx.graphdef(nnx.eval_shape(lambda: build_model(config, vocab_sizes, jax.random.key(0))))

@@ -55,14 +55,10 @@ def whole_directory(final: Path) -> Generator[Path]:
     Raises:
       OSError: the folder cannot be made or renamed, or a damaged one not removed.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(final.parent)
-    beside = Path(tempfile.mkdtemp(prefix=".", suffix=_PARTIAL, dir=final.parent))
-    with undoing(partial(shutil.rmtree, beside, ignore_errors=True)):
+    with _folder_beside(final) as beside:
         with _held(beside):
             yield beside
         write_checksums(beside, final.name)
-        beside.chmod(0o777 & ~_umask())  # mkdtemp makes it private; a shared data_dir is read by others
         damage = find_damage(final) if os.path.lexists(final) else None
         if damage:
             _discard(final)
@@ -70,6 +66,29 @@ def whole_directory(final: Path) -> Generator[Path]:
             _rename(beside, final)
         if damage:
             warnings.warn(f"{final} was damaged ({damage}) and has been made again.", stacklevel=3)
+
+
+@contextlib.contextmanager
+def new_directory(final: Path) -> Generator[Path]:
+    """Gives a new empty folder to fill, which becomes `final` when the block ends; if it raises, nothing is left.
+
+    Raises:
+      OSError: the folder cannot be made or renamed; FileExistsError where there is a filled `final` already.
+    """
+    with _folder_beside(final) as beside:
+        with _held(beside):
+            yield beside
+        _rename(beside, final)
+
+
+@contextlib.contextmanager
+def _folder_beside(final: Path) -> Generator[Path]:
+    """A new folder beside `final`, which is gone when the block ends, unless it has been renamed."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(final.parent)
+    beside = Path(tempfile.mkdtemp(prefix=".", suffix=_PARTIAL, dir=final.parent))
+    with undoing(partial(shutil.rmtree, beside, ignore_errors=True)):
+        yield beside
 
 
 def is_whole(folder: Path) -> bool:
@@ -187,6 +206,7 @@ def _discard(path: Path) -> None:
 
 
 def _rename(folder: Path, final: Path) -> None:
+    folder.chmod(0o777 & ~_umask())  # mkdtemp makes it private; a shared data_dir is read by others
     try:
         folder.rename(final)
     except OSError as error:  # a filled folder there answers ENOTEMPTY or EEXIST, as the system likes

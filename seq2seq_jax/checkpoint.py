@@ -4,7 +4,7 @@ A checkpoint is a directory `checkpoints/STEP/` with the arrays of the training
 state and a JSON, `progress`, of what the loop knows besides, of the run that it
 belongs to (`Origin`) and of the version that wrote it. It appears whole or not
 at all, and goes so; checksums tell a damaged one, and the file `newest` one that
-was taken away. Two latest are kept, and the best.
+was taken away. The latest are kept, and the best.
 
 Only `Checkpoints`, which training has, writes here. Whoever reads sees whole
 checkpoints alone and changes nothing.
@@ -19,7 +19,7 @@ import warnings
 import zlib
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,7 @@ from seq2seq_jax.cache import existing_folder, write_whole
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.old_parameters import from_version_0_1
 from seq2seq_jax.run_directory import Origin, check_origin
-
-KEEP_LATEST = 2
+from seq2seq_jax.wording import counted
 
 _NEWEST = "newest"  # holds the step of the newest checkpoint that is whole
 _TEMPORARY = (".orbax-checkpoint-tmp", ".deleted")  # within names of what is not there yet, or no more
@@ -152,7 +151,7 @@ class Checkpoints:
         steps = _steps(self._directory)
         if steps:
             self._note_newest(steps[0])
-        for old in steps[KEEP_LATEST:]:
+        for old in steps[self._origin.config.train.keep_checkpoints :]:
             if old != self._best:
                 self._delete(old)
 
@@ -169,6 +168,8 @@ class Checkpoints:
 
 def restore_params(workdir: Path, abstract_params: dict[str, Any], origin: Origin) -> tuple[dict[str, Any], int]:
     """Returns the parameters of the best checkpoint (the newest, where none was evaluated) and its step.
+
+    They are the moving average, where the run keeps one.
 
     Where that one is damaged or gone the newest whole one takes its place, with a
     warning. Nothing is changed, and the run may be trained meanwhile: where
@@ -202,9 +203,7 @@ def _restore_params(workdir: Path, abstract_params: dict[str, Any], origin: Orig
     for step in sorted(steps, key=lambda step: step != best):  # the best one first
         path = directory / str(step)
         try:
-            content = _content(path)
-            _check_origin(path, content, workdir, origin)
-            params = _read_params(path, abstract_params, content)
+            params = _read_params(path, abstract_params, workdir, origin)
         except UserError:
             raise
         except Exception as error:  # whatever a library makes of a damaged file
@@ -216,6 +215,54 @@ def _restore_params(workdir: Path, abstract_params: dict[str, Any], origin: Orig
             warnings.warn("\n".join([*complaints, f"That of step {step:,} takes its place."]), stacklevel=3)
         return params, step
     raise UserError("\n".join([*complaints, "No other is left: remove the run directory and train anew."]))
+
+
+def average_params(
+    workdir: Path, abstract_params: dict[str, Any], origin: Origin, last: int
+) -> tuple[dict[str, Any], list[int]]:
+    """Returns the mean of the parameters of the `last` newest checkpoints, and their steps, the newest first.
+
+    The best checkpoint is not one of them where it is older than the
+    `train.keep_checkpoints` newest: those between are gone. Sums are taken in
+    float64 on the host. Nothing is changed, and the run may be trained meanwhile.
+
+    Raises:
+      UserError: there are not so many, one is damaged, or they belong to another run or a newer version.
+    """
+    _quiet_libraries()
+    while True:
+        with suppress(_Deleted):
+            return _average_params(workdir, abstract_params, origin, last)
+
+
+def _average_params(
+    workdir: Path, abstract_params: dict[str, Any], origin: Origin, last: int
+) -> tuple[dict[str, Any], list[int]]:
+    directory = (workdir / "checkpoints").absolute()
+    newest, keep = _newest(directory), origin.config.train.keep_checkpoints
+    steps = _steps(directory)[:keep]
+    if len(steps) < last:
+        raise UserError(
+            f"{workdir} holds {counted(len(steps), 'latest checkpoint')}, and --last is {last}. It keeps up to"
+            f" train.keep_checkpoints {keep} beside the best one: average fewer, or train with more elsewhere."
+        )
+    if complaints := _missing(directory, newest, steps):
+        raise UserError("\n".join(complaints))
+    total: Any = 0.0
+    for step in steps[:last]:
+        path = directory / str(step)
+        try:
+            params = _read_params(path, abstract_params, workdir, origin)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a library makes of a damaged file
+            if step not in _steps(directory):
+                raise _Deleted from error
+            raise UserError(f"{_damaged(path, error)} Average those after it, or train on.") from error
+        params = jax.tree.map(partial(np.asarray, dtype=np.float64), params)
+        total = jax.tree.map(np.add, total, params) if step != steps[0] else params
+    mean = jax.tree.map(lambda array, like: (array / last).astype(like.dtype), total, abstract_params)
+    return mean, steps[:last]
 
 
 def _steps(directory: Path) -> list[int]:
@@ -249,6 +296,11 @@ def _best_step(directory: Path, steps: list[int]) -> int:
         except Exception:  # damaged; told when its parameters are read
             continue
     return steps[0]
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run has got as far as its first checkpoint."""
+    return bool(_steps(workdir / "checkpoints"))
 
 
 def check_trainable(workdir: Path) -> None:
@@ -311,6 +363,11 @@ def _check_trainable(path: Path, content: dict[str, Any]) -> None:
             " translate, score and evaluate, but cannot go on training it. Choose another --workdir, or train with"
             " version 0.1."
         )
+    if steps := content.get("progress", {}).get("averaged"):
+        raise UserError(
+            f"Checkpoint {path} is the average of those of steps {', '.join(map(str, steps))}: it is read by translate,"
+            " score and evaluate, and cannot be trained. Choose another --workdir."
+        )
 
 
 def _check_origin(path: Path, content: dict[str, Any], workdir: Path, origin: Origin) -> None:
@@ -318,14 +375,17 @@ def _check_origin(path: Path, content: dict[str, Any], workdir: Path, origin: Or
         check_origin(workdir, path, content["origin"], origin)
 
 
-def _read_params(path: Path, abstract_params: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
-    """The parameters, where `abstract_params` wants them; those of version 0.1 renamed."""
+def _read_params(path: Path, abstract_params: dict[str, Any], workdir: Path, origin: Origin) -> dict[str, Any]:
+    """A checkpoint's parameters to be used, where `abstract_params` wants them; those of version 0.1 renamed."""
+    content = _content(path)
+    _check_origin(path, content, workdir, origin)
     if "version" in content:
         arguments = ocp.checkpoint_utils.construct_restore_args(abstract_params)
-        return _read_arrays(path, abstract_params, arguments, content["checksums"])
+        averaged = any(name.startswith("['average']") for name in content["checksums"])
+        return _read_arrays(path, "average" if averaged else "params", abstract_params, arguments, content["checksums"])
     names = _names(path)
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
-    params = from_version_0_1(_read_arrays(path, names, arguments, content["checksums"]))
+    params = from_version_0_1(_read_arrays(path, "params", names, arguments, content["checksums"]))
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, abstract_params):
         raise ValueError("its parameters are those of another model")
     return jax.tree.map(lambda array, like: jax.device_put(array, like.sharding), params, abstract_params)
@@ -344,28 +404,28 @@ def _names(path: Path) -> dict[Any, Any]:
     return with_numbers(tree)
 
 
-def _read_arrays(path: Path, tree: dict[Any, Any], arguments: dict[Any, Any], checksums: dict[str, int]) -> Any:
-    """Parameters of this tree; how and where to each is put is said by Orbax's `arguments`."""
+def _read_arrays(
+    path: Path, name: str, tree: dict[Any, Any], arguments: dict[Any, Any], checksums: dict[str, int]
+) -> Any:
+    """Arrays of this tree, kept by this name; how and where to each is put is said by Orbax's `arguments`."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(
             path / "state",
-            args=ocp.args.PyTreeRestore(
-                item={"params": tree}, restore_args={"params": arguments}, partial_restore=True
-            ),
+            args=ocp.args.PyTreeRestore(item={name: tree}, restore_args={name: arguments}, partial_restore=True),
         )
-    if any(checksums[name] != checksum for name, checksum in _checksums(restored).items()):
+    if any(checksums[leaf] != checksum for leaf, checksum in _checksums(restored).items()):
         raise ValueError("checksums differ")
-    return restored["params"]
+    return restored[name]
 
 
-def check_disk_space(workdir: Path, abstract_state: dict[str, Any]) -> None:
-    """Refuses a disk that cannot hold the checkpoints of this run.
+def check_disk_space(workdir: Path, abstract_state: dict[str, Any], keep: int) -> None:
+    """Refuses a disk that cannot hold the checkpoints of this run: so many, the best, and the one being written.
 
     Raises:
       UserError: with the space needed and the space there is.
     """
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract_state))
-    needed, free = size * (KEEP_LATEST + 2), shutil.disk_usage(existing_folder(workdir)).free
+    needed, free = size * (keep + 2), shutil.disk_usage(existing_folder(workdir)).free
     if free < needed:
         raise UserError(
             f"The checkpoints of this run need {needed / 1e6:,.0f} MB, and the disk of {workdir} has"

@@ -1,4 +1,4 @@
-"""The commands: train, plan, evaluate, translate, score. The only place that prints errors and chooses exit codes.
+"""The commands, from train to average. The only place that prints errors and chooses exit codes.
 
 Exit codes: 0 done; 2 a mistake the user can mend, told in one message; 130
 interrupted; 141 the reader of our output went away; 143 asked to stop by
@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import tyro
 
 from seq2seq_jax import __version__, console, text_files
-from seq2seq_jax.arguments import HELP, Given, parse, read, value_of
+from seq2seq_jax.arguments import HELP, Given, options_of, parse, read, value_of
 from seq2seq_jax.config import BleuTokenizer, Config, DataConfig, DecodeConfig
 from seq2seq_jax.config_file import find_config, load_config
 from seq2seq_jax.errors import UserError, did_you_mean, shortened
 from seq2seq_jax.run_directory import check_text, read_config
 from seq2seq_jax.signals import EXIT_CODES
 from seq2seq_jax.troubles import check_address_space, machine_trouble
+from seq2seq_jax.wording import counted
 
 if TYPE_CHECKING:
     from seq2seq_jax.data.corpora import Corpus
@@ -103,6 +104,22 @@ class ScoreArguments:
     """Sources, a sentence a line."""
     target_file: Path
     """Targets, line by line."""
+
+
+@dataclass(frozen=True)
+class AverageArguments:
+    """Averages the parameters of a run's last checkpoints into a run directory that is read like any other."""
+
+    workdir: Path
+    """Run directory."""
+    last: int
+    """Checkpoints to average, up to train.keep_checkpoints of the run."""
+    output: Path | None = None
+    """Run directory to make; by default average-LAST in the other."""
+
+    def __post_init__(self) -> None:
+        if self.last < 1:
+            raise UserError(f"--last must be 1 or more, got {self.last}.")
 
 
 @console.ready_streams()
@@ -307,6 +324,19 @@ def _score(given: Sequence[Given], repository: Path | None) -> int:
     return 0
 
 
+def _average(given: Sequence[Given], repository: Path | None) -> int:
+    console.check_output()
+    arguments = _parse_for_run("average", AverageArguments, given)
+    output = arguments.output or arguments.workdir / f"average-{arguments.last}"
+    _configure_jax(TO_TRANSLATE)
+    from seq2seq_jax.averaging import average
+
+    steps = average(arguments.workdir, arguments.last, output)
+    print(f"Averaged    {counted(len(steps), 'checkpoint')}, of steps {', '.join(f'{step:,}' for step in steps)}")
+    print(f"Use it      python -m seq2seq_jax translate --workdir {shlex.quote(str(output))}")
+    return 0
+
+
 def _load(workdir: Path, decode: DecodeConfig | None = None) -> "Translator":
     """The trained model of a run."""
     _configure_jax(TO_TRANSLATE)
@@ -330,6 +360,7 @@ COMMANDS = {
     "evaluate": Command(EvaluateArguments, _evaluate),
     "translate": Command(TranslateArguments, _translate),
     "score": Command(ScoreArguments, _score),
+    "average": Command(AverageArguments, _average),
 }
 
 
@@ -358,7 +389,7 @@ def _parse_for_run(command: str, cls: type, given: Sequence[Given]) -> Any:
     default = None
     if workdir is not None:
         config = read_config(Path(workdir))  # a wrong directory is told at once, before JAX is imported
-        default = None if cls is ScoreArguments else cls(Path(workdir), decode=config.decode)
+        default = cls(Path(workdir), decode=config.decode) if "decode.beam_size" in options_of(cls) else None
     return parse(cls, given, default=default, prog=f"{_program()} {command}")
 
 

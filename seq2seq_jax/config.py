@@ -155,6 +155,12 @@ class ModelConfig:
     """Share of recurrent weights dropped in an update, for the whole batch (Merity et al. 2018)."""
     tied_embeddings: Ties = "none"
     """Tables that are one and the same: source and target, target and output layer, or all three."""
+    source_vectors: str | None = None
+    """File of word vectors, as word2vec and GloVe write them, that the source table starts from where it has them."""
+    target_vectors: str | None = None
+    """The same for the target table."""
+    freeze_vectors: bool = False
+    """Keep a table that starts from vectors as it is at the start, rows included that the file lacks."""
     initializer: Literal["uniform", "orthogonal"] = "uniform"
     """uniform: every weight from ±init_scale. orthogonal: recurrent matrices orthogonal per gate, the others
     Glorot uniform, embeddings normal."""
@@ -171,6 +177,7 @@ class ModelConfig:
         _check_attention(self)
         _check_decoder(self)
         _check_regularizers(self)
+        _check_vectors(self)
 
 
 def _check_encoder(model: ModelConfig) -> None:
@@ -326,6 +333,27 @@ def _check_decoder(model: ModelConfig) -> None:
             )
 
 
+def _check_vectors(model: ModelConfig) -> None:
+    files, ties = {model.source_vectors, model.target_vectors} - {None}, model.tied_embeddings
+    if ties in ("source_target", "all") and len(files) > 1:
+        raise UserError(
+            f"model.tied_embeddings {ties} makes one table of source and target, which cannot start from both"
+            f" model.source_vectors {model.source_vectors} and model.target_vectors {model.target_vectors}; give one."
+        )
+    if not model.freeze_vectors:
+        return
+    if not files:
+        raise UserError(
+            "model.freeze_vectors keeps a table that starts from model.source_vectors or model.target_vectors, and"
+            " neither is set; set one, or model.freeze_vectors False."
+        )
+    if ties == "all" or (ties == "target_output" and model.target_vectors):
+        raise UserError(
+            f"model.freeze_vectors keeps a table that model.tied_embeddings {ties} shares with the output layer, which"
+            " has to learn; set model.tied_embeddings none or source_target, or model.freeze_vectors False."
+        )
+
+
 def linear_size(model: ModelConfig) -> int:
     """Features that a linear output layer reads."""
     context = encoder_sizes(model)[-1] if model.decoder == "luong" and model.attention != "none" else 0
@@ -447,15 +475,21 @@ class OptimizerConfig:
     """Update rule (Optax)."""
     learning_rate: Annotated[float, Bounds(1e-12, 1_000)] = 1e-3
     """Peak learning rate."""
-    schedule: Literal["constant", "inverse_sqrt", "cosine", "plateau"] = "constant"
+    schedule: Literal["constant", "inverse_sqrt", "cosine", "plateau", "halving"] = "constant"
     """After warm-up: constant; falling with the inverse square root of the step; a
-    half cosine to zero at train.num_steps; multiplied by plateau_factor when validation stops improving."""
+    half cosine to zero at train.num_steps; multiplied by plateau_factor when validation stops improving; halved at
+    halving_start and every halving_every steps after it."""
     warmup_steps: Annotated[int, COUNT_OR_NONE] = 0
     """Steps of linear rise from zero to learning_rate."""
     plateau_factor: Annotated[float, Bounds(0.001, 0.999)] = 0.5
     """What the plateau schedule multiplies the learning rate by."""
     plateau_patience: Annotated[int, COUNT] = 1
     """Evaluations without improvement before the plateau schedule acts."""
+    halving_start: Annotated[int | None, COUNT] = None
+    """Step from which the halving schedule has half the learning rate; after 5 epochs in Sutskever et al. 2014, section
+    3.4, and Luong et al. 2015, section 4.1."""
+    halving_every: Annotated[int | None, COUNT] = None
+    """Steps between one halving and the next; half an epoch and an epoch there."""
     clip_norm: Annotated[float, Bounds(0, 1_000_000_000)] = 5.0
     """Largest global gradient norm; 0 for no clipping."""
     momentum: Annotated[float, SHARE] = 0.0
@@ -473,6 +507,24 @@ class OptimizerConfig:
             raise UserError(
                 f"optimizer.weight_decay {self.weight_decay} acts in adamw only, and optimizer.name is {self.name}."
             )
+        _check_halving(self)
+
+
+def _check_halving(optimizer: OptimizerConfig) -> None:
+    for name in ("halving_start", "halving_every"):
+        value = getattr(optimizer, name)
+        if optimizer.schedule == "halving" and value is None:
+            raise UserError(f"optimizer.schedule halving needs optimizer.{name}, a number of steps.")
+        if optimizer.schedule != "halving" and value is not None:
+            raise UserError(
+                f"optimizer.{name} {value} acts in the halving schedule only, and optimizer.schedule is"
+                f" {optimizer.schedule}; set optimizer.{name} None, or optimizer.schedule halving."
+            )
+    if optimizer.halving_start and optimizer.halving_start < optimizer.warmup_steps:
+        raise UserError(
+            f"optimizer.halving_start {optimizer.halving_start} lies within the warm-up of optimizer.warmup_steps"
+            f" {optimizer.warmup_steps}; use {optimizer.warmup_steps} or more."
+        )
 
 
 @dataclass(frozen=True)
@@ -485,6 +537,8 @@ class TrainConfig:
     """Steps between validations."""
     checkpoint_every: Annotated[int, COUNT] = 1_000
     """Steps between checkpoints; the last state is always saved."""
+    keep_checkpoints: Annotated[int, Bounds(1, 1_000)] = 2
+    """Latest checkpoints kept beside the best one. The command average takes up to so many together."""
     log_every: Annotated[int, COUNT] = 50
     """Steps between rows of metrics.jsonl."""
     seed: Annotated[int, SEED] = 0
@@ -494,6 +548,9 @@ class TrainConfig:
     coverage_loss: Annotated[float, Bounds(0, 1_000)] = 0.0
     """Weight in the loss of attention to what has had it before, for model.coverage (See et al. 2017, equation 13; they
     use 1)."""
+    ema: Annotated[float, SHARE] = 0.0
+    """Decay of an exponential moving average of the parameters (Kingma and Ba 2015, section 7.2), say 0.999, which then
+    is what is validated, tested and translated with; 0 for none."""
     accumulate_steps: Annotated[int, Bounds(1, 1_000_000)] = 1
     """Parts a batch is cut into, one after another, to save memory."""
     rematerialize_every: Annotated[int, COUNT_OR_NONE] = 0

@@ -27,6 +27,7 @@ VOCABULARY = "vocabulary"
 _FINGERPRINT = Path(VOCABULARY, "corpus.txt")  # hash of the text that the run reads
 _LOCK = "lock"
 _FILES = ("train_files", "validation_files", "test_files")
+_VECTORS = ("source_vectors", "target_vectors")
 
 
 def read_config(workdir: Path) -> Config:
@@ -64,7 +65,7 @@ def claim(workdir: Path, config: Config) -> None:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """Returns `config` with every path of its corpus absolute: the run is read from other folders too."""
+    """Returns `config` with every path in it absolute: the run is read from other folders too."""
     data = config.data
     changes: dict[str, Any] = {}
     kind, colon, folder = data.corpus.partition(":")
@@ -75,7 +76,10 @@ def with_absolute_paths(config: Config) -> Config:
     for name in _FILES:
         if files := getattr(data, name):
             changes[name] = tuple(map(_absolute, files))
-    return dataclasses.replace(config, data=dataclasses.replace(data, **changes))
+    vectors = {name: _absolute(file) for name in _VECTORS if (file := getattr(config.model, name))}
+    return dataclasses.replace(
+        config, data=dataclasses.replace(data, **changes), model=dataclasses.replace(config.model, **vectors)
+    )
 
 
 def write_fingerprint(workdir: Path, fingerprint: str) -> None:

@@ -273,14 +273,18 @@ def load(workdir: Path | str, decode: DecodeConfig | None = None) -> Translator:
     workdir = Path(workdir)
     config = run_directory.read_config(workdir)
     vocabularies = load_vocabularies(workdir / run_directory.VOCABULARY, copy=config.model.copy)
+    belongs = origin(config, vocabularies, run_directory.read_fingerprint(workdir))
+    params, step = restore_params(workdir, params_on_one_device(config, vocabularies), belongs)
+    return Translator(config, vocabularies, params, decode, step=step)
+
+
+def params_on_one_device(config: Config, vocabularies: Vocabularies) -> Params:
+    """Shapes, dtypes and shardings of the parameters, to restore a checkpoint's into."""
     sharding = replicated(one_device())
-    abstract = jax.tree.map(
+    return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         abstract_params(config.model, vocab_sizes(vocabularies)),
     )
-    belongs = origin(config, vocabularies, run_directory.read_fingerprint(workdir))
-    params, step = restore_params(workdir, abstract, belongs)
-    return Translator(config, vocabularies, params, decode, step=step)
 
 
 def origin(config: Config, vocabularies: Vocabularies, corpus: str | None) -> Origin:

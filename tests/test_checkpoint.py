@@ -107,6 +107,14 @@ def test_two_latest_and_the_best_are_kept(tmp_path):
     assert steps_kept(tmp_path) == [2, 4, 5]
 
 
+def test_as_many_of_the_latest_are_kept_as_the_configuration_says(tmp_path):
+    origin = ORIGIN._replace(config=Config(train=TrainConfig(keep_checkpoints=4)))
+    with Checkpoints(tmp_path, origin) as checkpoints:
+        for step in range(1, 8):
+            checkpoints.save(step, state_at(step), {"best_step": 2})
+    assert steps_kept(tmp_path) == [2, 4, 5, 6, 7]
+
+
 def test_a_checkpoint_of_the_same_step_is_replaced(workdir):
     checkpoints = Checkpoints(workdir, ORIGIN)
     checkpoints.save(2, state_at(7), {"rows": 7})
@@ -186,6 +194,14 @@ def test_the_parameters_of_a_run_are_those_of_its_best_step(tmp_path):
     save(tmp_path, 1, 2, 3, best_step=1)
     params, step = restore_params(tmp_path, abstract()["params"], ORIGIN)
     assert step == 1 and same(params, state_at(1)["params"])
+
+
+def test_the_parameters_of_a_run_with_a_moving_average_are_that_average(tmp_path):
+    average = state_at(7)["params"]
+    with Checkpoints(tmp_path, ORIGIN) as checkpoints:
+        checkpoints.save(1, state_at(1) | {"average": average}, {"best_step": 1})
+    params, step = restore_params(tmp_path, abstract()["params"], ORIGIN)
+    assert step == 1 and same(params, average)
 
 
 def test_without_an_evaluation_the_newest_parameters_count(workdir):
@@ -334,6 +350,20 @@ def test_a_checkpoint_is_not_read_with_files_of_another_run(workdir, message):
     assert steps_kept(workdir) == [1, 2]
 
 
+def test_a_checkpoint_from_before_a_field_was_there_belongs_to_a_run_with_its_default(workdir):
+    path = workdir / "checkpoints" / "2" / "progress" / "metadata"
+    content = json.loads(path.read_text())
+    for section, field in (("train", "ema"), ("optimizer", "halving_start"), ("model", "source_vectors")):
+        del content["origin"]["config"][section][field]
+    content["digest"] = checkpoint._digest({name: value for name, value in content.items() if name != "digest"})
+    path.write_text(json.dumps(content))
+    check_belongs(workdir, ORIGIN)
+    state, _, complaints = restore(workdir)
+    assert same(state, state_at(2)) and not complaints
+    with pytest.raises(UserError, match="train.ema: 0.0 -> 0.9"):
+        check_belongs(workdir, ORIGIN._replace(config=Config(train=TrainConfig(ema=0.9))))
+
+
 def test_where_the_text_of_a_run_lies_is_not_what_it_belongs_to(tmp_path):
     here, there = (ORIGIN._replace(config=Config(data=DataConfig(f"files:/{name}"))) for name in ("a", "b"))
     checkpoints = Checkpoints(tmp_path, here)
@@ -358,10 +388,10 @@ def test_a_disk_too_small_for_the_checkpoints_is_refused_before_training(monkeyp
     Usage = namedtuple("Usage", "total used free")
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state_at(0)))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 4 * size))
-    check_disk_space(tmp_path, abstract())
+    check_disk_space(tmp_path, abstract(), keep=2)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 0, 4 * size - 1))
     with pytest.raises(UserError, match=f"the disk of {tmp_path} has 0 MB left; free some, or choose another"):
-        check_disk_space(tmp_path, abstract())
+        check_disk_space(tmp_path, abstract(), keep=2)
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,19 @@ def test_a_value_that_cannot_be_shown_is_refused_all_the_same():
             lambda: ModelConfig(output="linear", tied_embeddings="target_output"),
             "model.output linear reads vectors of 1024 features by embeddings of model.embed_size 256",
         ),
+        (lambda: ModelConfig(freeze_vectors=True), "and neither is set; set one, or model.freeze_vectors False"),
+        (
+            lambda: ModelConfig(source_vectors="a", target_vectors="b", tied_embeddings="source_target"),
+            "cannot start from both model.source_vectors a and model.target_vectors b; give one",
+        ),
+        (
+            lambda: ModelConfig(source_vectors="a", freeze_vectors=True, tied_embeddings="all"),
+            "model.tied_embeddings all shares with the output layer, which has to learn",
+        ),
+        (
+            lambda: ModelConfig(target_vectors="a", freeze_vectors=True, tied_embeddings="target_output"),
+            "model.tied_embeddings target_output shares with the output layer",
+        ),
         (lambda: DataConfig(batch_size=None), "exactly one of data.batch_size .* and data.batch_tokens"),
         (lambda: DataConfig(batch_tokens=9), "exactly one of data.batch_size .* and data.batch_tokens"),
         (lambda: DataConfig(vocab_size=4), "data.vocab_size must be from 5 to 1,000,000, got 4"),
@@ -283,6 +296,18 @@ def test_a_value_that_cannot_be_shown_is_refused_all_the_same():
             "learning_rate must be from .* got nan",
         ),
         (lambda: OptimizerConfig(weight_decay=0.1), "acts in adamw only, and optimizer.name is adam"),
+        (
+            lambda: OptimizerConfig(schedule="halving", halving_start=5),
+            "optimizer.schedule halving needs optimizer.halving_every",
+        ),
+        (
+            lambda: OptimizerConfig(schedule="plateau", halving_start=5),
+            "optimizer.halving_start 5 acts in the halving schedule only, .* is plateau; set .* None",
+        ),
+        (
+            lambda: OptimizerConfig(schedule="halving", halving_start=5, halving_every=2, warmup_steps=6),
+            "halving_start 5 lies within the warm-up of optimizer.warmup_steps 6; use 6 or more",
+        ),
         (lambda: DataConfig(min_frequency=2), "acts in words and characters only, and data.vocabulary is unigram"),
         (lambda: OptimizerConfig(beta1=1.0), "optimizer.beta1 must be from 0 to 0.999999, got 1.0"),
         (lambda: TrainConfig(num_steps=0), "train.num_steps must be from 1 to 1,000,000,000, got 0"),
@@ -314,6 +339,14 @@ def test_a_value_that_cannot_be_shown_is_refused_all_the_same():
 def test_a_bad_value_is_refused_with_field_value_and_way_out(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_vectors_go_with_the_ties_that_they_leave_possible():
+    same = {"source_vectors": "a", "target_vectors": "a"}
+    for ties in ("source_target", "all", "target_output"):
+        ModelConfig(tied_embeddings=ties, **same)
+    ModelConfig(tied_embeddings="source_target", freeze_vectors=True, **same)
+    ModelConfig(tied_embeddings="target_output", freeze_vectors=True, source_vectors="a")
 
 
 def test_a_whole_number_serves_where_a_number_is_asked_for():

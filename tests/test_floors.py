@@ -22,7 +22,7 @@ FLOORS = (
     ("seq2seq",),
     ("build", "losses", "metrics", "checkpoint", "decoding", "data"),
     ("translator",),
-    ("evaluation",),
+    ("evaluation", "averaging"),
     ("training",),
     ("cli",),
     ("__main__", ""),  # the two doors

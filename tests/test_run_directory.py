@@ -2,12 +2,13 @@ import errno
 import json
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from seq2seq_jax import run_directory
-from seq2seq_jax.config import Config, DataConfig, from_json
+from seq2seq_jax.config import Config, DataConfig, ModelConfig, from_json
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.run_directory import (
     check_is_free,
@@ -129,6 +130,14 @@ def test_paths_of_a_corpus_become_absolute_and_nothing_else_changes(tmp_path, mo
     )
     for data in (DataConfig("scan/simple"), DataConfig("wmt16_translate/de-en", data_dir="/prepared")):
         assert with_absolute_paths(Config(data=data)).data == data
+
+
+def test_files_of_vectors_become_absolute_too(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    model = ModelConfig(source_vectors="a/vectors.txt", target_vectors="/b/vectors.txt")
+    found = with_absolute_paths(Config(model=model)).model
+    assert found == replace(model, source_vectors=str(tmp_path / "a" / "vectors.txt"))
+    assert with_absolute_paths(Config()) == Config()
 
 
 def test_a_run_is_the_same_wherever_its_text_lies(tmp_path):

@@ -142,6 +142,10 @@ class Vocabulary(ABC):
         """Returns the text of each token of a source, in the order of `encode_sources`, without its tags."""
         return self.tokens(source)
 
+    @abstractmethod
+    def entry_ids(self) -> dict[str, int]:
+        """Returns the id of each entry by its text, the special symbols left out."""
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hex hash; equal for vocabularies that give every line the same ids."""
@@ -217,6 +221,9 @@ class SentencePieceVocabulary(Vocabulary):
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.size = self._processor.vocab_size()
 
+    def entry_ids(self) -> dict[str, int]:
+        return {self._processor.id_to_piece(index): index for index in range(NUM_SPECIAL, self.size)}
+
     def _encode(self, lines: list[str]) -> list[Ids]:
         rows = self._processor.encode(_to_stand_ins([_squeeze(line) for line in lines]), num_threads=1)
         return [np.array(row, np.int32) for row in rows]
@@ -253,6 +260,9 @@ class TokenVocabulary(Vocabulary):
         self._ids = {token: index for index, token in enumerate(self._tokens, NUM_SPECIAL)}
         self._texts = ["", "", "", UNKNOWN_TEXT, *self._tokens]
         self.size = len(self._texts)
+
+    def entry_ids(self) -> dict[str, int]:
+        return dict(self._ids)
 
     def _encode(self, lines: list[str]) -> list[Ids]:
         split = _SPLITTERS[self.kind]

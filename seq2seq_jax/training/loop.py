@@ -106,7 +106,7 @@ def _train(config: Config, workdir: Path) -> TrainResult:
     sizes = vocab_sizes(material.vocabularies)
     abstract = abstract_state(config, sizes, mesh)
     check_state_fits(mesh, abstract)
-    check_disk_space(workdir, abstract._asdict())
+    check_disk_space(workdir, abstract.saved(), config.train.keep_checkpoints)
     say = partial(print, flush=True)
     for line in report.describe(config, material, abstract.params, mesh):
         say(line)
@@ -116,7 +116,7 @@ def _train(config: Config, workdir: Path) -> TrainResult:
     with Writer(workdir, config.train.num_steps) as writer:
         with Checkpoints(workdir, belongs) as checkpoints:
             restored = _restore(checkpoints, abstract, writer)
-            state, loop_state = restored or (initial_state(config, sizes, mesh), LoopState())
+            state, loop_state = restored or (initial_state(config, sizes, mesh, material.vectors), LoopState())
             _keep_rows(writer, loop_state, int(state.step))
             updates = {(step.shape.source, step.shape.target): step.update for step in compiled}
             with signals.noted() as notes:
@@ -141,7 +141,7 @@ def _train(config: Config, workdir: Path) -> TrainResult:
 
 def _restore(checkpoints: Checkpoints, abstract: TrainState, writer: Writer) -> tuple[TrainState, LoopState] | None:
     """The newest whole checkpoint's arrays and loop state, if there is one; damaged ones are told."""
-    found = checkpoints.restore(abstract._asdict())
+    found = checkpoints.restore(abstract.saved())
     if found is None:
         return None
     state, loop_state, complaints = found
@@ -258,7 +258,7 @@ class _Run:
         self._check_params(state.params, step)
         try:
             with signals.stoppable():
-                scores, samples = self._validate(state.params)
+                scores, samples = self._validate(state.evaluated)
         except signals.Stopped:
             return state
         self._row({"step": step} | {f"validation_{name}": value for name, value in scores.items()})
@@ -347,7 +347,7 @@ class _Run:
         self._loop_state.rows += 1
 
     def _save(self, state: TrainState, step: int) -> None:
-        self._checkpoints.save(step, state._asdict(), asdict(self._loop_state))
+        self._checkpoints.save(step, state.saved(), asdict(self._loop_state))
 
 
 def _test(workdir: Path, material: Material, translator: Translator, writer: Writer) -> dict[str, dict[str, Any]]:

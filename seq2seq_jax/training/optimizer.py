@@ -55,7 +55,9 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:
     constant and plateau (whose factor the training loop keeps) stay at the peak;
     inverse_sqrt falls as `sqrt(warmup / step)` (Vaswani et al. 2017, section
     5.3, scaled to the peak); cosine falls to zero at `num_steps` (Loshchilov and
-    Hutter 2017). Before that, the rate rises linearly over `warmup_steps`.
+    Hutter 2017); halving halves at `halving_start` and every `halving_every` steps
+    after it (Sutskever et al. 2014, section 3.4). Before that, the rate rises
+    linearly over `warmup_steps`.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     match config.schedule:
@@ -66,6 +68,10 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> Schedule:
             after = lambda step: peak * jnp.sqrt(offset / (step + offset))  # noqa: E731
         case "cosine":
             after = optax.cosine_decay_schedule(peak, num_steps - warmup)
+        case "halving":
+            assert config.halving_start and config.halving_every
+            start, every = config.halving_start - warmup, config.halving_every
+            after = lambda step: jnp.ldexp(peak, -jnp.maximum(1 + (step - start) // every, 0))  # noqa: E731
     # The first update would be lost at a rate of 0.
     rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup) if warmup else after
     return optax.join_schedules([rise, after], [warmup])

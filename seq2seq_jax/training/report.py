@@ -40,6 +40,9 @@ def describe(config: Config, material: Material, params: Any, mesh: Mesh) -> Ite
     source, target = material.vocabularies.source, material.vocabularies.target
     joint = f"{source.size:,} joint" if source is target else f"{source.size:,} source, {target.size:,} target"
     yield f"Vocabulary  {config.data.vocabulary}, {joint} entries"
+    for index, (side, found) in enumerate(material.vectors.items()):
+        file, size = getattr(config.model, f"{side}_vectors"), getattr(material.vocabularies, side).size
+        yield f"{'' if index else 'Vectors':<12}{file}: {len(found.ids):,} of {size:,} {side} entries"
     shapes = " ".join(f"{shape.batch}x{shape.source}x{shape.target}" for shape in batching.shapes)
     count = counted(len(batching.shapes), "shape")
     yield f"Batches     {batching.num_batches:,} an epoch in {count} ({shapes}), {batching.padded_share:.1%} padding"

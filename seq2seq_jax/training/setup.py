@@ -18,11 +18,13 @@ from jax.stages import Wrapped as JitWrapped
 
 from seq2seq_jax import run_directory
 from seq2seq_jax.cache import cache_dir
+from seq2seq_jax.checkpoint import has_checkpoint
 from seq2seq_jax.config import Config
 from seq2seq_jax.data.batching import Batching, BatchShape
 from seq2seq_jax.data.corpora import Corpus, load_corpus
 from seq2seq_jax.data.encoded import EncodedSplit, encode_split
 from seq2seq_jax.data.progress import progress_bar
+from seq2seq_jax.data.vectors import Vectors, load_vectors
 from seq2seq_jax.data.vocabulary import Vocabularies, build_vocabularies, load_vocabularies, save_vocabularies
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.padded import Padded
@@ -40,19 +42,23 @@ class Material(NamedTuple):
     train: EncodedSplit
     validation: EncodedSplit
     batching: Batching
+    vectors: dict[str, Vectors]
+    """What tables of embeddings start from, by side; nothing where the run goes on from a checkpoint."""
 
 
 def prepare(config: Config, num_devices: int, workdir: Path | None = None) -> Material:
-    """Corpus, vocabularies (those of the run in `workdir`, once it has begun), ids and batches."""
+    """Corpus, vocabularies (those of the run in `workdir`, once it has begun), vectors, ids and batches."""
     corpus = load_corpus(config.data)
     vocabularies = _vocabularies(config, corpus, workdir)
+    resumed = workdir is not None and has_checkpoint(workdir)
+    vectors = {} if resumed else load_vectors(config.model, vocabularies)
     train, validation = (
         encode_split(corpus.split(name), vocabularies, cache_dir(), f"{corpus.fingerprint}/{name}")
         for name in ("train", "validation")
     )
     if config.model.copy:
         _check_something_to_copy(train)
-    return Material(corpus, vocabularies, train, validation, arrange_batches(config, train, num_devices))
+    return Material(corpus, vocabularies, train, validation, arrange_batches(config, train, num_devices), vectors)
 
 
 def _check_something_to_copy(train: EncodedSplit) -> None:

@@ -1,6 +1,6 @@
 """The train step: a pure function of arrays, compiled once for each batch shape."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 from jax.stages import Wrapped as JitWrapped
 from jaxtyping import Array, Bool, Float, Int
 
-from seq2seq_jax.build import build_model, model_graph
+from seq2seq_jax.build import build_model, frozen, model_graph
 from seq2seq_jax.cells import drop_weights
 from seq2seq_jax.config import Config
 from seq2seq_jax.cpu import compiler_options
+from seq2seq_jax.data.vectors import Vectors
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.sharding import DATA, ROWS, WHOLE, by_rows, replicated, share_rows
 from seq2seq_jax.training.objectives import negative_log_likelihood, num_terms
@@ -47,30 +48,53 @@ class TrainState(NamedTuple):
     """What the plateau schedule has multiplied the learning rate by."""
     nonfinite_in_a_row: Int[Array, ""]
     window: Window
+    average: Params | None = None
+    """The moving average of the parameters, where `train.ema` asks for one."""
+
+    @property
+    def evaluated(self) -> Params:
+        """The parameters that are validated, tested and translated with."""
+        return self.params if self.average is None else self.average
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint keeps, by its names there."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 TrainStep = Callable[[TrainState, Padded, Padded], TrainState]
 
 
-def initial_state(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> TrainState:
-    """State before the first step, on every device of the mesh."""
+def initial_state(
+    config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh, vectors: Mapping[str, Vectors] = {}
+) -> TrainState:
+    """State before the first step, on every device of the mesh; `vectors`, by side, take the place of random rows."""
     initial = partial(_initial_state, config, vocab_sizes)
-    return jax.jit(initial, out_shardings=replicated(mesh), compiler_options=compiler_options())()
+    return jax.jit(initial, out_shardings=replicated(mesh), compiler_options=compiler_options())(dict(vectors))
 
 
 def abstract_state(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, to restore a checkpoint into."""
-    shapes = jax.eval_shape(partial(_initial_state, config, vocab_sizes))
+    shapes = jax.eval_shape(partial(_initial_state, config, vocab_sizes, {}))
     sharding = replicated(mesh)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
 
 
-def _initial_state(config: Config, vocab_sizes: tuple[int, ...]) -> TrainState:
+def _initial_state(config: Config, vocab_sizes: tuple[int, ...], vectors: dict[str, Vectors]) -> TrainState:
     model = build_model(config.model, vocab_sizes, jax.random.fold_in(jax.random.key(config.train.seed), 0))
+    for side, (ids, rows) in vectors.items():
+        table = getattr(model, f"{side}_table")
+        table[...] = table[...].at[ids].set(rows)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    optimizer_state = make_optimizer(config.optimizer).init(params)
+    optimizer_state = make_optimizer(config.optimizer).init(_divided(params, config)[0])
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, optimizer_state, jnp.ones(()), zero, empty_window())
+    average = params if config.train.ema else None
+    return TrainState(zero, params, optimizer_state, jnp.ones(()), zero, empty_window(), average)
+
+
+def _divided(params: Params, config: Config) -> tuple[Params, Params]:
+    """The parameters that are trained, and those that stay as they are."""
+    fixed = {name: params[name] for name in frozen(config.model)}
+    return {name: param for name, param in params.items() if name not in fixed}, fixed
 
 
 def empty_window() -> Window:
@@ -84,7 +108,8 @@ def jit_train_step(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> 
 
     The gradient is the sum over all rows divided by the number of real target
     tokens in the whole batch, so that devices, accumulation and padding agree.
-    An update whose gradient is not finite leaves the parameters as they were.
+    An update whose gradient is not finite leaves the parameters and their average
+    as they were.
     """
     optimizer = make_optimizer(config.optimizer)
     schedule = make_schedule(config.optimizer, config.train.num_steps)
@@ -93,7 +118,7 @@ def jit_train_step(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> 
     def step(state: TrainState, source: Padded, target: Padded) -> TrainState:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.train.seed), 1), state.step)
         gradients, mean_loss, tokens = gradients_of(state.params, source, target, key)
-        return _update(state, optimizer, schedule, gradients, mean_loss * tokens, tokens)
+        return _update(state, config, optimizer, schedule, gradients, mean_loss * tokens, tokens)
 
     shardings = replicated(mesh), by_rows(mesh), by_rows(mesh)
     return jax.jit(
@@ -108,7 +133,8 @@ def jit_train_step(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> 
 def _shared_gradients(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> Callable:
     """Returns `(params, source, target, key) -> (gradients, loss, tokens)`; the devices share the rows of the batch.
 
-    Loss and gradients are means over all target tokens. Each device runs the
+    Gradients are those of the parameters that are trained. They and the loss are
+    means over all target tokens. Each device runs the
     program of one device on its own rows, and they meet twice: to count the
     tokens, and to add up gradients and losses.
     """
@@ -120,14 +146,16 @@ def _shared_gradients(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) 
         row = jax.lax.axis_index(DATA) * rows + jnp.arange(rows)  # of the whole batch
         keys = jax.vmap(partial(jax.random.fold_in, key))(row)
 
-        def mean_loss(params: Params, source: Padded, target: Padded, keys: Array) -> Array:
+        trained, fixed = _divided(params, config)
+
+        def mean_loss(trained: Params, source: Padded, target: Padded, keys: Array) -> Array:
             # Scaling the loss costs nothing; scaling its gradient would read and write every parameter's once more.
-            model = nnx.merge(graph, params)
+            model = nnx.merge(graph, trained | fixed)
             if rate:  # one mask for all rows, and so for all devices and all parts of the batch
                 drop_weights(model, rate, jax.random.fold_in(key, NO_ROW))
             return negative_log_likelihood(model, source, target, keys, config.train) / tokens
 
-        found = _gradients(mean_loss, params, (source, target, keys), config.train.accumulate_steps)
+        found = _gradients(mean_loss, trained, (source, target, keys), config.train.accumulate_steps)
         loss, gradients = jax.lax.psum(found, DATA)
         return gradients, loss, tokens
 
@@ -149,6 +177,7 @@ def _gradients(loss: Callable, params: Params, batch: tuple[Any, ...], parts: in
 
 def _update(
     state: TrainState,
+    config: Config,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
     gradients: Params,
@@ -159,11 +188,15 @@ def _update(
     finite = jnp.isfinite(norm)
     rate = schedule(state.step) * state.rate_factor
 
-    def move(params: Params, optimizer_state: Any) -> tuple[Params, Any]:
-        updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
-        return jax.tree.map(lambda param, update: param + rate * update, params, updates), optimizer_state
+    def move(params: Params, optimizer_state: Any, average: Params | None) -> tuple[Params, Any, Params | None]:
+        trained, fixed = _divided(params, config)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, trained)
+        params = fixed | jax.tree.map(lambda param, update: param + rate * update, trained, updates)
+        if average is not None:
+            average = moving_average(average, params, config.train.ema, state.step)
+        return params, optimizer_state, average
 
-    params, optimizer_state = _move_if(finite, move, state.params, state.optimizer_state)
+    params, optimizer_state, average = _move_if(finite, move, state.params, state.optimizer_state, state.average)
     window = Window(
         loss=state.window.loss + jnp.where(finite, loss, 0),
         tokens=state.window.tokens + jnp.where(finite, tokens, 0),
@@ -178,7 +211,20 @@ def _update(
         rate_factor=state.rate_factor,
         nonfinite_in_a_row=jnp.where(finite, 0, state.nonfinite_in_a_row + 1),
         window=window,
+        average=average,
     )
+
+
+def moving_average(average: Params, params: Params, decay: float, step: Int[Array, ""]) -> Params:
+    """`d average + (1 - d) params`, Kingma and Ba 2015, section 7.2, with d = min(decay, (1 + step) / (10 + step)).
+
+    The smaller d of the first steps, that of TensorFlow's ExponentialMovingAverage
+    with num_updates, takes the place of the paper's correction for the start: the
+    first parameters are soon forgotten, and the average is always over about the
+    last tenth of the steps or the last 1 / (1 - decay), whichever are fewer.
+    """
+    share = jnp.maximum(1 - decay, 9 / (10 + step))  # 1 - d, which float32 would round where d is near 1
+    return jax.tree.map(lambda old, new: old + share * (new - old), average, params)
 
 
 def _move_if(condition: Bool[Array, ""], move: Callable, *state: Any) -> Any:

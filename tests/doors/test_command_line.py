@@ -24,6 +24,7 @@ NEEDED = {
     "evaluate": ["--workdir", "../run"],
     "translate": ["--workdir", "../run"],
     "score": ["--workdir", "../run", "--source-file", "lines", "--target-file", "lines"],
+    "average": ["--workdir", "../run", "--last", "2", "--output", "averaged"],
 }
 DECODE = {name: hint for name, hint in OPTIONS["translate"].items() if name.startswith("decode.")}
 CONFIG = """
@@ -72,7 +73,7 @@ def check_usable(config: Config) -> None:
 
 
 @cases(100)
-@given(words=command_line(st.sampled_from(["translate", "evaluate", "score"])))
+@given(words=command_line(st.sampled_from(["translate", "evaluate", "score", "average"])))
 def test_any_options_of_a_trained_run(doorway: Doorway, words: list[str]) -> None:
     with doorway.room("command line", doorway.base / "cache") as room:
         furnish(room)

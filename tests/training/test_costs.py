@@ -16,7 +16,7 @@ from seq2seq_jax.data.batching import BatchShape
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.sharding import make_mesh
 from seq2seq_jax.training.costs.available import _group_room, _machine_room, available_bytes
-from seq2seq_jax.training.costs.counts import footprint, parameters_by_part, products
+from seq2seq_jax.training.costs.counts import footprint, parameters_by_part, products, size
 from seq2seq_jax.training.costs.fits import check_fits, largest_that_fits
 from seq2seq_jax.training.costs.planning import plan
 from seq2seq_jax.training.loop import train
@@ -86,6 +86,12 @@ def test_the_parts_add_up_to_the_parameters_of_the_model(config, mesh):
     assert sum(part.count for part in parts.values()) == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert parts["embeddings"].count == (11 + 13) * settings.embed_size
     assert parts["output layer"].bytes == 4 * 13 * (settings.hidden_size + 1)
+
+
+def test_the_training_state_counts_a_moving_average(config, mesh):
+    plain = abstract_state(config, (11, 13), mesh)
+    averaged = abstract_state(replace(config, train=replace(config.train, ema=0.9)), (11, 13), mesh)
+    assert size(averaged).bytes == size(plain).bytes + size(plain.params).bytes
 
 
 def test_shares_and_padding_are_those_of_the_epoch(planned, material):

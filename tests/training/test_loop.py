@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from seq2seq_jax import run_directory
 from seq2seq_jax.config import to_json
 from seq2seq_jax.data.vocabulary import TokenVocabulary
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.evaluation import teacher_forced
 from seq2seq_jax.run_directory import claim, read_config
 from seq2seq_jax.training import loop
 from seq2seq_jax.training.loop import train
@@ -306,6 +308,63 @@ def test_a_run_of_an_older_version_resumes(copied, long_config, unbroken):
     assert train(long_config, copied).status == "done"
     assert rows(copied) == rows(unbroken)
     assert same_params(copied, unbroken)
+
+
+def test_a_run_with_a_moving_average_validates_and_loads_it_and_resumes_to_the_same_bits(folder):
+    config = tiny_config(folder / "corpus", train=FAST | {"ema": 0.8})
+    unbroken, resumed = folder / "averaged", folder / "averaged-resumed"
+    train(config, unbroken)
+    shutil.copytree(unbroken, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "12")
+    shutil.rmtree(resumed / "evaluations")
+    train(config, resumed)
+    assert rows(resumed) == rows(unbroken) and same_params(resumed, unbroken)
+    translator, validation = load(unbroken), prepare(config, 1, unbroken).validation
+    losses = {row["step"]: row["validation_loss"] for row in rows(unbroken) if "validation_loss" in row}
+    assert teacher_forced(translator, validation)["loss"] == pytest.approx(losses[translator.step], rel=1e-6)
+    progress = json.loads((unbroken / "checkpoints" / str(translator.step) / "progress" / "metadata").read_text())
+    found = zlib.crc32(np.asarray(translator.params["source_table"]).tobytes())
+    assert progress["checksums"]["['average']['source_table']"] == found
+    assert progress["checksums"]["['params']['source_table']"] != found
+
+
+def write_vectors(path: Path, size: int = 16) -> dict[str, np.ndarray]:
+    """Writes vectors of some of the tiny task's words; returns them."""
+    random = np.random.default_rng(0)
+    vectors = {word: random.standard_normal(size).astype(np.float32) for word in ("ant", "gnu", "yak")}
+    path.write_text("".join(f"{word} {' '.join(map(str, row.tolist()))}\n" for word, row in vectors.items()))
+    return vectors
+
+
+def test_a_run_starts_from_vectors_and_needs_their_file_no_more_once_there_is_a_checkpoint(folder, monkeypatch, capfd):
+    vectors, (unbroken, resumed) = write_vectors(folder / "vectors"), (folder / "vectored", folder / "vectored-resumed")
+    model = {"source_vectors": "vectors", "freeze_vectors": True}
+    config = tiny_config(folder / "corpus", model=model, train=FAST)
+    monkeypatch.chdir(folder)
+    train(config, unbroken)
+    assert f"Vectors     {folder / 'vectors'}: 2 of 12 source entries\n" in capfd.readouterr().out
+    translator = load(unbroken)
+    ids = translator.vocabularies.source.entry_ids()
+    for word in ("ant", "gnu"):
+        np.testing.assert_array_equal(translator.params["source_table"][ids[word]], vectors[word])
+    shutil.copytree(unbroken, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "12")
+    shutil.rmtree(resumed / "evaluations")
+    (folder / "vectors").unlink()
+    train(config, resumed)
+    assert "Vectors" not in capfd.readouterr().out
+    assert rows(resumed) == rows(unbroken) and same_params(resumed, unbroken)
+    shutil.rmtree(resumed / "checkpoints")
+    with pytest.raises(UserError, match=f"There is no file {folder / 'vectors'}"):
+        train(config, resumed)
+
+
+def test_vectors_of_another_width_are_refused_before_anything_is_written(folder):
+    write_vectors(folder / "wide", size=17)
+    config = tiny_config(folder / "corpus", model={"target_vectors": str(folder / "wide")}, train=FAST)
+    with pytest.raises(UserError, match="wide, line 1: 17 numbers for a word, and model.embed_size is 16"):
+        train(config, folder / "refused")
+    assert not (folder / "refused").exists()
 
 
 # one finished run

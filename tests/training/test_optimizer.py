@@ -15,9 +15,10 @@ def rates(steps: range, num_steps: int = 100, **fields) -> list[float]:
     return [float(schedule(jnp.int32(step))) for step in steps]
 
 
-@pytest.mark.parametrize("name", ["constant", "inverse_sqrt", "cosine", "plateau"])
+@pytest.mark.parametrize("name", ["constant", "inverse_sqrt", "cosine", "plateau", "halving"])
 def test_the_rate_rises_linearly_over_the_warm_up_and_never_is_zero_in_it(name):
-    found = rates(range(5), schedule=name, warmup_steps=4)
+    fields = {"halving_start": 5, "halving_every": 1} if name == "halving" else {}
+    found = rates(range(5), schedule=name, warmup_steps=4, **fields)
     # Step 0 is the first update: 1/5 of the peak, then evenly up to it.
     np.testing.assert_allclose(found, [0.08, 0.16, 0.24, 0.32, 0.4], rtol=1e-6)
 
@@ -38,6 +39,18 @@ def test_cosine_ends_at_zero_and_is_half_way_down_in_the_middle():
     found = rates(range(20, 101), schedule="cosine", warmup_steps=20)
     np.testing.assert_allclose(found, [0.2 * (1 + math.cos(math.pi * step / 80)) for step in range(81)], atol=1e-7)
     assert found[40] == pytest.approx(0.2) and found[80] == 0
+
+
+@pytest.mark.parametrize("warmup", [0, 4, 30])
+def test_halving_halves_at_its_start_and_at_every_interval_after_it(warmup):
+    found = rates(range(30, 200), schedule="halving", halving_start=40, halving_every=15, warmup_steps=warmup)
+    expected = [0.4 * 0.5 ** (1 + (step - 40) // 15) if step >= 40 else 0.4 for step in range(30, 200)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert found[39 - 30] == pytest.approx(0.4) and found[40 - 30] == pytest.approx(0.2)
+
+
+def test_halving_goes_on_to_zero_and_no_further():
+    assert rates(range(10**9, 10**9 + 1), schedule="halving", halving_start=1, halving_every=1) == [0.0]
 
 
 def first_update(config: OptimizerConfig, params, gradients):

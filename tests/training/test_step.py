@@ -5,8 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from seq2seq_jax.build import model_graph
 from seq2seq_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from seq2seq_jax.data.vectors import Vectors
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.sharding import make_mesh
 from seq2seq_jax.training.step import TrainState, initial_state, jit_train_step
@@ -164,3 +167,123 @@ def test_label_smoothing_is_in_the_training_loss():
     log_probs = bias - np.log(np.exp(bias).sum())
     expected = [-0.5 * log_probs[token] - 0.5 * log_probs.mean() for token in target.values[target.mask]]
     assert run(smooth, batch, state=start).window.loss == pytest.approx(sum(expected), rel=1e-5)
+
+
+def test_the_average_follows_its_equation_from_the_first_step_on():
+    """Against NumPy in float64; a decay of 0.6 takes over from (1 + t) / (10 + t) at step 13."""
+    config = replace(PLAIN, train=TrainConfig(ema=0.6))
+    state = first_state(config)
+    expected = jax.tree.map(np.float64, state.params)
+    for step in range(16):
+        state = run(config, pairs(seed=step), state=state)
+        decay = min(0.6, (1 + step) / (10 + step))
+        expected = jax.tree.map(lambda old, new, d=decay: d * old + (1 - d) * new, expected, state.params)
+    for average, wanted in zip(jax.tree.leaves(state.average), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(average, wanted, rtol=1e-5, atol=1e-6)
+    assert not same_bits(state.average, state.params)
+    assert state.evaluated is state.average
+
+
+def test_an_average_changes_no_update():
+    averaged = replace(PLAIN, train=TrainConfig(ema=0.9))
+    batches = [pairs(seed=seed) for seed in range(3)]
+    assert_close(run(PLAIN, *batches), run(averaged, *batches))
+
+
+def test_without_an_average_the_parameters_are_evaluated_and_nothing_more_is_saved():
+    state = first_state(PLAIN)
+    assert state.evaluated is state.params and "average" not in state.saved()
+    assert set(first_state(replace(PLAIN, train=TrainConfig(ema=0.9))).saved()) == {*state.saved(), "average"}
+
+
+def test_a_skipped_update_leaves_the_average_as_it_was():
+    config = replace(PLAIN, train=TrainConfig(ema=0.9))
+    before = with_output(run(config, pairs()), bias=np.full(SIZES[1], np.nan, np.float32))
+    state = run(config, pairs(seed=1), state=before)
+    assert state.window.nonfinite == 1 and same_bits(state.average, before.average)
+
+
+def vectors_of(*ids: int, seed: int = 0) -> Vectors:
+    rows = np.random.default_rng(seed).standard_normal((len(ids), 8), np.float32)
+    return Vectors(np.array(ids, np.int32), rows)
+
+
+def started(config: Config, vectors: dict[str, Vectors]) -> TrainState:
+    return jax.device_get(initial_state(config, SIZES, make_mesh(MeshConfig(data=1)), vectors))
+
+
+def test_tables_start_from_the_vectors_and_all_else_from_the_random_values():
+    vectors = {"source": vectors_of(4, 7), "target": vectors_of(5, seed=1)}
+    config = replace(PLAIN, train=TrainConfig(ema=0.9))
+    state, plain = started(config, vectors), first_state(config)
+    expected = dict(plain.params)
+    for side, (ids, rows) in vectors.items():
+        expected[f"{side}_table"] = plain.params[f"{side}_table"].copy()
+        expected[f"{side}_table"][ids] = rows
+    assert same_bits(state.params, expected) and same_bits(state.average, expected)
+    assert not same_bits(plain.params, expected)
+
+
+@pytest.mark.parametrize("ties", ["source_target", "target_output", "all"])
+def test_a_tied_table_starts_from_the_vectors_wherever_it_is(ties):
+    sizes = (13, 13)
+    config = replace(PLAIN, model=replace(PLAIN.model, tied_embeddings=ties))
+    found = vectors_of(4, 7)
+    state = initial_state(config, sizes, make_mesh(MeshConfig(data=1)), {"target": found})
+    model = nnx.merge(model_graph(config.model, sizes), state.params)
+    np.testing.assert_array_equal(model.target_table[...][found.ids], found.rows)
+    tied = model.output.table if ties == "target_output" else model.source_table
+    np.testing.assert_array_equal(tied[...], model.target_table[...])
+
+
+RULES = {
+    "adamw": OptimizerConfig(name="adamw", weight_decay=0.1),
+    "sgd": OptimizerConfig(name="sgd", momentum=0.5, clip_norm=0.1, learning_rate=0.5),
+    "adafactor": OptimizerConfig(name="adafactor"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("sides", [("source",), ("target",), ("source", "target")], ids="_".join)
+def test_a_frozen_table_is_not_trained_and_the_optimizer_keeps_nothing_of_it(rule, sides):
+    files = {f"{side}_vectors": "file" for side in sides}
+    model = replace(PLAIN.model, freeze_vectors=True, **files)
+    config = replace(PLAIN, model=model, optimizer=RULES[rule], train=TrainConfig(ema=0.9))
+    state = run(config, *[pairs(seed=seed) for seed in range(3)])
+    for side in ("source", "target"):
+        name = f"{side}_table"
+        frozen = same_bits(state.params[name], first_state(config).params[name])
+        assert frozen == (side in sides) and same_bits(state.evaluated[name], state.params[name]) == frozen
+        paths = map(
+            jax.tree_util.keystr, (path for path, _ in jax.tree_util.tree_leaves_with_path(state.optimizer_state))
+        )
+        assert rule == "sgd" and not frozen or any(name in path for path in paths) != frozen
+    assert state.window.updates == 3
+
+
+def test_a_frozen_table_has_no_part_in_the_norm_of_the_gradient_and_changes_no_other_one():
+    """By plain sgd, whose update is the gradient: without the tables the norm is that of the rest."""
+    optimizer = OptimizerConfig(name="sgd", learning_rate=1.0, clip_norm=0.0)
+    plain = replace(PLAIN, optimizer=optimizer, model=replace(PLAIN.model, init_scale=1.0))
+    model = replace(plain.model, freeze_vectors=True, source_vectors="file", target_vectors="file")
+    frozen, batch = replace(plain, model=model), pairs()
+    start, free, kept = first_state(plain).params, run(plain, batch), run(frozen, batch)
+    tables = {"source_table", "target_table"}
+    moves = {name: jax.tree.map(np.subtract, free.params[name], start[name]) for name in start}
+    rest = [leaf for name in moves if name not in tables for leaf in jax.tree.leaves(moves[name])]
+    norm = np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in rest))
+    assert float(kept.window.grad_norm) == pytest.approx(norm, rel=1e-4)
+    assert float(free.window.grad_norm) > 1.001 * norm
+    for name in moves.keys() - tables:
+        for one, other in zip(jax.tree.leaves(free.params[name]), jax.tree.leaves(kept.params[name]), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_a_frozen_table_that_source_and_target_share_is_one():
+    model = replace(PLAIN.model, freeze_vectors=True, target_vectors="file", tied_embeddings="source_target")
+    config, sizes, mesh = replace(PLAIN, model=model), (13, 13), make_mesh(MeshConfig(data=1))
+    state = initial_state(config, sizes, mesh, {"target": vectors_of(4, 7)})
+    before = jax.device_get(state.params)
+    after = jax.device_get(jit_train_step(config, sizes, mesh)(state, *pairs()).params)
+    assert "target_table" not in after and same_bits(after["source_table"], before["source_table"])
+    assert not same_bits(after["output"], before["output"])
