@@ -137,9 +137,9 @@ class ModelConfig:
     """Probability that a unit of the memory c keeps its old value at a step of training; in evaluation and search it
     takes the expected value (Krueger et al. 2017). slstm: c, n and m of a unit at once."""
     zoneout_hidden_rate: Annotated[float, SHARE] = 0.0
-    """Likewise of the state h."""
+    """The same of the state h."""
     weight_dropout_rate: Annotated[float, SHARE] = 0.0
-    """Share of recurrent weights dropped in an update, for the whole batch (Merity et al. 2018)."""
+    """Share of recurrent weights dropped in an update, the same ones for the whole batch (Merity et al. 2018)."""
     tied_embeddings: Ties = "none"
     """Tables that are one and the same: source and target, target and output layer, or all three."""
     initializer: Literal["uniform", "orthogonal"] = "uniform"
