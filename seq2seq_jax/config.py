@@ -147,12 +147,12 @@ class ModelConfig:
     """Drop the same features at all steps of a sequence, and of words all places (Gal and Ghahramani 2016); otherwise
     every step draws anew."""
     zoneout_cell_rate: Annotated[float, SHARE] = 0.0
-    """Probability that a unit of the memory c keeps its old value for a step of training; without chance, as in a
-    search, it moves by as much as is expected (Krueger et al. 2017). Of slstm, of c, n and m at once."""
+    """Probability that a unit of the memory c keeps its old value at a step of training; in evaluation and search it
+    takes the expected value (Krueger et al. 2017). slstm: c, n and m of a unit at once."""
     zoneout_hidden_rate: Annotated[float, SHARE] = 0.0
-    """Likewise of the state h."""
+    """The same of the state h."""
     weight_dropout_rate: Annotated[float, SHARE] = 0.0
-    """Share of recurrent weights dropped in an update, for the whole batch (Merity et al. 2018)."""
+    """Share of recurrent weights dropped in an update, the same ones for the whole batch (Merity et al. 2018)."""
     tied_embeddings: Ties = "none"
     """Tables that are one and the same: source and target, target and output layer, or all three."""
     source_vectors: str | None = None
@@ -376,8 +376,8 @@ def _check_regularizers(model: ModelConfig) -> None:
         for rate, (lacking, what) in lacks.items():
             if lacking and getattr(model, rate):
                 raise UserError(
-                    f"model.{rate} {getattr(model, rate)} acts on what model.{name} {cell} does not have, {what}, or set"
-                    f" model.{rate} 0."
+                    f"model.{rate} {getattr(model, rate)} acts on what model.{name} {cell} does not have, {what}, or"
+                    f" set model.{rate} 0."
                 )
     if model.layer_dropout_rate and max(model.num_layers, model.decoder_layers or 1) == 1:
         raise UserError(

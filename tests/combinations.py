@@ -33,6 +33,16 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "decoder_layers": (None, 2),
     "tied_embeddings": get_args(Ties),
 }
+REGULARIZERS: dict[str, tuple[Any, ...]] = {
+    "layer_dropout_rate": (None, 0.25),
+    "state_dropout_rate": (0.0, 0.25),
+    "recurrent_dropout_rate": (0.0, 0.25),
+    "word_dropout_rate": (0.0, 0.25),
+    "variational_dropout": (False, True),
+    "zoneout_cell_rate": (0.0, 0.25),
+    "zoneout_hidden_rate": (0.0, 0.25),
+    "weight_dropout_rate": (0.0, 0.25),
+}
 SIZES = {"hidden_size": 6, "embed_size": 6, "window_size": 1, "attention_positions": 3}
 
 
@@ -47,7 +57,7 @@ def model(settings: dict[str, Any]) -> ModelConfig | None:
 @cache
 def drawn(number: int) -> list[dict[str, Any]]:
     """Settings of as many models, by chance, in which the choices of every field take turns."""
-    draw, found = random.Random(0), []
+    draw, draw_regularizers, found = random.Random(0), random.Random(1), []
     turns = {name: _turns(values, draw) for name, values in CHOICES.items()}
     while len(found) < number:
         names = draw.sample(list(CHOICES), 4)  # these have their turn; the others are chosen to go with them
@@ -55,9 +65,19 @@ def drawn(number: int) -> list[dict[str, Any]]:
         for _ in range(40):
             settings = {name: draw.choice(values) for name, values in CHOICES.items()} | wanted
             if model(settings):
-                found.append(settings)
+                found.append(settings | _regularizers(settings, draw_regularizers))
                 break
     return found
+
+
+def _regularizers(settings: dict[str, Any], draw: random.Random) -> dict[str, Any]:
+    """Some that go with a model, and with each other."""
+    chosen: dict[str, Any] = {}
+    for name, values in REGULARIZERS.items():
+        value = draw.choice(values)
+        if model(settings | chosen | {name: value}):
+            chosen[name] = value
+    return chosen
 
 
 def _turns(values: tuple[Any, ...], draw: random.Random) -> Iterator[Any]:

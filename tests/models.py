@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from seq2seq_jax.build import abstract_params, model_graph
-from seq2seq_jax.config import ModelConfig
+from seq2seq_jax.config import STATE_PARTS, WITHOUT_RECURRENT_WEIGHTS, ModelConfig
 from seq2seq_jax.padded import Padded
 from tests.compiler import QUICK_COMPILE
 
@@ -27,6 +27,27 @@ COPIED_TARGET = TARGET._replace(values=np.array([[5, 12, 3, 2], [6, 2, 10, 3], [
 def tiny_config(**settings) -> ModelConfig:
     """Sizes that all differ, so that no axis is taken for another."""
     return ModelConfig(**{"hidden_size": 6, "embed_size": 4, "dropout_rate": 0.3} | settings)
+
+
+def everything(cell: str, **settings) -> dict:
+    """All regularisers that go with a cell, in two layers; the rates are such as random bytes hold exactly."""
+    without_weights = cell in WITHOUT_RECURRENT_WEIGHTS
+    return (
+        dict(
+            cell=cell,
+            num_layers=2,
+            dropout_rate=0.25,
+            embedding_dropout_rate=0.5,
+            output_dropout_rate=0.125,
+            word_dropout_rate=0.25,
+            state_dropout_rate=0.0 if without_weights else 0.25,
+            weight_dropout_rate=0.0 if without_weights else 0.25,
+            recurrent_dropout_rate=0.0 if cell == "rnn" else 0.375,
+            zoneout_cell_rate=0.0 if STATE_PARTS[cell] == ("h",) else 0.25,
+            zoneout_hidden_rate=0.375,
+        )
+        | settings
+    )
 
 
 def random_params(config: ModelConfig, seed: int = 0, scale: float = 0.8) -> dict:

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from seq2seq_jax.outputs import scores
-from tests.combinations import CHOICES, drawn, model, pairs
+from tests.combinations import CHOICES, REGULARIZERS, drawn, model, pairs
 from tests.models import COPIED_SOURCE, COPIED_TARGET, SOURCE, TARGET, Oracle, graph, random_params, run_compiled
 
 FEW, MANY = 10, 250
@@ -15,6 +15,11 @@ WITHOUT_ATTENTION = [
     dict(decoder="plain", attention="none", output="linear", reverse_source=True, bidirectional="first", num_layers=2),
     dict(decoder="cho", attention="none", output="deep", bridge="dense", cell="gru"),
     dict(decoder="luong", attention="none", cell="slstm", decoder_cell="min_lstm", bridge="mean"),
+]
+ZONED_OUT = [
+    dict(cell="lstm", zoneout_cell_rate=0.25, zoneout_hidden_rate=0.5, input_feeding=True),
+    dict(cell="slstm", zoneout_cell_rate=0.5, decoder="gnmt", num_layers=2, output="linear"),
+    dict(cell="min_gru", zoneout_hidden_rate=0.25, decoder="bahdanau"),
 ]
 
 
@@ -63,7 +68,7 @@ def named(settings):
     return " ".join(str(value) for value in settings.values() if not isinstance(value, bool))
 
 
-@pytest.mark.parametrize("settings", [*WITHOUT_ATTENTION, *drawn(FEW)], ids=named)
+@pytest.mark.parametrize("settings", [*WITHOUT_ATTENTION, *ZONED_OUT, *drawn(FEW)], ids=named)
 def test_a_model_is_its_equations_and_its_search_is_the_model(settings):
     """The oracle sees one sentence at a time, and no padding."""
     assert_right(settings)
@@ -77,6 +82,6 @@ def test_any_model_is_its_equations_and_its_search_is_the_model(number):
 
 def test_every_choice_of_every_field_is_among_those_drawn():
     some = [*WITHOUT_ATTENTION, *drawn(MANY)]
-    for name, values in CHOICES.items():
+    for name, values in (CHOICES | REGULARIZERS).items():
         assert {settings.get(name) for settings in some} >= set(values)
     assert len(set().union(*map(pairs, some))) > 1450

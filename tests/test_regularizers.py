@@ -1,5 +1,7 @@
 """Dropout, zoneout and their like in whole models: the equations of the papers, given the same masks."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from jax.test_util import check_grads
 
 from seq2seq_jax.build import CELLS, build_model
 from seq2seq_jax.cells import Cell, Keep, Regularizers, drop_weights, step
-from seq2seq_jax.config import STATE_PARTS, WITHOUT_RECURRENT_WEIGHTS, ModelConfig
+from seq2seq_jax.config import WITHOUT_RECURRENT_WEIGHTS, ModelConfig
 from seq2seq_jax.dropout import Mask, split_keys
 from seq2seq_jax.linear import uniform
 from seq2seq_jax.padded import Padded
@@ -21,6 +23,7 @@ from tests.models import (
     TARGET,
     VOCAB,
     Oracle,
+    everything,
     graph,
     random_params,
     run_compiled,
@@ -28,30 +31,6 @@ from tests.models import (
     tiny_config,
 )
 from tests.test_dropout import row_keys
-
-# Rates that random bytes hold exactly.
-EVERYTHING = dict(
-    dropout_rate=0.25,
-    embedding_dropout_rate=0.5,
-    output_dropout_rate=0.125,
-    state_dropout_rate=0.25,
-    recurrent_dropout_rate=0.375,
-    word_dropout_rate=0.25,
-    zoneout_cell_rate=0.25,
-    zoneout_hidden_rate=0.375,
-)
-
-
-def everything(cell: str, **settings) -> dict:
-    """All that goes with a cell."""
-    rates = dict(EVERYTHING)
-    if cell in WITHOUT_RECURRENT_WEIGHTS:
-        del rates["state_dropout_rate"]
-    if cell == "rnn":
-        del rates["recurrent_dropout_rate"]
-    if STATE_PARTS[cell] == ("h",):
-        del rates["zoneout_cell_rate"]
-    return dict(cell=cell, num_layers=2, **rates) | settings
 
 
 def of_layer(keep: dict[str, Mask | None], row: int) -> dict[str, np.ndarray]:
@@ -89,7 +68,9 @@ def masks(reader: Seq2Seq, keys, source: Padded, target: Padded) -> dict:
 def of_row(drawn: dict, row: int) -> dict:
     """What the oracle is given for one sentence."""
     layers = {"encoder": drawn["encoder"], "decoder": drawn["decoder"].between}
-    kept = {name: dict(enumerate(of_layer(keep._asdict(), row) for keep in layers[name])) for name in layers}
+    kept: dict[str, Any] = {
+        name: dict(enumerate(of_layer(keep._asdict(), row) for keep in layers[name])) for name in layers
+    }
     kept |= {name: np.asarray(drawn[name])[:, row] for name in ("source", "target")}
     return kept | of_layer({"vector": drawn["decoder"].vector}, row)
 
@@ -212,7 +193,7 @@ def test_zoneout_without_chance_is_the_mean_of_zoneout_with_it():
         Regularizers(zoneout_cell=0.25, zoneout_hidden=0.5),
     )
     rows = 20_000
-    state = tuple(jnp.broadcast_to(part, (rows, 3)) for part in np.float32([[0.3, -1, 2], [0.5, 0.1, -0.7]]))
+    state = tuple(jnp.broadcast_to(part, (rows, 3)) for part in jnp.array([[0.3, -1, 2], [0.5, 0.1, -0.7]]))
     x = jnp.broadcast_to(jnp.float32([0.4, -0.2]), (rows, 2))
     keep = jax.tree.map(lambda kept: kept[0], regularizers.draw(row_keys(rows), (1, 3)))
     drawn = step(cell, state, x, regularizers=regularizers, keep=keep)

@@ -28,6 +28,7 @@ from seq2seq_jax.training.step import abstract_state, initial_state, jit_train_s
 from seq2seq_jax.translator import Translator
 from tests.hlo import collectives, flops_of_products
 from tests.compiler import QUICK_COMPILE
+from tests.models import everything
 
 BATCH, LENGTH = 64, 25
 NAMES = sys.argv[1:]
@@ -63,9 +64,9 @@ def use(beam_size, mesh):
     tables = jax.eval_shape(translator._search_tables, state.params)
     return look(translator._search.trace(state.params, tables, batch, batch.lengths, 60))
 
-def losses(number, **train):
+def losses(number, regularizers={}, **train):
     config = Config(
-        model=ModelConfig(hidden_size=8, embed_size=8, dropout_rate=0.3),
+        model=ModelConfig(**dict(hidden_size=8, embed_size=8, dropout_rate=0.3) | regularizers),
         optimizer=OptimizerConfig(name="sgd", learning_rate=0.5, momentum=0.5, clip_norm=0.0),
         train=TrainConfig(**train),
     )
@@ -91,6 +92,9 @@ print(json.dumps({
     "train": {name: {n: train_step(name, meshes[n]) for n in (1, 8)} for name in NAMES},
     "use": {str(beam): {n: use(beam, meshes[n]) for n in (1, 8)} for beam in (0, 1, 5)},
     "losses": {n: [losses(n), losses(n, accumulate_steps=2)] for n in (1, 2, 8)},
+    "regularized": {
+        n: [losses(n, everything("lstm")), losses(n, everything("lstm"), accumulate_steps=2)] for n in (1, 8)
+    },
 }))
 """
 
@@ -148,3 +152,9 @@ def test_losses_do_not_depend_on_the_number_of_devices(found, accumulation):
     one, two, eight = (found["losses"][number][accumulation] for number in ("1", "2", "8"))
     assert one == pytest.approx(two, rel=1e-5) and one == pytest.approx(eight, rel=1e-5)
     assert one == pytest.approx(found["losses"]["1"][0], rel=1e-5)
+
+
+def test_regularized_losses_do_not_depend_on_devices_or_parts_of_a_batch(found):
+    """Recurrent weights are dropped once an update: the same ones on all devices and in all parts."""
+    first, *others = [losses for number in ("1", "8") for losses in found["regularized"][number]]
+    assert all(losses == pytest.approx(first, rel=1e-5) for losses in others)

@@ -10,6 +10,7 @@ import pytest
 from seq2seq_jax.training.loop import train
 from seq2seq_jax.translator import load
 from tests.combinations import SIZES, drawn
+from tests.models import everything
 from tests.tiny import rows, tiny_config
 
 FEW, MANY = 2, 40
@@ -38,6 +39,10 @@ def assert_trains(settings: dict, folder: Path) -> None:
 @pytest.mark.parametrize("number", range(FEW))
 def test_a_model_trains_and_is_resumed_and_decodes(number, tmp_path):
     assert_trains(drawn(FEW)[number], tmp_path)
+
+
+def test_a_model_with_every_regularizer_trains_and_is_resumed_and_decodes(tmp_path):
+    assert_trains(everything("lstm", num_layers=1), tmp_path)
 
 
 @pytest.mark.slow

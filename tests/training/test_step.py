@@ -4,6 +4,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -123,6 +124,23 @@ def test_dropout_differs_from_step_to_step():
     start = first_state(DROPOUT)
     losses = [run(DROPOUT, pairs(), state=start._replace(step=np.int32(step))).window.loss for step in (0, 1, 2)]
     assert len(set(map(float, losses))) == 3
+
+
+def test_recurrent_weights_are_dropped_before_an_update_and_the_dropped_ones_stay():
+    """Merity et al. 2018, section 2: the loss is that of a model with the others scaled up."""
+    config = replace(PLAIN, model=replace(PLAIN.model, weight_dropout_rate=0.25))
+    start = first_state(config)
+    once, later = run(config, pairs()), run(config, pairs(), state=start._replace(step=np.int32(1)))
+
+    def dropped(path, weights, gradient):
+        return np.where(gradient == 0, 0, weights / 0.75) if "recurrent" in jax.tree_util.keystr(path) else weights
+
+    gradients = optax.tree.get(once.optimizer_state, "trace")
+    params = jax.tree.map_with_path(dropped, start.params, gradients)
+    shares = [np.mean(kept != 0) for path, kept in jax.tree.leaves_with_path(params) if "recurrent" in str(path)]
+    assert len(shares) == 3 and np.mean(shares) == pytest.approx(0.75, abs=0.05)
+    assert once.window.loss == pytest.approx(run(PLAIN, pairs(), state=start._replace(params=params)).window.loss, 1e-6)
+    assert once.window.loss != later.window.loss
 
 
 def test_a_window_sums_loss_tokens_and_updates_and_the_loss_falls():

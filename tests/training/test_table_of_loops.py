@@ -14,7 +14,7 @@ from seq2seq_jax.sharding import make_mesh
 from seq2seq_jax.training.setup import abstract_sequences
 from seq2seq_jax.training.step import abstract_state, jit_train_step
 from tests.jaxprs import operations, products
-from tests.models import VOCAB, tiny_config
+from tests.models import VOCAB, everything, tiny_config
 
 BATCH, SOURCE, TARGET, SIZE = 3, 13, 7, 10  # the batch is as large as no other axis
 
@@ -119,6 +119,22 @@ DECODERS = {  # two LSTM layers with general attention
 def test_loops_of_each_decoder(name):
     settings, decoder = DECODERS[name]
     assert_loops([1, 1, *decoder], num_layers=2, **{"input_feeding": False} | settings)
+
+
+@pytest.mark.parametrize("feeding, variational", [(True, False), (False, True)])
+@pytest.mark.parametrize("cell", CELLS)
+def test_regularizers_add_no_product_to_a_loop_and_no_loop_and_draw_before_them(cell, feeding, variational):
+    """Where all steps are solved at once, they are with zoneout, too."""
+    step = training_step(**everything(cell, input_feeding=feeding, variational_dropout=variational))
+    plain = products_of_loops(training_step(cell=cell, num_layers=2, input_feeding=feeding))
+    assert products_of_loops(step) == plain
+    drawn = [name for loop in operations(step, "scan") for name in drawing(loop.params["jaxpr"].jaxpr)]
+    assert drawing(step) and not drawn
+
+
+def drawing(jaxpr) -> list[str]:
+    """Names of the operations that draw random bits."""
+    return [operation.primitive.name for operation in operations(jaxpr) if "random_bits" in operation.primitive.name]
 
 
 @pytest.mark.parametrize("settings", [dict(num_layers=2), dict(attention="additive"), dict(input_feeding=False)])
