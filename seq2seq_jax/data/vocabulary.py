@@ -144,7 +144,7 @@ class Vocabulary(ABC):
 
     @abstractmethod
     def entry_ids(self) -> dict[str, int]:
-        """Returns the id of each entry by its text, the special symbols left out."""
+        """Returns the id of each entry by its text, special symbols and tags left out."""
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -306,6 +306,9 @@ class TaggedVocabulary(Vocabulary):
         self._ids = {tag: index for index, tag in enumerate(self._tags, text.size + 1)}
         self.num_tags = len(self._tags) + 1
         self.size, self.unknown = text.size + self.num_tags, (UNK, text.size)
+
+    def entry_ids(self) -> dict[str, int]:
+        return self._text.entry_ids()
 
     def encode_sources(self, lines: Sequence[str]) -> list[Ids]:
         rows, texts = [], []
