@@ -108,7 +108,7 @@ def test_training_of_each_decoder_is_the_equations_given_the_same_masks(settings
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(60))
 def test_training_of_any_model_is_the_equations_given_the_same_masks(number):
-    config = model(drawn(60)[number])
+    config = model(drawn(60)[number] | dict(dropout_rate=0.25))  # which random bytes hold exactly
     assert config is not None
     assert_trains_by_its_equations(config)
 
