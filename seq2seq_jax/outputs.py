@@ -17,7 +17,7 @@ class Copying(NamedTuple):
     gate: Float[Array, "*N"]
     """Logit of the probability of writing a token of the vocabulary, p_gen."""
     weights: Float[Array, "*N S"]
-    """Of attention, which sum to 1."""
+    """Of attention to what can be copied, which sum to 1."""
     tokens: Int[Array, "*N S"]
     """What a copy of each source position is: an id of the vocabulary, V plus a position, or PAD for nothing."""
 

@@ -252,7 +252,11 @@ class Seq2Seq(nnx.Module):
 def _copying(features: Features, copies: Int[Array, "*N S"] | None) -> Copying | None:
     if copies is None or features.gate is None or features.weights is None:
         return None
-    return Copying(features.gate, features.weights, jnp.broadcast_to(copies, features.weights.shape))
+    # Tags are attended to, and not copied: the weights of the text take all of that probability.
+    weights = jnp.where(copies == PAD, 0, features.weights)
+    total = weights.sum(-1, keepdims=True)
+    weights = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1), 0)
+    return Copying(features.gate, weights, jnp.broadcast_to(copies, weights.shape))
 
 
 def _check_pairs(source: Array, target: Array) -> None:

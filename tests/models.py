@@ -315,8 +315,9 @@ class Oracle:
         pointer = self.params["decoder"]["pointer"]
         p_gen = sigmoid(np.concatenate(parts) @ joined(pointer) + pointer["bias"])[0]
         probabilities = np.concatenate([p_gen * np.exp(logits) / np.exp(logits).sum(), np.zeros(len(source))])
-        for token, weight in zip(source, weights, strict=False):  # location attention has no weights for the last
-            probabilities[0 if is_tag(token) else token] += (1 - p_gen) * weight
+        text = [(token, w) for token, w in zip(source, weights, strict=False) if not is_tag(token)]
+        for token, weight in text:  # location attention has no weights for the last
+            probabilities[token] += (1 - p_gen) * weight / sum(w for _, w in text)
         with np.errstate(divide="ignore"):
             return np.log(probabilities)
 
