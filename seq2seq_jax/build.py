@@ -168,6 +168,7 @@ class _Maker:
     def hard_monotonic(self, output: Softmax, dropout: Dropout) -> Decoder:
         config, size, vector_size = self.config, self.config.hidden_size, output.table.shape[1]
         stack, combine = self.stack(vector_size), self.combine(vector_size)
+        assert not isinstance(combine, outputs.Pass)  # the config refuses it
         keys, jumps = Linear([self.memory_size], self.weights.matrix(self.memory_size, size)), None
         if config.alignment_order:
             num_jumps = config.window_size + 1

@@ -116,7 +116,7 @@ class Recurrent(Decoder):
     def empty(self, batch: int, dtype: Any) -> list[cells.State]:
         return self.stack.start(batch, dtype)
 
-    def start(self, states: Sequence[cells.State], memory: Any) -> State:
+    def start(self, states: Sequence[cells.State], memory: Any) -> Any:
         return State(tuple(states), None, None if self.attention is None else self.attention.start(memory.mask))
 
     def keep(self, keys: Keys | None, num_steps: int) -> Keep:
@@ -141,7 +141,7 @@ class Luong(Recurrent):
     With `feedback` the vector is the second input of the lowest layer.
     """
 
-    def start(self, states: Sequence[cells.State], memory: Any) -> State:
+    def start(self, states: Sequence[cells.State], memory: Any) -> Any:
         hidden = states[-1][-1]
         vector = jnp.zeros((len(hidden), self.vector_size), hidden.dtype) if self.feedback else None
         return super().start(states, memory)._replace(vector=vector)

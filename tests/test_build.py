@@ -9,6 +9,7 @@ from flax import nnx
 from seq2seq_jax import linear
 from seq2seq_jax.build import ATTENTIONS, CELLS, abstract_params, build_model
 from seq2seq_jax.config import STATE_PARTS, ModelConfig
+from seq2seq_jax.outputs import Softmax
 from tests.models import VOCAB, joined, run_compiled, tiny_config
 
 TIED = {
@@ -25,6 +26,7 @@ def test_tied_tables_are_one_parameter(ties):
 
     def make():
         model = build_model(config, (VOCAB, VOCAB), jax.random.key(0))
+        assert isinstance(model.output, Softmax)
         found.update(source=model.source_table, target=model.target_table, output=model.output.table)
         return model
 

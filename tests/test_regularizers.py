@@ -13,6 +13,7 @@ from seq2seq_jax.build import CELLS, build_model
 from seq2seq_jax.cells import Cell, Keep, Regularizers, drop_weights, step
 from seq2seq_jax.config import WITHOUT_RECURRENT_WEIGHTS, ModelConfig
 from seq2seq_jax.dropout import Mask, split_keys
+from seq2seq_jax.encoders import Layers
 from seq2seq_jax.linear import uniform
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.seq2seq import Seq2Seq, reverse
@@ -52,6 +53,7 @@ def masks(reader: Seq2Seq, keys, source: Padded, target: Padded) -> dict:
     read = reverse(source).values if reader.reverse_source else source.values
     fed = jnp.pad(target.values[:, :-1], ((0, 0), (1, 0)), constant_values=BOS)
     ones = nnx.Param(jnp.ones(reader.target_table.shape))
+    assert isinstance(reader.encoder, Layers)
     encoder, layers = reader.encoder, reader.encoder.layers
     sizes = [0, *(sum(cell.size for cell in cells) for cells in layers)]
     return {
@@ -108,7 +110,8 @@ def test_training_of_each_decoder_is_the_equations_given_the_same_masks(settings
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(60))
 def test_training_of_any_model_is_the_equations_given_the_same_masks(number):
-    config = model(drawn(60)[number] | dict(dropout_rate=0.25))  # which random bytes hold exactly
+    plain = dict(features="prepend", copy=False)  # which are read and written in other ways
+    config = model(drawn(60)[number] | plain | dict(dropout_rate=0.25))  # which random bytes hold exactly
     assert config is not None
     assert_trains_by_its_equations(config)
 
@@ -146,7 +149,7 @@ def summed(config, piece, keys):
 
     def loss(params):
         source, target = jax.tree.map(jnp.asarray, (SOURCE, TARGET))
-        read = lambda logits, labels, mask: (jax.nn.log_softmax(logits).max(-1) * mask).sum()  # noqa: E731
+        read = lambda found, labels, mask: (jax.nn.log_softmax(found.logits).max(-1) * mask).sum()  # noqa: E731
         return nnx.merge(structure, params).total(read, source, target, keys=keys, piece=piece)
 
     return loss

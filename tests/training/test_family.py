@@ -22,7 +22,8 @@ CHANGES = {
 
 def assert_trains(settings: dict, folder: Path) -> None:
     """Trained twenty steps, it is trained again from step 15: the bits are the same, and the search's outputs too."""
-    config = tiny_config(folder / "corpus", model=SIZES | settings, **CHANGES)
+    here = {"features": "prepend", "copy": False}  # tests/training/test_copying.py has data for these
+    config = tiny_config(folder / "corpus", model=SIZES | settings | here, **CHANGES)
     unbroken, resumed = folder / "unbroken", folder / "resumed"
     assert train(config, unbroken).status == "done"
     shutil.copytree(unbroken, resumed)
