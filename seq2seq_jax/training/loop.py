@@ -3,11 +3,11 @@
 import math
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -15,9 +15,10 @@ from jax.sharding import Mesh
 
 from seq2seq_jax import run_directory, signals
 from seq2seq_jax.checkpoint import Checkpoints, check_belongs, check_disk_space, check_trainable, restore_params
-from seq2seq_jax.config import Config
+from seq2seq_jax.config import Config, TrainConfig
 from seq2seq_jax.console import ready_streams
-from seq2seq_jax.data.pipeline import training_batches
+from seq2seq_jax.data.corpora import Corpus
+from seq2seq_jax.data.pipeline import Batch, training_batches
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluation import evaluate_split, output_scores, teacher_forced
 from seq2seq_jax.metrics import check_packages
@@ -25,8 +26,8 @@ from seq2seq_jax.sharding import make_mesh, replicated
 from seq2seq_jax.training import report
 from seq2seq_jax.training.costs.fits import check_fits, check_state_fits
 from seq2seq_jax.training.optimizer import make_schedule
-from seq2seq_jax.training.setup import Material, begin, compile_steps, prepare
-from seq2seq_jax.training.step import TrainState, TrainStep, abstract_state, empty_window, initial_state
+from seq2seq_jax.training.setup import CompiledStep, Material, begin, compile_steps, prepare
+from seq2seq_jax.training.step import TrainState, abstract_state, empty_window, initial_state
 from seq2seq_jax.training.writer import Writer
 from seq2seq_jax.translator import Params, Translator, origin, vocab_sizes
 
@@ -115,13 +116,18 @@ def _train(config: Config, workdir: Path) -> TrainResult:
     begin(config, material, workdir)  # only now: a mistake found before leaves nothing behind
     with Writer(workdir, config.train.num_steps) as writer:
         with Checkpoints(workdir, belongs) as checkpoints:
-            restored = _restore(checkpoints, abstract, writer)
-            state, loop_state = restored or (initial_state(config, sizes, mesh, material.vectors), LoopState())
-            _keep_rows(writer, loop_state, int(state.step))
-            updates = {(step.shape.source, step.shape.target): step.update for step in compiled}
+            if restored := restore(checkpoints, abstract.saved(), writer.line):
+                state, loop_state = TrainState(**restored[0]), LoopState(**restored[1])
+            else:
+                state, loop_state = initial_state(config, sizes, mesh, material.vectors), LoopState()
+            step = int(state.step)
+            if restored:
+                writer.line(f"Resuming at step {step:,}.")
+            keep_rows(writer, loop_state, step)
+            run = Run(config, mesh, writer, loop_state, Validation(config, material, mesh))
             with signals.noted() as notes:
-                run = _Run(config, material, mesh, writer, checkpoints, loop_state, notes)
-                state, status = run.steps(state, updates)
+                batches = training_batches(material.train, material.batching, step, config.train.num_steps)
+                state, status = take_steps(run, state, batches, compiled, checkpoints, notes)
                 checkpoints.close()
                 status = ASKED_BY[notes[0]] if notes else status
         writer.close()  # it has all rows, whatever ends the test
@@ -132,26 +138,28 @@ def _train(config: Config, workdir: Path) -> TrainResult:
         best, best_step = restore_params(workdir, abstract.params, belongs)
         writer.line(f"{report.ending(status, step, loop_state.seconds)} Best validation at step {best_step:,}.")
         run.check_best()
-        scores = _test(workdir, material, run.translator(best, config.decode.beam_size, best_step), writer)
+        translator = Translator(config, material.vocabularies, best, config.decode, mesh, best_step)
+        scores = test(workdir, material, translator, writer.line)
         for line in report.farewell(config, workdir):
             writer.line(line)
         run.check_last(best_step)
     return TrainResult(status, step, scores)
 
 
-def _restore(checkpoints: Checkpoints, abstract: TrainState, writer: Writer) -> tuple[TrainState, LoopState] | None:
-    """The newest whole checkpoint's arrays and loop state, if there is one; damaged ones are told."""
-    found = checkpoints.restore(abstract.saved())
+def restore(
+    checkpoints: Checkpoints, abstract: dict[str, Any], say: Callable[[str], None]
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Arrays, and what the loop knows, of the newest whole checkpoint, if there is one; damaged ones are told."""
+    found = checkpoints.restore(abstract)
     if found is None:
         return None
-    state, loop_state, complaints = found
+    state, progress, complaints = found
     for complaint in complaints:
-        writer.line(complaint)
-    writer.line(f"Resuming at step {int(state['step']):,}.")
-    return TrainState(**state), LoopState(**loop_state)
+        say(complaint)
+    return state, progress
 
 
-def _keep_rows(writer: Writer, loop_state: LoopState, step: int) -> None:
+def keep_rows(writer: Writer, loop_state: LoopState, step: int) -> None:
     """Drops the rows that will be written again; says where others are lost."""
     known, kept = loop_state.rows, writer.keep_rows(step, loop_state.evaluated_step)
     if kept < known:
@@ -159,65 +167,138 @@ def _keep_rows(writer: Writer, loop_state: LoopState, step: int) -> None:
     loop_state.rows = kept
 
 
-class _Run:
-    """The training loop with what it holds from step to step."""
+@runtime_checkable
+class Trainee(Protocol):
+    """What `take_steps` trains: one run, or several as one."""
 
-    def __init__(
-        self,
-        config: Config,
-        material: Material,
-        mesh: Mesh,
-        writer: Writer,
-        checkpoints: Checkpoints,
-        loop_state: LoopState,
-        notes: list[int],
-    ):
+    @property
+    def train(self) -> TrainConfig:
+        """How long, and what happens along the way."""
+
+    @property
+    def evaluated_step(self) -> int:
+        """The last step at which all was validated."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether training has stopped early."""
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the arrays."""
+
+    def evaluate(self, state: Any, step: int) -> Any:
+        """Validates and decides what follows from it; returns the state to go on with."""
+
+    def log(self, state: Any, step: int, seconds: float) -> Any:
+        """Writes about the steps since the last time; returns the state with an empty window."""
+
+
+def take_steps(
+    trainee: Trainee,
+    state: Any,
+    batches: Iterator[Batch],
+    compiled: Iterable[CompiledStep],
+    checkpoints: Checkpoints,
+    notes: Sequence[int],
+) -> tuple[Any, Status]:
+    """Takes all steps that are left: evaluate, save, stop or step, log, in this order. A signal in `notes` ends it."""
+    updates = {(step.shape.source, step.shape.target): step.update for step in compiled}
+    train, step = trainee.train, int(state.step)
+    saved, window_start = step, time.perf_counter()
+    while True:
+        finished = step == train.num_steps
+        due = step % train.evaluate_every == 0 or finished
+        if due and not notes and trainee.evaluated_step < step:
+            pause = time.perf_counter()
+            state = trainee.evaluate(state, step)
+            saved = -1 if trainee.evaluated_step == step else saved
+            window_start += time.perf_counter() - pause
+        asked = bool(notes)
+        ending = finished or asked or trainee.stopped
+        if saved != step and (due or ending or step % train.checkpoint_every == 0):
+            checkpoints.save(step, state.saved(), trainee.progress)
+            saved = step
+        if ending:
+            break
+        batch = next(batches)
+        update = updates[batch.source.values.shape[-1], batch.target.values.shape[-1]]
+        state = update(state, *batch)  # which places the rows, sooner than device_put would
+        step += 1
+        if step % train.log_every == 0 or step == train.num_steps:
+            state = trainee.log(state, step, time.perf_counter() - window_start)
+            window_start = time.perf_counter()
+    return state, "done" if finished else "stopped"
+
+
+class Validation:
+    """Scores of the validation split, for parameters as they come."""
+
+    def __init__(self, config: Config, material: Material, mesh: Mesh):
         self._config, self._material, self._mesh = config, material, mesh
-        self._writer, self._checkpoints, self._loop_state = writer, checkpoints, loop_state
-        self._notes = notes
-        self._schedule = jax.jit(make_schedule(config.optimizer, config.train.num_steps))
         self._greedy: Translator | None = None
+
+    def __call__(self, params: Params) -> tuple[dict[str, float], list[tuple[str, str, str]]]:
+        """Scores, and what was decoded: source, reference, hypothesis."""
+        if self._greedy is None:
+            decode = replace(self._config.decode, beam_size=1)
+            self._greedy = Translator(self._config, self._material.vocabularies, params, decode, self._mesh)
+        self._greedy.params = params
+        scores = teacher_forced(self._greedy, self._material.validation)
+        encoded = self._material.validation.first(self._config.train.decode_sentences)
+        if not len(encoded):
+            return scores, []
+        sources, references = self._material.corpus.split("validation").read(0, len(encoded))
+        outputs = self._greedy.translate_ids(encoded.sources, sources)
+        self._greedy.forget_tables()  # training needs the room
+        found = output_scores(self._greedy, outputs, encoded.targets, sources, references)
+        scores |= {name: value for name, value in found.items() if not name.endswith("_signature")}
+        return scores, list(zip(sources, references, (output.text for output in outputs), strict=True))
+
+    @property
+    def guessing(self) -> float:
+        """Loss of guessing every token evenly."""
+        return math.log(self._material.vocabularies.target.size)
+
+
+class Run:
+    """One run to `take_steps`: what it logs, and what it makes of a validation."""
+
+    def __init__(self, config: Config, mesh: Mesh, writer: Writer, loop_state: LoopState, validation: Validation):
+        self._config, self._mesh, self._writer = config, mesh, writer
+        self._validation, self._guessing = validation, validation.guessing
+        self.loop_state = loop_state
+        self._schedule = jax.jit(make_schedule(config.optimizer, config.train.num_steps))
         self._clock = time.perf_counter()
-        self._guessing = math.log(material.vocabularies.target.size)
 
-    def steps(self, state: TrainState, updates: Mapping[tuple[int, int], TrainStep]) -> tuple[TrainState, Status]:
-        """Runs all steps that are left: evaluate, save, stop or step, log, in this order."""
-        train, step = self._config.train, int(state.step)
-        batches = training_batches(self._material.train, self._material.batching, step, train.num_steps)
-        saved, window_start = step, time.perf_counter()
-        while True:
-            finished = step == train.num_steps
-            due = step % train.evaluate_every == 0 or finished
-            if due and not self._notes and self._loop_state.evaluated_step < step:
-                pause = time.perf_counter()
-                state = self._evaluate(state, step)
-                saved = -1 if self._loop_state.evaluated_step == step else saved
-                window_start += time.perf_counter() - pause
-            asked = bool(self._notes)
-            ending = finished or asked or self._loop_state.stopped
-            if saved != step and (due or ending or step % train.checkpoint_every == 0):
-                self._save(state, step)
-                saved = step
-            if ending:
-                break
-            batch = next(batches)
-            update = updates[batch.source.values.shape[1], batch.target.values.shape[1]]
-            state = update(state, *batch)  # which places the rows, sooner than device_put would
-            step += 1
-            if step % train.log_every == 0 or step == train.num_steps:
-                state = self._log(state, step, window_start)
-                window_start = time.perf_counter()
-        return state, "done" if finished else "stopped"
+    @property
+    def train(self) -> TrainConfig:
+        """How long, and what happens along the way."""
+        return self._config.train
 
-    def translator(self, params: Params, beam_size: int, step: int | None = None) -> Translator:
-        """A translator that spreads its batches over the mesh; `step` is that of the parameters."""
-        decode = replace(self._config.decode, beam_size=beam_size)
-        return Translator(self._config, self._material.vocabularies, params, decode, self._mesh, step)
+    @property
+    def evaluated_step(self) -> int:
+        """Step of the last validation."""
+        return self.loop_state.evaluated_step
 
-    def _log(self, state: TrainState, step: int, window_start: float) -> TrainState:
+    @property
+    def stopped(self) -> bool:
+        """Whether training has stopped early."""
+        return self.loop_state.stopped
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the arrays."""
+        return asdict(self.loop_state)
+
+    def log(self, state: TrainState, step: int, seconds: float) -> TrainState:
         """Writes a row about the steps since the last one; returns the state with an empty window."""
+        self.tell(state, step, seconds)
+        return state._replace(window=jax.device_put(empty_window(), replicated(self._mesh)))
+
+    def tell(self, state: TrainState, step: int, seconds: float) -> None:
+        """Writes a row about the steps since the last one."""
         window = jax.device_get(state.window)
-        seconds = time.perf_counter() - window_start
         updates = max(int(window.updates), 1)
         loss, rate = float(window.loss) / max(float(window.tokens), 1.0), float(window.tokens) / seconds
         row = {
@@ -232,7 +313,6 @@ class _Run:
         self._writer.progress(step, loss=loss, target_tokens_per_second=rate)
         if window.nonfinite:
             self._check_finite(step, int(window.nonfinite), int(state.nonfinite_in_a_row))
-        return state._replace(window=jax.device_put(empty_window(), replicated(self._mesh)))
 
     def _check_finite(self, step: int, skipped: int, in_a_row: int) -> None:
         self._writer.line(f"Step {step:,}: {skipped} updates skipped, their gradients were not finite.")
@@ -250,7 +330,7 @@ class _Run:
             f" optimizer.warmup_steps ({optimizer.warmup_steps}), {clip}{float32}."
         )
 
-    def _evaluate(self, state: TrainState, step: int) -> TrainState:
+    def evaluate(self, state: TrainState, step: int) -> TrainState:
         """Validates, says so, and decides on the best checkpoint, the plateau schedule and an early stop.
 
         A signal ends it before anything is decided: it is done again when the run resumes.
@@ -258,13 +338,14 @@ class _Run:
         self._check_params(state.params, step)
         try:
             with signals.stoppable():
-                scores, samples = self._validate(state.evaluated)
+                scores, samples = self._validation(state.evaluated)
         except signals.Stopped:
             return state
         self._row({"step": step} | {f"validation_{name}": value for name, value in scores.items()})
-        for line in report.validation(step, scores, samples, self._loop_state.seconds):
+        shown = samples[: self._config.train.num_samples]
+        for line in report.validation(step, scores, shown, self.loop_state.seconds):
             self._writer.line(line)
-        loop_state, metric, loss = self._loop_state, self._config.train.best_metric, scores["loss"]
+        loop_state, metric, loss = self.loop_state, self._config.train.best_metric, scores["loss"]
         loop_state.evaluated_step = step
         loop_state.diverged = self._is_absurd(loss)
         if loop_state.diverged:
@@ -301,13 +382,13 @@ class _Run:
 
     def check_best(self) -> None:
         """UserError where training has diverged before it was ever good: nothing is worth a test."""
-        loss = self._loop_state.best_loss
+        loss = self.loop_state.best_loss
         if loss is not None and self._is_absurd(loss):
             raise UserError(self._absurd(loss))
 
     def check_last(self, best_step: int) -> None:
         """UserError where training has diverged since its best step."""
-        if self._loop_state.diverged:
+        if self.loop_state.diverged:
             raise UserError(
                 f"Training has diverged after step {best_step:,}, whose parameters the scores above are of."
                 f" {self._what_to_try()}"
@@ -315,51 +396,37 @@ class _Run:
 
     def _cut_rate(self, state: TrainState) -> TrainState:
         optimizer = self._config.optimizer
-        if optimizer.schedule != "plateau" or self._loop_state.plateau < optimizer.plateau_patience:
+        if optimizer.schedule != "plateau" or self.loop_state.plateau < optimizer.plateau_patience:
             return state
-        self._loop_state.plateau = 0
+        self.loop_state.plateau = 0
         factor = state.rate_factor * optimizer.plateau_factor
         self._writer.line(f"Learning rate cut to {optimizer.learning_rate * float(factor):.3g}.")
         return state._replace(rate_factor=factor)
 
-    def _validate(self, params: Params) -> tuple[dict[str, float], list[tuple[str, str, str]]]:
-        """Scores of the validation split, and samples: source, reference, hypothesis."""
-        if self._greedy is None:
-            self._greedy = self.translator(params, beam_size=1)
-        self._greedy.params = params
-        scores = teacher_forced(self._greedy, self._material.validation)
-        encoded = self._material.validation.first(self._config.train.decode_sentences)
-        if not len(encoded):
-            return scores, []
-        sources, references = self._material.corpus.split("validation").read(0, len(encoded))
-        outputs = self._greedy.translate_ids(encoded.sources, sources)
-        self._greedy.forget_tables()  # training needs the room
-        found = output_scores(self._greedy, outputs, encoded.targets, sources, references)
-        scores |= {name: value for name, value in found.items() if not name.endswith("_signature")}
-        samples = zip(sources, references, (output.text for output in outputs), strict=True)
-        return scores, list(samples)[: self._config.train.num_samples]
-
     def _row(self, values: dict[str, Any]) -> None:
         now = time.perf_counter()
-        self._loop_state.seconds += now - self._clock
+        self.loop_state.seconds += now - self._clock
         self._clock = now
-        self._writer.row(values | {"seconds": round(self._loop_state.seconds, 3)})
-        self._loop_state.rows += 1
-
-    def _save(self, state: TrainState, step: int) -> None:
-        self._checkpoints.save(step, state.saved(), asdict(self._loop_state))
+        self._writer.row(values | {"seconds": round(self.loop_state.seconds, 3)})
+        self.loop_state.rows += 1
 
 
-def _test(workdir: Path, material: Material, translator: Translator, writer: Writer) -> dict[str, dict[str, Any]]:
+def tested_splits(corpus: Corpus) -> list[str]:
+    """Names of the test splits, or of the validation split where there is none."""
+    return [name for name in corpus.splits if name.startswith("test")] or ["validation"]
+
+
+def test(
+    workdir: Path, material: Material, translator: Translator, say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
     """Decodes and scores every test split, or the validation split where there is none."""
-    names = [name for name in material.corpus.splits if name.startswith("test")] or ["validation"]
     results = {}
-    for name in names:
+    for name in tested_splits(material.corpus):
         split = material.corpus.split(name)
         sources, targets = split.read(0, len(split))
         results[name] = evaluate_split(translator, workdir, name, sources, targets)
         for line in report.test(name, results[name], translator.decode):
-            writer.line(line)
+            say(line)
     return results
 
 

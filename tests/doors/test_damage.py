@@ -75,9 +75,9 @@ def digests(compiled: None) -> Iterator[None]:
             np.array(losses, np.float64), encoded.target_lengths * 1, encoded.target_lengths * 0
         )
 
-    def steps(run: Any, state: Any, updates: Any) -> None:
-        run._checkpoints.close()
-        material, writer = run._material, run._writer
+    def take_steps(run: Any, state: Any, batches: Any, compiled: Any, checkpoints: Any, notes: Any) -> None:
+        checkpoints.close()
+        material, writer = run._validation._material, run._writer
         texts = {name: split.read(0, len(split)) for name, split in material.corpus.splits.items()}
         encoded = [
             [(split.source(row).tolist(), split.target(row).tolist()) for row in range(len(split))]
@@ -85,7 +85,7 @@ def digests(compiled: None) -> Iterator[None]:
         ]
         writer.row({"step": 0})  # so that what is still to be written is on disk
         rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
-        raise Reached((_crc(state), asdict(run._loop_state), texts, encoded, rows))
+        raise Reached((_crc(state), asdict(run.loop_state), texts, encoded, rows))
 
     with (
         mock.patch.object(cli, "_configure_jax"),
@@ -93,7 +93,7 @@ def digests(compiled: None) -> Iterator[None]:
         mock.patch.object(translator.Translator, "token_scores", token_scores),
         mock.patch.object(loop, "compile_steps", lambda *_, **__: []),
         mock.patch.object(loop, "check_fits", lambda *_, **__: None),
-        mock.patch.object(loop._Run, "steps", steps),
+        mock.patch.object(loop, "take_steps", take_steps),
     ):
         yield
 

@@ -23,6 +23,7 @@ from seq2seq_jax.data.vocabulary import TokenVocabulary
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluation import teacher_forced
 from seq2seq_jax.run_directory import claim, read_config
+from seq2seq_jax.sharding import one_device
 from seq2seq_jax.training import loop
 from seq2seq_jax.training.loop import train
 from seq2seq_jax.training.setup import prepare
@@ -155,7 +156,7 @@ def test_a_signal_before_the_first_step_leaves_a_run_to_begin_again(folder, long
 def test_a_signal_ends_a_validation_which_is_done_again_when_the_run_resumes(
     folder, long_config, unbroken, monkeypatch, capfd
 ):
-    workdir, original, steps = folder / "validating", loop._Run._validate, []
+    workdir, original, steps = folder / "validating", loop.Validation.__call__, []
 
     def interrupted(self, params):
         steps.append(1)
@@ -164,7 +165,7 @@ def test_a_signal_ends_a_validation_which_is_done_again_when_the_run_resumes(
         return original(self, params)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "_validate", interrupted)
+        patch.setattr(loop.Validation, "__call__", interrupted)
         assert train(long_config, workdir).status == "terminated"
     assert "Asked to stop: saved at step 40." in capfd.readouterr().out
     assert not any("validation_loss" in row for row in rows(workdir) if row["step"] == 40)
@@ -174,7 +175,7 @@ def test_a_signal_ends_a_validation_which_is_done_again_when_the_run_resumes(
 
 
 def test_ctrl_c_ends_the_final_test_which_the_same_command_does_again(folder, monkeypatch):
-    workdir, original = folder / "testing", loop._test
+    workdir, original = folder / "testing", loop.test
     config = tiny_config(folder / "corpus", train=FAST)
 
     def interrupted(*arguments):
@@ -182,7 +183,7 @@ def test_ctrl_c_ends_the_final_test_which_the_same_command_does_again(folder, mo
         return original(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "_test", interrupted)
+        patch.setattr(loop, "test", interrupted)
         train(config, workdir)
     assert steps_kept(workdir)[-1] == 12 and not (workdir / "evaluations").exists()
     assert "test" in train(config, workdir).scores
@@ -422,11 +423,9 @@ def test_many_gradients_in_a_row_that_are_not_finite_stop_the_run_with_what_to_t
 
 def test_validation_translates_the_ids_there_are(trained, monkeypatch):
     translator = load(trained)
-    run = object.__new__(loop._Run)
-    run._config, run._material = translator.config, prepare(translator.config, 1, trained)
-    run._greedy = translator
+    validation = loop.Validation(translator.config, prepare(translator.config, 1, trained), one_device())
     monkeypatch.setattr(TokenVocabulary, "encode", lambda *_: pytest.fail("text was encoded again"))
-    scores, ((source, reference, _),) = run._validate(translator.params)
+    scores, ((source, reference, _), *_) = validation(translator.params)
     assert scores["exact_match"] > 50 and source.upper() == reference
 
 
@@ -439,7 +438,8 @@ def scripted(monkeypatch):
 
     def scripted(*losses: float, **same: float) -> None:
         remaining = iter(losses)
-        monkeypatch.setattr(loop._Run, "_validate", lambda self, params: (fake_scores(next(remaining)) | same, []))
+        scores = lambda *_: (fake_scores(next(remaining)) | same, [])  # noqa: E731
+        monkeypatch.setattr(loop.Validation, "__call__", scores)
 
     return scripted
 
