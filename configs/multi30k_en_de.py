@@ -35,6 +35,9 @@ def get_config() -> Config:
         ),
         decode=DecodeConfig(beam_size=5, length_penalty=1.0),
         moses_language="de",
+        published_metric="bleu_moses_lowercase",
+        published_score=39.0,
+        published_split="test_2016_flickr",
         published=(
             "39.00 BLEU on test_2016_flickr, tokenised and lowercased (text-only baseline of lium-lst/wmt17-mmt):"
             " compare bleu_moses_lowercase"

@@ -368,6 +368,11 @@ def _check_trainable(path: Path, content: dict[str, Any]) -> None:
             f"Checkpoint {path} is the average of those of steps {', '.join(map(str, steps))}: it is read by translate,"
             " score and evaluate, and cannot be trained. Choose another --workdir."
         )
+    if content.get("progress", {}).get("reproduced"):
+        raise UserError(
+            f"Checkpoint {path} is the best of a seed that was trained by reproduce: it is read by translate, score and"
+            " evaluate, and cannot be trained. Choose another --workdir."
+        )
 
 
 def _check_origin(path: Path, content: dict[str, Any], workdir: Path, origin: Origin) -> None:

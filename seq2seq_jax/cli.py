@@ -18,13 +18,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import tyro
 
 from seq2seq_jax import __version__, console, text_files
 from seq2seq_jax.arguments import HELP, Given, options_of, parse, read, value_of
-from seq2seq_jax.config import BleuTokenizer, Config, DataConfig, DecodeConfig
+from seq2seq_jax.config import PUBLISHED, BleuTokenizer, Config, DataConfig, DecodeConfig
 from seq2seq_jax.config_file import find_config, load_config
 from seq2seq_jax.errors import UserError, did_you_mean, shortened
 from seq2seq_jax.run_directory import check_text, read_config
@@ -53,9 +53,26 @@ class TrainArguments:
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
+Experiment = TypeVar("Experiment", bound=TrainArguments)
+
+
 @dataclass(frozen=True)
 class PlanArguments(TrainArguments):
     """Says what training would cost: parameters, memory, operations, time. Takes train's options; trains nothing."""
+
+
+@dataclass(frozen=True)
+class ReproduceArguments(TrainArguments):
+    """Trains several seeds in one program, tests each and compares with the published score. Resumes as train does."""
+
+    workdir: Path | None = None
+    """Directory of the seeds' runs; by default runs/, the config's name and -seeds."""
+    num_seeds: int = 5
+    """How many: train.seed and those after it."""
+
+    def __post_init__(self) -> None:
+        if self.num_seeds < 2:
+            raise UserError(f"--num-seeds must be 2 or more, got {self.num_seeds}: one has no standard deviation.")
 
 
 @dataclass(frozen=True)
@@ -213,17 +230,29 @@ def _program() -> str:
 
 
 def _train(given: Sequence[Given], repository: Path | None) -> int:
-    settings, workdir = _experiment("train", TrainArguments, given, repository)
+    settings, workdir, _ = _experiment("train", TrainArguments, given, repository)
     _configure_jax()
     from seq2seq_jax.training.loop import train
 
-    status = train(settings, workdir).status
+    return _code_of(train(settings, workdir).status)
+
+
+def _reproduce(given: Sequence[Given], repository: Path | None) -> int:
+    settings, workdir, arguments = _experiment("reproduce", ReproduceArguments, given, repository, "-seeds")
+    _configure_jax()
+    from seq2seq_jax.training.reproduction import reproduce
+
+    return _code_of(reproduce(settings, arguments.num_seeds, workdir).status)
+
+
+def _code_of(status: str) -> int:
+    """The exit code of a training."""
     return {"interrupted": INTERRUPTED, "terminated": TERMINATED}.get(status, 0)
 
 
 def _plan(given: Sequence[Given], repository: Path | None) -> int:
     console.check_output()
-    settings, _ = _experiment("plan", PlanArguments, given, repository)
+    settings, _, _ = _experiment("plan", PlanArguments, given, repository)
     _configure_jax()
     from seq2seq_jax.training.costs.planning import plan
 
@@ -232,18 +261,23 @@ def _plan(given: Sequence[Given], repository: Path | None) -> int:
 
 
 def _experiment(
-    command: str, cls: type[TrainArguments], given: Sequence[Given], repository: Path | None
-) -> tuple[Config, Path]:
-    """The settings of the config file with the command line's in their place, and the run directory."""
+    command: str, cls: type[Experiment], given: Sequence[Given], repository: Path | None, suffix: str = ""
+) -> tuple[Config, Path, Experiment]:
+    """The settings of the config file with the command line's in their place, the run directory, and all options."""
     path = find_config(value_of(given, "config"), repository)
     default = cls(path, settings=load_config(path))
     program = _program()
     program = f"python {program}" if program.endswith(".py") else f"{program} {command}"
     arguments = parse(cls, given, default=default, prog=program)
-    settings, workdir = arguments.settings, arguments.workdir or Path("runs") / path.stem
-    if settings.published == default.settings.published and _is_another_task(settings.data, default.settings.data):
-        settings = replace(settings, published="")  # nobody published anything about it
-    return settings, workdir
+    settings, workdir = arguments.settings, arguments.workdir or Path("runs") / f"{path.stem}{suffix}"
+    if _published(settings) == _published(default.settings) and _is_another_task(settings.data, default.settings.data):
+        nothing = {name: getattr(Config, name) for name in PUBLISHED}
+        settings = replace(settings, **nothing)  # nobody published anything about it
+    return settings, workdir, arguments
+
+
+def _published(settings: Config) -> list[Any]:
+    return [getattr(settings, name) for name in PUBLISHED]
 
 
 def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
@@ -356,6 +390,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command(TrainArguments, _train),
+    "reproduce": Command(ReproduceArguments, _reproduce),
     "plan": Command(PlanArguments, _plan),
     "evaluate": Command(EvaluateArguments, _evaluate),
     "translate": Command(TranslateArguments, _translate),

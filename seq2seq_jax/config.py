@@ -28,6 +28,8 @@ COUNT_OR_NONE = Bounds(0, COUNT.largest)
 SHARE = Bounds(0, 0.999_999)  # in float32 nearer ones are 1
 SEED = Bounds(0, 2**32 - 1)  # JAX drops the bits above
 MOST_HYPOTHESES = 1_000_000
+PUBLISHED = ("published", "published_metric", "published_score", "published_band", "published_split")
+"""What was published of an experiment, which changes nothing in it."""
 MAY_BE_EMPTY = "may be empty"
 """Marks text that may be empty; any other text says something."""
 
@@ -50,6 +52,17 @@ STATE_PARTS = {
 WITHOUT_RECURRENT_WEIGHTS = ("min_lstm", "min_gru")
 """Cells in which h enters no product."""
 Ties = Literal["none", "source_target", "target_output", "all"]
+PublishedMetric = Literal[
+    "bleu",
+    "bleu_lowercase",
+    "bleu_moses_lowercase",
+    "chrf",
+    "chrf_lowercase",
+    "exact_match",
+    "token_accuracy",
+    "loss",
+    "perplexity",
+]
 BleuTokenizer = Literal["13a", "intl", "zh", "char", "none", "ja-mecab", "ko-mecab"]
 
 
@@ -543,6 +556,9 @@ class TrainConfig:
     """Steps between rows of metrics.jsonl."""
     seed: Annotated[int, SEED] = 0
     """Of initial values, data order and dropout."""
+    shape_seed: Annotated[int | None, SEED] = None
+    """Of the order in which the shapes of batches follow one another, where it is another; None for seed. The seeds of
+    the command reproduce share one, that of the first, so that each is trained alone by naming it."""
     label_smoothing: Annotated[float, SHARE] = 0.0
     """Share of probability spread evenly over the vocabulary (Szegedy et al. 2016)."""
     coverage_loss: Annotated[float, Bounds(0, 1_000)] = 0.0
@@ -625,6 +641,14 @@ class Config:
     """Language of the target (en, de, ...), to report BLEU by the protocol of the WMT multimodal task too."""
     published: Annotated[str, MAY_BE_EMPTY] = ""
     """Published result of the same experiment, printed beside the final score."""
+    published_metric: PublishedMetric | None = None
+    """The score that it is of, for the verdict of the command reproduce."""
+    published_score: Annotated[float | None, Bounds(0, 1_000_000)] = None
+    """Its value, in percent or as the metric has it."""
+    published_band: Annotated[float | None, Bounds(0, 1_000_000)] = None
+    """How far from it a mean over seeds still reproduces it; None for one standard deviation of the seeds."""
+    published_split: str | None = None
+    """The test split that it was scored on; None where there is but one."""
 
     def __post_init__(self) -> None:
         _check("", self)
@@ -648,12 +672,33 @@ class Config:
                 f"model.features {self.model.features} reads the tags of data.features, which is not set; name their"
                 " column, or set model.features prepend."
             )
+        _check_published(self)
         if self.optimizer.schedule == "cosine" and self.optimizer.warmup_steps >= self.train.num_steps:
             raise UserError(
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} leaves nothing of"
                 f" train.num_steps {self.train.num_steps} for the cosine; use fewer, say"
                 f" {self.train.num_steps // 20}, or more steps."
             )
+
+
+def _check_published(config: Config) -> None:
+    metric, score = config.published_metric, config.published_score
+    if (metric is None) != (score is None):
+        given, missing = ("score", "metric") if metric is None else ("metric", "score")
+        raise UserError(
+            f"published_{given} {score if metric is None else metric} needs published_{missing}: a score is"
+            " compared by its metric. Give both, or neither."
+        )
+    for name in ("band", "split"):
+        if score is None and (value := getattr(config, f"published_{name}")) is not None:
+            raise UserError(
+                f"published_{name} {shown(value)} belongs to a published_score, and there is none; give"
+                " published_metric and published_score, or leave it out."
+            )
+    if score is not None and score > 100 and metric not in ("loss", "perplexity"):
+        raise UserError(f"published_score {score:g} is more than 100, and {metric} is in percent.")
+    if metric == "bleu_moses_lowercase" and not config.moses_language:
+        raise UserError("published_metric bleu_moses_lowercase is reported with moses_language, which is not set.")
 
 
 def to_json(config: Config) -> str:

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seq2seq_jax.cache import existing_folder, try_lock, write_whole
-from seq2seq_jax.config import Config, differences, from_json, to_json
+from seq2seq_jax.config import PUBLISHED, Config, differences, from_json, to_json
 from seq2seq_jax.errors import UserError, nearest
 from seq2seq_jax.signals import undoing
 
 VOCABULARY = "vocabulary"
 """Folder of the vocabularies."""
+SEEDS = "seeds"
+"""Folder of the run directories of several seeds, 0, 1 and so on."""
 _FINGERPRINT = Path(VOCABULARY, "corpus.txt")  # hash of the text that the run reads
 _LOCK = "lock"
 _FILES = ("train_files", "validation_files", "test_files")
@@ -146,12 +148,14 @@ class Origin(NamedTuple):
       source: fingerprint of the source vocabulary.
       target: fingerprint of the target vocabulary.
       corpus: hash of the text, or None where an older version kept none.
+      num_seeds: 1, or how many seeds it holds that are trained together.
     """
 
     config: Config
     source: str
     target: str
     corpus: str | None
+    num_seeds: int = 1
 
     def as_json(self) -> dict[str, Any]:
         """Returns what JSON can hold."""
@@ -170,6 +174,8 @@ def check_origin(workdir: Path, checkpoint: Path, kept: dict[str, Any], here: Or
     Raises:
       UserError: names the file that differs and, of the configuration, the fields.
     """
+    if (num_seeds := kept.get("num_seeds", 1)) != here.num_seeds:
+        raise UserError(_of_other_seeds(workdir, checkpoint, num_seeds, here.num_seeds))
     if changed := _differences(from_json(json.dumps(kept["config"])), here.config):
         fields = "\n  ".join(changed)
         raise UserError(
@@ -191,17 +197,32 @@ def check_origin(workdir: Path, checkpoint: Path, kept: dict[str, Any], here: Or
         )
 
 
+def _of_other_seeds(workdir: Path, checkpoint: Path, kept: int, here: int) -> str:
+    if kept == 1:
+        return f"Checkpoint {checkpoint} is of a run by itself, and not of {here} seeds. Choose another --workdir."
+    if here > 1:
+        return (
+            f"Checkpoint {checkpoint} holds {kept} seeds, and --num-seeds is {here}. Give --num-seeds {kept}, or choose"
+            " another --workdir."
+        )
+    return (
+        f"Checkpoint {checkpoint} holds {kept} seeds, which the command reproduce trains. When it is done, each of them"
+        f" is a run directory: {workdir / SEEDS / '0'} and so on."
+    )
+
+
 def _differences(old: Config, new: Config) -> list[str]:
-    """`differences`, but not of where a folder or files lie that both name."""
-    return differences(_without_paths(old), _without_paths(new))
+    """`differences`, but not of where a folder or files lie that both name, nor of what was published."""
+    return differences(_what_counts(old), _what_counts(new))
 
 
-def _without_paths(config: Config) -> Config:
+def _what_counts(config: Config) -> Config:
     data = config.data
     changes: dict[str, Any] = {name: ("source", "target") for name in _FILES if getattr(data, name)}
     if data.corpus.startswith("files:"):
         changes["corpus"] = "files:"
-    return dataclasses.replace(config, data=dataclasses.replace(data, data_dir=None, **changes))
+    nothing: dict[str, Any] = {name: getattr(Config, name) for name in PUBLISHED}
+    return dataclasses.replace(config, data=dataclasses.replace(data, data_dir=None, **changes), **nothing)
 
 
 def _absolute(path: str) -> str:

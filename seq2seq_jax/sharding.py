@@ -40,6 +40,11 @@ def by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, ROWS)
 
 
+def by_rows_of_each(mesh: Mesh) -> NamedSharding:
+    """Of several batches, stacked, each device holds its share of the rows of each."""
+    return NamedSharding(mesh, PartitionSpec(None, DATA))
+
+
 def share_rows(function: Callable, mesh: Mesh, *, in_specs: Any, out_specs: Any) -> Callable:
     """Returns `function`, run by each device on its own rows: the program of one device, for a share of the batch.
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -237,6 +238,47 @@ def test_the_help_of_train_shows_the_defaults_of_the_config_file(call, trained, 
     assert "1234" in out
 
 
+# reproduce
+
+
+@pytest.fixture
+def reproduced(stub, tmp_path, monkeypatch):
+    """A stub of the training of several seeds; the list of what it was called with. Runs in an empty folder."""
+    calls = []
+    result = TrainResult("terminated")
+    stub("training.reproduction", reproduce=lambda *arguments: calls.append(arguments) or result)
+    monkeypatch.chdir(tmp_path)
+    return calls
+
+
+def test_reproduce_takes_the_options_of_train_and_a_number_of_seeds(call, reproduced, tmp_path):
+    path = write_config(tmp_path / "small.py", train="TrainConfig(seed=7)")
+    assert call("reproduce", "--config", path, "--num-seeds", "3", "--published-band", "0.5").code == 2
+    options = ["--published-metric", "bleu", "--published-score", "39", "--published-band", "0.5"]
+    assert call("reproduce", "--config", path, "--num-seeds", "3", "--workdir", "here", *options).code == 143
+    assert call("reproduce", "--config", path).code == 143
+    config = Config(train=TrainConfig(seed=7))
+    published = {"published_metric": "bleu", "published_score": 39.0, "published_band": 0.5}
+    assert reproduced == [(replace(config, **published), 3, Path("here")), (config, 5, Path("runs/small-seeds"))]
+
+
+@pytest.mark.parametrize("number", ["1", "0", "-3"])
+def test_one_seed_is_not_reproduced(refused, reproduced, tmp_path, number):
+    write_config(tmp_path / "configs" / "default.py")
+    message = refused("reproduce", "--num-seeds", number)
+    assert message == f"--num-seeds must be 2 or more, got {number}: one has no standard deviation."
+    assert not reproduced
+
+
+def test_a_published_score_is_not_held_against_another_task(call, trained, tmp_path):
+    published = {"published": "'99.8 %'", "published_metric": "'exact_match'", "published_score": "99.8"}
+    path = write_config(tmp_path / "scan_corpus.py", **published, published_band="0.1")
+    call("train", "--config", path, "--data.corpus", "scan/length")
+    assert trained[0][0] == Config(data=DataConfig(corpus="scan/length"))
+    call("train", "--config", path, "--data.corpus", "scan/length", "--published-score", "20.8")
+    assert trained[1][0].published_score == 20.8
+
+
 # plan
 
 
@@ -260,7 +302,7 @@ MINE = ["--workdir", "runs/mine"]
     ("arguments", "message"),
     [
         (["trian"], "Unknown command trian. Did you mean train?"),
-        (["qqq"], "Unknown command qqq. There are train, plan, evaluate, translate, score, average."),
+        (["qqq"], "Unknown command qqq. There are train, reproduce, plan, evaluate, translate, score, average."),
         (["train", "--model.hiden-size", "5"], "Unknown option --model.hiden-size. Did you mean --model.hidden-size?"),
         (["train", "--model.hiden_size=5"], "Unknown option --model.hiden_size. Did you mean --model.hidden_size?"),
         (["train", "--modle.cell", "lstm"], "Unknown option --modle.cell. Did you mean --model.cell?"),

@@ -325,6 +325,30 @@ def test_a_value_that_cannot_be_shown_is_refused_all_the_same():
         (lambda: DataConfig(train_files=("\udce9", "b")), r"data.train_files is not UTF-8 text, got '\\udce9'"),
         (lambda: Config(published="\ud800"), "published is not UTF-8 text"),
         (
+            lambda: Config(published_score=39.0),
+            "published_score 39.0 needs published_metric: .* Give both, or neither.",
+        ),
+        (lambda: Config(published_metric="bleu"), "published_metric bleu needs published_score: .* both, or neither."),
+        (lambda: Config(published_metric="rouge", published_score=1.0), "published_metric must be one of bleu, "),
+        (
+            lambda: Config(published_band=0.5),
+            "published_band 0.5 belongs to a published_score, and there is none; give",
+        ),
+        (lambda: Config(published_split="test"), "published_split 'test' belongs to a published_score"),
+        (
+            lambda: Config(published_metric="bleu", published_score=390.0),
+            "390 is more than 100, and bleu is in percent",
+        ),
+        (lambda: Config(published_metric="bleu", published_score=-1.0), "published_score must be from 0 to 1,000,000"),
+        (
+            lambda: Config(published_metric="loss", published_score=1.0, published_band=-1.0),
+            "published_band must be from",
+        ),
+        (
+            lambda: Config(published_metric="bleu_moses_lowercase", published_score=39.0),
+            "bleu_moses_lowercase is reported with moses_language, which is not set",
+        ),
+        (
             lambda: Config(model=ModelConfig(tied_embeddings="all"), data=DataConfig(joint_vocabulary=False)),
             "needs data.joint_vocabulary True",
         ),

@@ -6,6 +6,7 @@ the fewest positions, and the batches are a function of (lengths, seed, epoch): 
 position among them is one number, the step.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -254,8 +255,11 @@ class Batching:
         batch_tokens: int | None = None,
         batch_multiple: int = 1,
         seed: int = 0,
+        shape_seed: int | None = None,
     ) -> None:
         """Chooses the shapes and counts their batches.
+
+        With a `shape_seed` the shapes follow one another as they do by that seed.
 
         Raises:
           UserError: every example is too long, or rows cannot be shared evenly.
@@ -278,7 +282,7 @@ class Batching:
             batch_tokens=batch_tokens,
             batch_multiple=batch_multiple,
         )
-        self.seed = seed
+        self.seed, self.shape_seed = seed, seed if shape_seed is None else shape_seed
         own = _cheapest(self.shapes, sources, targets)
         self._members = [kept[own == index] for index in range(len(self.shapes))]
         self._flow = _settle(self.shapes, [len(members) for members in self._members])
@@ -296,6 +300,12 @@ class Batching:
         examples = epoch.examples[epoch.starts[position] : epoch.stops[position]]
         return self.shapes[epoch.shapes[position]], examples
 
+    def with_seed(self, seed: int) -> "Batching":
+        """Returns the same batches filled by another seed: of the same shape at every step."""
+        other = copy.copy(self)
+        other.seed = seed
+        return other
+
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_epoch": None}
 
@@ -305,8 +315,10 @@ class Batching:
         random = np.random.Philox(key=np.array([self.seed, number], np.uint64))
         moved: list[list[np.ndarray]] = [[] for _ in self.shapes]
         parts, shapes, sizes = [], [], []
+        num_drawn = 0
         for index, (shape, step) in enumerate(zip(self.shapes, self._flow, strict=True)):
             members = np.concatenate([self._members[index], *moved[index]])
+            num_drawn += len(members)
             members = members[_shuffled(random, len(members))]
             stay = len(members) - step.num_moved
             if step.num_moved:
@@ -315,6 +327,9 @@ class Batching:
             shapes += [index] * step.num_batches
             sizes += [min(shape.batch, stay - start) for start in range(0, step.num_batches * shape.batch, shape.batch)]
         stops = np.cumsum(sizes)
+        if self.shape_seed != self.seed:
+            random = np.random.Philox(key=np.array([self.shape_seed, number], np.uint64))
+            random.random_raw(num_drawn)  # as many as that seed takes before it comes to the order
         order = _shuffled(random, len(shapes))
         return _Epoch(number, np.array(shapes)[order], (stops - sizes)[order], stops[order], np.concatenate(parts))
 

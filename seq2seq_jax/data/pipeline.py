@@ -1,8 +1,8 @@
 """Encoded text to padded batches, by Grain; a position is one number, the step."""
 
 import dataclasses
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -46,10 +46,35 @@ def training_batches(encoded: EncodedSplit, batching: Batching, start_step: int,
 
     A batch depends on its step alone. One thread makes batches ahead of their use.
     """
-    dataset = grain.MapDataset.source(_Batches(encoded, batching, num_steps))
+    return _prefetched(_Batches(encoded, batching, num_steps), start_step)
+
+
+def _prefetched(source: Any, start_step: int) -> Iterator[Batch]:
+    dataset = grain.MapDataset.source(source)
     iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
     iterator.set_state({"next_index": start_step})
     return iterator
+
+
+class _StackedBatches:
+    """The batches of several runs as one Grain source: element i is those of step i, stacked."""
+
+    def __init__(self, encoded: EncodedSplit, batchings: Sequence[Batching], num_steps: int) -> None:
+        self._runs = [_Batches(encoded, batching, num_steps) for batching in batchings]
+
+    def __len__(self) -> int:
+        return len(self._runs[0])
+
+    def __getitem__(self, index: int) -> Batch:
+        sides = zip(*(run[index] for run in self._runs), strict=True)
+        return Batch(*(Padded(*map(np.stack, zip(*side, strict=True))) for side in sides))
+
+
+def stacked_batches(
+    encoded: EncodedSplit, batchings: Sequence[Batching], start_step: int, num_steps: int
+) -> Iterator[Batch]:
+    """Returns `training_batches` of several runs, stacked; they have the same shape at every step, see `with_seed`."""
+    return _prefetched(_StackedBatches(encoded, batchings, num_steps), start_step)
 
 
 def evaluation_batches(

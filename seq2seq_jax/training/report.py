@@ -63,7 +63,7 @@ def validation(
     step: int, scores: dict[str, float], samples: list[tuple[str, str, str]], seconds: float
 ) -> Iterator[str]:
     """One line of scores, and the samples."""
-    numbers = "  ".join(f"{name} {scores[name]:.4g}" for name in _shown(scores))
+    numbers = "  ".join(f"{name} {scores[name]:.4g}" for name in shown(scores))
     yield f"Step {step:,} after {duration(seconds)}: validation {numbers}"
     for source, reference, hypothesis in samples:
         yield f"    source     {_shortened(source)}"
@@ -88,9 +88,9 @@ def test(name: str, scores: dict[str, Any], decode: DecodeConfig) -> Iterator[st
     search = "greedy" if decode.beam_size == 1 else f"beam {decode.beam_size}"
     rate = f"{scores['sentences_per_second']:,.0f} sentences/s"
     yield f"Split {name}, {counted(scores['sentences'], 'sentence')}, {search}, {rate}:"
-    for metric in _shown(scores):
+    for metric in shown(scores):
         signature = scores.get(f"{metric}_signature", "")
-        yield f"    {metric:<20} {_number(scores[metric]):>9}  {signature}".rstrip()
+        yield f"    {metric:<20} {number(scores[metric]):>9}  {signature}".rstrip()
     yield from (f"    {remark}" for remark in scores.get("remarks", ()))
 
 
@@ -102,12 +102,22 @@ def farewell(config: Config, workdir: Path) -> Iterator[str]:
     yield f"Use it      python -m seq2seq_jax translate --workdir {shlex.quote(str(workdir))}"
 
 
-def _shown(scores: Mapping[str, Any]) -> list[str]:
+def farewell_of_seeds(config: Config, sentence: str, workdir: Path) -> Iterator[str]:
+    """The published result, the verdict, and where to look next."""
+    if config.published:
+        yield f"Published   {config.published}"
+    if sentence:
+        yield f"Verdict     {sentence}"
+    yield f"Outputs     {workdir}/reproduction.md and .json, a run directory a seed in {workdir}/seeds"
+    yield f"Use it      python -m seq2seq_jax translate --workdir {shlex.quote(str(workdir / 'seeds' / '0'))}"
+
+
+def shown(scores: Mapping[str, Any]) -> list[str]:
     """Names of the scores that are printed; a count of nothing is not."""
     return [name for name in HEADLINES if name in scores and (name != "cut_outputs" or scores[name])]
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Four places after the point, or as few digits as say how large it is."""
     if isinstance(value, int):
         return f"{value:,}"

@@ -28,8 +28,9 @@ from seq2seq_jax.data.vectors import Vectors, load_vectors
 from seq2seq_jax.data.vocabulary import Vocabularies, build_vocabularies, load_vocabularies, save_vocabularies
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.padded import Padded
-from seq2seq_jax.sharding import by_rows
+from seq2seq_jax.sharding import by_rows, by_rows_of_each
 from seq2seq_jax.symbols import NUM_SPECIAL
+from seq2seq_jax.training.seeds import SeedsState, jit_seeds_step
 from seq2seq_jax.training.step import TrainState, jit_train_step
 from seq2seq_jax.translator import vocab_sizes
 
@@ -83,6 +84,7 @@ def arrange_batches(config: Config, train: EncodedSplit, num_devices: int) -> Ba
         batch_tokens=config.data.batch_tokens,
         batch_multiple=num_devices * config.train.accumulate_steps,
         seed=config.train.seed,
+        shape_seed=config.train.shape_seed,
     )
 
 
@@ -116,36 +118,52 @@ class CompiledStep(NamedTuple):
     """That its compilation took, beside others; little where a cache had it."""
 
 
-def compile_step(step: JitWrapped, abstract: TrainState, shape: BatchShape, mesh: Mesh) -> CompiledStep:
+def make_step(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh, num_seeds: int | None) -> JitWrapped:
+    """The train step, of one run or of as many seeds."""
+    if num_seeds is None:
+        return jit_train_step(config, vocab_sizes, mesh)
+    return jit_seeds_step(config, vocab_sizes, mesh, num_seeds)
+
+
+def compile_step(
+    step: JitWrapped,
+    abstract: TrainState | SeedsState,
+    shape: BatchShape,
+    mesh: Mesh,
+    num_seeds: int | None = None,
+) -> CompiledStep:
     """Compiles the train step for the batches of one shape, none of which is needed for it."""
     start = time.perf_counter()
-    traced = step.trace(abstract, *(abstract_sequences(shape.batch, n, mesh) for n in (shape.source, shape.target)))
+    source, target = (abstract_sequences(shape.batch, n, mesh, num_seeds) for n in (shape.source, shape.target))
+    traced = step.trace(abstract, source, target)
     update = traced.lower().compile()
     return CompiledStep(shape, update, traced.jaxpr, time.perf_counter() - start)
 
 
-def abstract_sequences(batch: int, width: int, mesh: Mesh) -> Padded:
-    """Shape of one side of a batch, its rows spread over devices."""
-    array = partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=by_rows(mesh))
-    return Padded(array((batch, width)), array((batch,)))
+def abstract_sequences(batch: int, width: int, mesh: Mesh, num_seeds: int | None = None) -> Padded:
+    """Shape of one side of a batch, or of those of as many seeds, its rows spread over devices."""
+    stacked, sharding = ((), by_rows(mesh)) if num_seeds is None else ((num_seeds,), by_rows_of_each(mesh))
+    array = partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=sharding)
+    return Padded(array((*stacked, batch, width)), array((*stacked, batch)))
 
 
 def compile_steps(
     config: Config,
     material: Material,
     mesh: Mesh,
-    abstract: TrainState,
+    abstract: TrainState | SeedsState,
     say: Callable[[str], None],
+    num_seeds: int | None = None,
 ) -> list[CompiledStep]:
     """The train step compiled for every batch shape, side by side: nothing compiles after step 1."""
-    start = time.perf_counter()
-    step, shapes = jit_train_step(config, vocab_sizes(material.vocabularies), mesh), material.batching.shapes
+    start, shapes = time.perf_counter(), material.batching.shapes
+    step = make_step(config, vocab_sizes(material.vocabularies), mesh, num_seeds)
     compiled: list[CompiledStep] = []
     # No more at once than cores: they would only take each other's time.
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         with progress_bar() as progress:
-            for future in [pool.submit(compile_step, step, abstract, shape, mesh) for shape in shapes]:
+            for future in [pool.submit(compile_step, step, abstract, shape, mesh, num_seeds) for shape in shapes]:
                 compiled.append(future.result())
                 progress("compiling", len(compiled), len(shapes))
     finally:

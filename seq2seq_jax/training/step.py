@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.stages import Wrapped as JitWrapped
 from jaxtyping import Array, Bool, Float, Int
 
@@ -68,19 +68,25 @@ def initial_state(
     config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh, vectors: Mapping[str, Vectors] = {}
 ) -> TrainState:
     """State before the first step, on every device of the mesh; `vectors`, by side, take the place of random rows."""
-    initial = partial(_initial_state, config, vocab_sizes)
+
+    def initial(vectors: dict[str, Vectors]) -> TrainState:
+        return first_state(config, vocab_sizes, jax.random.key(config.train.seed), vectors)
+
     return jax.jit(initial, out_shardings=replicated(mesh), compiler_options=compiler_options())(dict(vectors))
 
 
 def abstract_state(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, to restore a checkpoint into."""
-    shapes = jax.eval_shape(partial(_initial_state, config, vocab_sizes, {}))
+    shapes = jax.eval_shape(lambda: first_state(config, vocab_sizes, jax.random.key(config.train.seed), {}))
     sharding = replicated(mesh)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
 
 
-def _initial_state(config: Config, vocab_sizes: tuple[int, ...], vectors: dict[str, Vectors]) -> TrainState:
-    model = build_model(config.model, vocab_sizes, jax.random.fold_in(jax.random.key(config.train.seed), 0))
+def first_state(
+    config: Config, vocab_sizes: tuple[int, ...], seed_key: Array, vectors: dict[str, Vectors]
+) -> TrainState:
+    """State before the first step of the run with this key, made of its seed; to be compiled."""
+    model = build_model(config.model, vocab_sizes, jax.random.fold_in(seed_key, 0))
     for side, (ids, rows) in vectors.items():
         table = getattr(model, f"{side}_table")
         table[...] = table[...].at[ids].set(rows)
@@ -104,7 +110,28 @@ def empty_window() -> Window:
 
 
 def jit_train_step(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> JitWrapped:
-    """Returns the update: `(state, source, target) -> state`. The old state is consumed.
+    """Returns the update: `(state, source, target) -> state`. The old state is consumed."""
+    update = make_update(config, vocab_sizes, mesh)
+
+    def step(state: TrainState, source: Padded, target: Padded) -> TrainState:
+        return update(jax.random.key(config.train.seed), state, source, target)
+
+    return jit_step(step, mesh, by_rows(mesh))
+
+
+def jit_step(step: Callable, mesh: Mesh, batches: NamedSharding) -> JitWrapped:
+    """Compiles `(state, source, target) -> state`; `batches` says how devices share them."""
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(replicated(mesh), batches, batches),
+        out_shardings=replicated(mesh),
+        compiler_options=compiler_options(),
+    )
+
+
+def make_update(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> Callable:
+    """Returns `(seed_key, state, source, target) -> state`, with the key made of a run's seed.
 
     The gradient is the sum over all rows divided by the number of real target
     tokens in the whole batch, so that devices, accumulation and padding agree.
@@ -115,19 +142,12 @@ def jit_train_step(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> 
     schedule = make_schedule(config.optimizer, config.train.num_steps)
     gradients_of = _shared_gradients(config, vocab_sizes, mesh)
 
-    def step(state: TrainState, source: Padded, target: Padded) -> TrainState:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.train.seed), 1), state.step)
+    def update(seed_key: Array, state: TrainState, source: Padded, target: Padded) -> TrainState:
+        key = jax.random.fold_in(jax.random.fold_in(seed_key, 1), state.step)
         gradients, mean_loss, tokens = gradients_of(state.params, source, target, key)
         return _update(state, config, optimizer, schedule, gradients, mean_loss * tokens, tokens)
 
-    shardings = replicated(mesh), by_rows(mesh), by_rows(mesh)
-    return jax.jit(
-        step,
-        donate_argnums=0,
-        in_shardings=shardings,
-        out_shardings=replicated(mesh),
-        compiler_options=compiler_options(),
-    )
+    return update
 
 
 def _shared_gradients(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> Callable:

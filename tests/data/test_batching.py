@@ -109,6 +109,21 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert orders[0][: one.num_batches] != orders[0][one.num_batches : 2 * one.num_batches]
 
 
+def test_another_shape_seed_lends_its_shapes_and_the_examples_stay_the_seeds_own():
+    source, target = lengths()
+    plain = {seed: arranged(source, target, seed=seed) for seed in (3, 4)}
+    assert [shape for shape, _ in epoch(plain[3], 0)] != [shape for shape, _ in epoch(plain[4], 0)]
+    for batches in (arranged(source, target, seed=4, shape_seed=3), plain[3].with_seed(4)):
+        for number in (0, 1):
+            mixed, lent, own = epoch(batches, number), epoch(plain[3], number), epoch(plain[4], number)
+            assert [shape for shape, _ in mixed] == [shape for shape, _ in lent]
+            assert [len(examples) for _, examples in mixed] == [len(examples) for _, examples in lent]
+            as_own = {(shape, tuple(examples)) for shape, examples in own}
+            assert {(shape, tuple(examples)) for shape, examples in mixed} == as_own
+    same = zip(epoch(arranged(source, target, seed=3, shape_seed=3), 1), epoch(plain[3], 1), strict=True)
+    assert all(np.array_equal(one[1], other[1]) for one, other in same)
+
+
 def test_a_batch_does_not_depend_on_what_was_read_before():
     batches = arranged(*lengths())
     steps = [0, 500, 3, 499, 100_000, 1, 500]

@@ -33,9 +33,9 @@ def doorway(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Doorway:
 
 @pytest.fixture(scope="module")
 def no_training(compiled: None) -> Iterator[None]:
-    """`train` and `plan` end where they would compile: text, vocabularies and batches are there by then."""
+    """`train`, `reproduce`, `plan` end where they would compile: text, vocabularies and batches are there by then."""
     from seq2seq_jax import cli
-    from seq2seq_jax.training import loop
+    from seq2seq_jax.training import loop, reproduction
     from seq2seq_jax.training.costs import planning
     from seq2seq_jax.training.setup import Material
 
@@ -46,6 +46,7 @@ def no_training(compiled: None) -> Iterator[None]:
     with (
         mock.patch.object(cli, "_configure_jax"),  # as the fixture `compiled` has it
         mock.patch.object(loop, "compile_steps", stop),
+        mock.patch.object(reproduction, "compile_steps", stop),
         mock.patch.object(planning, "compile_steps", stop),
     ):
         yield

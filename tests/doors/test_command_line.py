@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_training", "echo")
 OPTIONS = {name: options_of(command.arguments) for name, command in COMMANDS.items()}
 NEEDED = {
     "train": [],
+    "reproduce": [],
     "plan": [],
     "evaluate": ["--workdir", "../run"],
     "translate": ["--workdir", "../run"],

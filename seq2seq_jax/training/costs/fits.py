@@ -14,8 +14,9 @@ from seq2seq_jax.data.progress import ProgressCallback, progress_bar
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.training.costs.available import available_bytes
 from seq2seq_jax.training.costs.counts import Footprint, footprint, size
-from seq2seq_jax.training.setup import CompiledStep, Material, arrange_batches, compile_step
-from seq2seq_jax.training.step import TrainState, jit_train_step
+from seq2seq_jax.training.seeds import SeedsState
+from seq2seq_jax.training.setup import CompiledStep, Material, arrange_batches, compile_step, make_step
+from seq2seq_jax.training.step import TrainState
 from seq2seq_jax.translator import vocab_sizes
 from seq2seq_jax.wording import megabytes
 
@@ -23,9 +24,16 @@ _MAX_TRIES = 8  # batch sizes looked at, each of which may take a compilation
 
 
 def check_fits(
-    config: Config, material: Material, mesh: Mesh, abstract: TrainState, compiled: Sequence[CompiledStep]
+    config: Config,
+    material: Material,
+    mesh: Mesh,
+    abstract: TrainState | SeedsState,
+    compiled: Sequence[CompiledStep],
+    num_seeds: int | None = None,
 ) -> None:
     """Refuses a run whose dearest step needs more memory than a device has; to be asked before there is a state.
+
+    A step is that of one run, or of `num_seeds` at once.
 
     Where a step on a CPU fits together with what `keep_freed_memory` may cost,
     freed memory is kept from now on.
@@ -47,17 +55,20 @@ def check_fits(
         return
     each = "" if mesh.size == 1 else " on each device"
     if needs[worst].fixed > available:
-        raise _state_too_large(needs[worst].fixed, available, each)
+        raise _state_too_large(needs[worst].fixed, available, each, num_seeds)
     with progress_bar() as progress:
-        trial = _Trial(config, material, mesh, abstract, needs, progress)
+        trial = _Trial(config, material, mesh, abstract, needs, progress, num_seeds)
         fit = largest_that_fits(trial.need, available, trial.units, needs[worst].total)
+    seeds = "" if num_seeds is None else f" for each of {num_seeds} seeds"
+    fewer = "" if num_seeds is None else " Or train fewer: a smaller --num-seeds."
     raise UserError(
-        f"A training step of {worst.batch} sentences, {worst.source} source and {worst.target} target positions needs"
-        f" {megabytes(needs[worst].total)} MB{each}, and {megabytes(available)} MB are available. {trial.advice(fit)}"
+        f"A training step of {worst.batch} sentences{seeds}, {worst.source} source and {worst.target} target positions"
+        f" needs {megabytes(needs[worst].total)} MB{each}, and {megabytes(available)} MB are available."
+        f" {trial.advice(fit)}{fewer}"
     )
 
 
-def check_state_fits(mesh: Mesh, abstract: TrainState) -> None:
+def check_state_fits(mesh: Mesh, abstract: TrainState | SeedsState, num_seeds: int | None = None) -> None:
     """Refuses a model that no device can hold even without a batch; to be asked before anything is compiled.
 
     Raises:
@@ -65,13 +76,14 @@ def check_state_fits(mesh: Mesh, abstract: TrainState) -> None:
     """
     available, needed = available_bytes(mesh.devices.flat), size(abstract).bytes
     if available is not None and needed > available:
-        raise _state_too_large(needed, available, "" if mesh.size == 1 else " on each device")
+        raise _state_too_large(needed, available, "" if mesh.size == 1 else " on each device", num_seeds)
 
 
-def _state_too_large(needed: int, available: int, each: str) -> UserError:
+def _state_too_large(needed: int, available: int, each: str, num_seeds: int | None) -> UserError:
+    seeds, fewer = ("", "") if num_seeds is None else (f" for {num_seeds} seeds", ", or a smaller --num-seeds")
     return UserError(
-        f"Parameters and what the optimizer keeps of them need {megabytes(needed)} MB{each}, and"
-        f" {megabytes(available)} MB are available, before any batch. Choose a smaller model or vocabulary."
+        f"Parameters and what the optimizer keeps of them need {megabytes(needed)} MB{each}{seeds}, and"
+        f" {megabytes(available)} MB are available, before any batch. Choose a smaller model or vocabulary{fewer}."
     )
 
 
@@ -117,14 +129,17 @@ class _Trial:
         config: Config,
         material: Material,
         mesh: Mesh,
-        abstract: TrainState,
+        abstract: TrainState | SeedsState,
         needs: dict[BatchShape, Footprint],
         progress: ProgressCallback,
+        num_seeds: int | None,
     ) -> None:
         self._config, self._material, self._mesh = config, material, mesh
         self._needs, self._progress = needs, progress
-        step = jit_train_step(config, vocab_sizes(material.vocabularies), mesh)
-        self._compile = functools.cache(lambda shape: footprint(compile_step(step, abstract, shape, mesh).update))
+        step = make_step(config, vocab_sizes(material.vocabularies), mesh, num_seeds)
+        self._compile = functools.cache(
+            lambda shape: footprint(compile_step(step, abstract, shape, mesh, num_seeds).update)
+        )
         self.field = "batch_size" if config.data.batch_size is not None else "batch_tokens"
         self._given: int = getattr(config.data, self.field)
         self._unit = mesh.size * config.train.accumulate_steps
