@@ -1,6 +1,7 @@
 """Several seeds of one experiment, trained in one program, and what they say of a published score: `reproduce`."""
 
 import contextlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -263,11 +264,17 @@ class _Seeds:
                 yield Outcome(seed, best_step, scores)
 
     def _make_run(self, workdir: Path, index: int, params: Any, best_step: int) -> None:
-        """Makes the folder of a seed a run directory, which is read like any other; last of all its config.json."""
+        """Makes the folder of a seed a run directory, which is read like any other; last of all its config.json.
+
+        What it was before, by a run whose own files have been removed since, goes first.
+        """
         folder, shape_seed = _folder(workdir, index), self._material.batching.shape_seed
         train = replace(self._config.train, seed=self._config.train.seed + index, shape_seed=shape_seed)
         config = replace(self._config, train=train)
         belongs = origin(config, self._material.vocabularies, self._material.corpus.fingerprint)
+        (folder / "config.json").unlink(missing_ok=True)
+        for name in (run_directory.VOCABULARY, "checkpoints"):
+            shutil.rmtree(folder / name, ignore_errors=True)
         with Checkpoints(folder, belongs) as checkpoints:
             checkpoints.save(best_step, {"params": params}, {"best_step": best_step, "reproduced": True})
         begin(config, self._material, folder)

@@ -3,8 +3,11 @@
 import json
 import math
 import os
+import shutil
 import signal
 import statistics
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -125,6 +128,37 @@ def test_a_seed_that_has_ended_does_not_move_while_others_go_on(way):
     assert not same_bits(of(after, 2).params, jax.tree.map(lambda leaf: leaf[2], start.runs).params)
 
 
+ON_TWO_DEVICES = """
+import json, sys, jax
+from seq2seq_jax.config import MeshConfig
+from seq2seq_jax.sharding import make_mesh
+from seq2seq_jax.training import seeds
+from tests.training.test_reproduction import DROPOUT, N, SIZES, stacked_pairs
+if sys.argv[1] == "at once":
+    seeds._over_seeds = lambda function, _: jax.vmap(function)
+found = {}
+for devices in (1, 2):
+    mesh = make_mesh(MeshConfig(data=devices))
+    state, update = seeds.initial_seeds(DROPOUT, SIZES, mesh, N), seeds.jit_seeds_step(DROPOUT, SIZES, mesh, N)
+    for step in range(2):
+        state = update(state, *stacked_pairs(step))
+    found[devices] = [leaf.ravel().tolist() for leaf in jax.tree.leaves((state.runs.params, state.runs.window))]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("way", ["one after another", "at once"])
+def test_two_devices_share_the_rows_of_every_seed(repository, way):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    command = [sys.executable, "-c", ON_TWO_DEVICES, way]
+    environment = os.environ | {"XLA_FLAGS": flags}
+    done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    for one, two in zip(found["1"], found["2"], strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+
+
 # whole runs
 
 
@@ -198,6 +232,26 @@ def test_a_finished_one_trains_nothing_and_says_the_same(unbroken, config, capfd
     assert [(unbroken / name).read_text() for name in ("reproduction.json", "reproduction.md")] == before
     out = capfd.readouterr().out
     assert "Seeds       3, 4 to 6, trained in one program" in out and "Verdict     BELOW" in out
+
+
+def test_another_band_is_another_verdict_on_the_same_runs(unbroken, config, tmp_path):
+    workdir = Path(shutil.copytree(unbroken, tmp_path / "copied"))
+    result = reproduce(replace(config, published_band=100.0), N, workdir)
+    assert result.verdict == "REPRODUCED"
+    assert "published_band is 100.0000" in (workdir / "reproduction.md").read_text()
+    assert same_runs(workdir, unbroken)
+
+
+def test_what_an_earlier_run_left_of_a_seed_is_replaced(unbroken, config, tmp_path):
+    workdir = Path(shutil.copytree(unbroken, tmp_path / "copied"))
+    for name in ("checkpoints", "vocabulary"):
+        shutil.rmtree(workdir / name)
+    (workdir / "config.json").unlink()
+    shorter = replace(config, train=replace(config.train, num_steps=4, seed=0, evaluate_every=4))
+    reproduce(shorter, 2, workdir)
+    left = load(workdir / "seeds" / "1")
+    assert left.step == 4 and left.config.train.seed == 1
+    assert [row["step"] for row in rows(workdir / "seeds" / "1")] == [2, 4, 4]
 
 
 def interrupt_at(step: int, number: int, patch: pytest.MonkeyPatch) -> None:
