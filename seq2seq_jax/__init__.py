@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from seq2seq_jax.recurrence import scan
     from seq2seq_jax.seq2seq import Seq2Seq
     from seq2seq_jax.training.loop import train
+    from seq2seq_jax.training.reproduction import reproduce
     from seq2seq_jax.translator import Hypothesis, Translator, load
 
 __version__ = "0.2.0"
@@ -44,6 +45,7 @@ __all__ = [
     "Translator",
     "UserError",
     "load",
+    "reproduce",
     "scan",
     "train",
 ]
@@ -59,6 +61,7 @@ _LAZY = dict.fromkeys(
     "Translator": "seq2seq_jax.translator",
     "UserError": "seq2seq_jax.errors",
     "load": "seq2seq_jax.translator",
+    "reproduce": "seq2seq_jax.training.reproduction",
     "scan": "seq2seq_jax.recurrence",
     "train": "seq2seq_jax.training.loop",
 }
