@@ -50,6 +50,7 @@ STATE_PARTS = {
 WITHOUT_RECURRENT_WEIGHTS = ("min_lstm", "min_gru")
 """Cells in which h enters no product."""
 Ties = Literal["none", "source_target", "target_output", "all"]
+Mixture = Literal["linear", "log_linear"]
 BleuTokenizer = Literal["13a", "intl", "zh", "char", "none", "ja-mecab", "ko-mecab"]
 
 
@@ -587,6 +588,9 @@ class DecodeConfig:
     """Longest output: this many times the source's tokens, and ten more."""
     batch_size: Annotated[int, Bounds(1, 100_000)] = 32
     """Sentences decoded at once."""
+    ensemble: Mixture = "linear"
+    """What several runs, given together, make of the next token: linear, the mean of their probabilities; or
+    log_linear, that of their log-probabilities, by which each of them can rule a token out."""
 
     def __post_init__(self) -> None:
         _check("decode.", self)

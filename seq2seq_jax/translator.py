@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from seq2seq_jax import run_directory, signals
-from seq2seq_jax.build import abstract_params, model_graph
+from seq2seq_jax.build import abstract_params, ensemble_graph, model_graph
 from seq2seq_jax.checkpoint import restore_params
-from seq2seq_jax.config import Config, DecodeConfig
+from seq2seq_jax.config import Config, DecodeConfig, ModelConfig
 from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.data.batching import round_up, similar_groups
 from seq2seq_jax.data.encoded import EncodedSplit, Rows, encode_lines
@@ -26,11 +26,12 @@ from seq2seq_jax.data.vocabulary import Vocabularies, load_vocabularies
 from seq2seq_jax.decoding.beam import beam_search
 from seq2seq_jax.decoding.greedy import greedy_search
 from seq2seq_jax.decoding.hypotheses import Found
+from seq2seq_jax.ensemble import Ensemble, together
 from seq2seq_jax.losses import correct_tokens, token_losses
 from seq2seq_jax.outputs import Predicted, scores
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.run_directory import Origin
-from seq2seq_jax.seq2seq import SearchTables, Seq2Seq
+from seq2seq_jax.seq2seq import Seq2Seq
 from seq2seq_jax.sharding import ROWS, WHOLE, by_rows, one_device, replicated, share_rows
 from seq2seq_jax.symbols import PAD
 from seq2seq_jax.wording import counted, part_of
@@ -80,10 +81,11 @@ class Translator:
     Args:
       config: the run's configuration.
       vocabularies: of both sides.
-      params: as `training.step` holds them.
+      params: as `training.step` holds them; those of an ensemble by `ensemble.together`.
       decode: search settings; by default the run's own.
       mesh: devices that share the rows of every batch; by default one.
-      step: of the checkpoint that the parameters are from, where it is known.
+      step: of the checkpoint that the parameters are from, where it is known; of an ensemble one for each model.
+      ensemble: the models of one; by default there is that of `config` alone.
     """
 
     def __init__(
@@ -93,12 +95,14 @@ class Translator:
         params: Params,
         decode: DecodeConfig | None = None,
         mesh: Mesh | None = None,
-        step: int | None = None,
+        step: int | tuple[int, ...] | None = None,
+        ensemble: Sequence[ModelConfig] = (),
     ):
         self.config, self.vocabularies, self.params = config, vocabularies, params
         self.decode, self.step = decode or config.decode, step
         self._mesh = mesh = mesh or one_device()
-        graph = model_graph(config.model, vocab_sizes(vocabularies))
+        sizes = vocab_sizes(vocabularies)
+        graph = ensemble_graph(ensemble, sizes, self.decode.ensemble) if ensemble else model_graph(config.model, sizes)
         whole, rows = replicated(mesh), by_rows(mesh)
         jit = partial(jax.jit, compiler_options=compiler_options())
         search = partial(_search, graph, self.decode, mesh)
@@ -193,7 +197,7 @@ class Translator:
         self.__dict__.pop("_tables", None)
 
     @cached_property
-    def _tables(self) -> SearchTables:
+    def _tables(self) -> Any:
         return self._search_tables(self._params)
 
     def _batches(self, sources: Rows, filled: Int[np.ndarray, " n"]) -> Iterator[tuple[np.ndarray, Padded, np.ndarray]]:
@@ -264,18 +268,31 @@ def output_limits(source_lengths: Int[np.ndarray, " N"], max_length_ratio: float
     return np.ceil(source_lengths * max_length_ratio).astype(np.int64) + EXTRA_LENGTH
 
 
-def load(workdir: Path | str, decode: DecodeConfig | None = None) -> Translator:
-    """Returns the translator of a run directory, with its best parameters.
+def load(workdir: Path | str | Sequence[Path | str], decode: DecodeConfig | None = None) -> Translator:
+    """Returns the translator of a run directory, with its best parameters; or of several, as an ensemble.
+
+    What is set for a run and not for its model, such as the search, is that of the first.
 
     Raises:
-      UserError: not a run directory, no checkpoint, a damaged file, or files of different runs.
+      UserError: not a run directory, no checkpoint, a damaged file, files of different runs,
+        or runs that make no ensemble, see `run_directory.check_ensemble`.
     """
-    workdir = Path(workdir)
-    config = run_directory.read_config(workdir)
-    vocabularies = load_vocabularies(workdir / run_directory.VOCABULARY, copy=config.model.copy)
-    belongs = origin(config, vocabularies, run_directory.read_fingerprint(workdir))
-    params, step = restore_params(workdir, params_on_one_device(config, vocabularies), belongs)
-    return Translator(config, vocabularies, params, decode, step=step)
+    workdirs = [Path(workdir)] if isinstance(workdir, Path | str) else [Path(each) for each in workdir]
+    configs = run_directory.read_configs(workdirs)
+    vocabularies, belong = [], {}
+    for workdir, config in zip(workdirs, configs, strict=True):
+        vocabularies.append(load_vocabularies(workdir / run_directory.VOCABULARY, copy=config.model.copy))
+        belong[workdir] = origin(config, vocabularies[-1], run_directory.read_fingerprint(workdir))
+    run_directory.check_ensemble(belong)
+    params, steps = [], []
+    for workdir, belongs in belong.items():
+        found, step = restore_params(workdir, params_on_one_device(belongs.config, vocabularies[0]), belongs)
+        params.append(found)
+        steps.append(step)
+    if len(workdirs) == 1:
+        return Translator(configs[0], vocabularies[0], params[0], decode, step=steps[0])
+    models = [config.model for config in configs]
+    return Translator(configs[0], vocabularies[0], together(params), decode, step=tuple(steps), ensemble=models)
 
 
 def params_on_one_device(config: Config, vocabularies: Vocabularies) -> Params:
@@ -308,7 +325,7 @@ def _checked(lines: Iterable[str], name: str) -> list[str]:
     return lines
 
 
-def _search_tables(graph: nnx.GraphDef, params: Params) -> SearchTables:
+def _search_tables(graph: nnx.GraphDef, params: Params) -> Any:
     return nnx.merge(graph, params).search_tables()
 
 
@@ -317,15 +334,15 @@ def _search(
     decode: DecodeConfig,
     mesh: Mesh,
     params: Params,
-    tables: SearchTables,
+    tables: Any,
     source: Padded,
     max_lengths: Int[Array, " B"],
     max_length: int,
 ) -> Found:
     alpha = float(decode.length_penalty)
 
-    def on_a_device(params: Params, tables: SearchTables, source: Padded, max_lengths: Array) -> Found:
-        model: Seq2Seq = nnx.merge(graph, params)
+    def on_a_device(params: Params, tables: Any, source: Padded, max_lengths: Array) -> Found:
+        model: Seq2Seq | Ensemble = nnx.merge(graph, params)
         encoded = model.encode(source)
         memory, carry = encoded._replace(state=None), jax.tree.map(lambda leaf: leaf[:, None], encoded.state)
         limits: dict[str, Any] = dict(max_lengths=max_lengths, max_length=max_length, smallest=SMALLEST_BATCH)
@@ -344,8 +361,8 @@ def _align(
     graph: nnx.GraphDef, mesh: Mesh, params: Params, source: Padded, tokens: Int[Array, "B T"]
 ) -> Int[Array, "B T"]:
     def on_a_device(params: Params, source: Padded, tokens: Array) -> Array:
-        model: Seq2Seq = nnx.merge(graph, params)
-        weights = model(source, tokens).weights
+        model: Seq2Seq | Ensemble = nnx.merge(graph, params)
+        weights = model.attention(source, tokens)
         if weights is None:
             raise ValueError("a model without attention aligns nothing")
         return weights.argmax(-1).T
@@ -364,7 +381,7 @@ def _token_scores(
     """Of each row: nats, real tokens, tokens whose logit is the largest."""
 
     def on_a_device(params: Params, source: Padded, target: Padded) -> tuple[Array, Array, Array]:
-        model: Seq2Seq = nnx.merge(graph, params)
+        model: Seq2Seq | Ensemble = nnx.merge(graph, params)
 
         def read(predicted: Predicted, labels: Array, mask: Array) -> tuple[Array, Array, Array]:
             logits = scores(predicted)
