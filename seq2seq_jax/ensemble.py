@@ -51,24 +51,23 @@ class Ensemble(nnx.Module):
         *,
         piece: int = 0,
     ) -> Any:
-        """Sum over the target, by teacher forcing, of what `read` makes of some positions, as `Seq2Seq.total`.
+        """Sum over the target, by teacher forcing, of what `read` makes of each position, as `Seq2Seq.total`.
 
-        Each model decodes all positions before its scores of one position are formed
-        beside those of the others, so that few arrays are as wide as the vocabulary.
+        All decode all positions first. Scores, which are as wide as the vocabulary, are
+        there for one position at a time.
 
         Args:
-          read: see there; what it is given has mixed scores for logits.
+          read: see there; what is predicted are the mixed scores.
           source, target: ids.
-          piece: of the encoders.
+          piece: source positions that an encoder reads at once, see `recurrence.in_pieces`.
         """
         encoded = [model.encode(source, piece=piece) for model in self.models]
-        pairs = list(zip(self.models, encoded, strict=True))
-        features = [model.decode(memory, target.values) for model, memory in pairs]
+        features = [model.decode(memory, target.values) for model, memory in zip(self.models, encoded, strict=True)]
 
-        def look(xs: tuple[Any, Array, Array]) -> Any:
-            now, labels, mask = xs
-            each = zip(pairs, jax.tree.map(lambda leaf: leaf[None], now), strict=True)
-            found = [scores(model.predict(features, memory.copies)) for (model, memory), features in each]
+        def look(position: tuple[Any, Array, Array]) -> Any:
+            now, labels, mask = position
+            each = zip(self.models, jax.tree.map(lambda leaf: leaf[None], now), encoded, strict=True)
+            found = [scores(model.predict(features, memory.copies)) for model, features, memory in each]
             return read(Predicted(mixture(found, self.kind)), labels, mask)
 
         return jax.tree.map(lambda leaf: leaf.sum(0), jax.lax.map(look, (features, target.values.T, target.mask.T)))

@@ -99,7 +99,7 @@ class Translator:
         ensemble: Sequence[ModelConfig] = (),
     ):
         self.config, self.vocabularies, self.params = config, vocabularies, params
-        self.decode, self.step = decode or config.decode, step
+        self.decode, self.step, self.num_models = decode or config.decode, step, len(ensemble) or 1
         self._mesh = mesh = mesh or one_device()
         sizes = vocab_sizes(vocabularies)
         graph = ensemble_graph(ensemble, sizes, self.decode.ensemble) if ensemble else model_graph(config.model, sizes)

@@ -1,6 +1,7 @@
 """Several models as one, against NumPy's mean of what their papers' equations give."""
 
 import itertools
+import json
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from seq2seq_jax import cli
 from seq2seq_jax.build import build_model, ensemble_graph
 from seq2seq_jax.config import Config, Mixture, to_json
 from seq2seq_jax.data.encoded import encode_lines
@@ -285,3 +287,57 @@ def test_no_run_and_one_that_is_none_are_refused(trained):
 def test_a_mean_of_another_kind_is_refused():
     with pytest.raises(UserError, match="decode.ensemble must be one of linear, log_linear, got 'log-linear'. Did you"):
         Config(decode=replace(Config().decode, ensemble="log-linear"))
+
+
+# the command line
+
+
+@pytest.fixture
+def pair(trained, other, tmp_path) -> list[Path]:
+    """Copies of two runs, to be written in."""
+    return [Path(shutil.copytree(run, tmp_path / name)) for run, name in ((trained, "one"), (other, "two"))]
+
+
+@pytest.fixture
+def call(capfd):
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capfd.readouterr()
+
+    return call
+
+
+def test_the_commands_do_what_python_does(call, pair, tmp_path):
+    files = tmp_path / "sources", tmp_path / "targets"
+    for path, lines in zip(files, (LINES, REFERENCES), strict=True):
+        path.write_text("".join(f"{line}\n" for line in lines))
+    ensemble = averaged(pair, "log_linear")
+    code, out, _ = call("translate", "--workdir", *pair, "--input", files[0], "--decode.ensemble", "log_linear")
+    assert (code, out.splitlines()) == (0, [hypothesis.text for hypothesis in ensemble.translate(LINES)])
+    code, out, _ = call(
+        "score", "--workdir", *pair, "--source-file", files[0], "--target-file", files[1], "--ensemble", "log_linear"
+    )
+    assert code == 0
+    np.testing.assert_allclose([float(line) for line in out.split()], ensemble.score(LINES, REFERENCES), atol=1e-4)
+
+
+def test_an_evaluation_says_what_it_is_of_and_touches_no_other(call, pair):
+    before = {path: path.read_bytes() for run in pair for path in run.rglob("*") if path.is_file()}
+    assert call("evaluate", "--workdir", *pair, "--decode.ensemble", "log_linear")[0] == 0
+    made = {path for run in pair for path in run.rglob("*") if path.is_file()} - before.keys()
+    (folder,) = {path.parent for path in made}
+    assert folder.parent == pair[0] / "evaluations" / "ensembles" and folder.name.startswith("one+two-")
+    assert {path.name for path in made} == {"test.json", "test.hypotheses.txt"}
+    assert all(path.read_bytes() == content for path, content in before.items())
+    written, ensemble = json.loads((folder / "test.json").read_text()), averaged(pair, "log_linear")
+    assert written["workdirs"] == [str(run) for run in pair]
+    assert written["step"] == list(ensemble.step) and written["decode"]["ensemble"] == "log_linear"
+    lines, references = (Path(path).read_text().splitlines() for path in ensemble.config.data.test_files or ())
+    forced = teacher_forced(ensemble, encode_lines(ensemble.vocabularies, lines, references))
+    assert {name: written[name] for name in forced} == pytest.approx(forced, rel=1e-6)
+
+
+def test_an_evaluation_of_one_run_says_nothing_of_ensembles(call, pair):
+    assert call("evaluate", "--workdir", pair[0])[0] == 0
+    assert "ensemble" not in (pair[0] / "evaluations" / "test.json").read_text()
+    assert not (pair[0] / "evaluations" / "ensembles").exists()

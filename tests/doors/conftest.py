@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 from unittest import mock
 
 import numpy as np
@@ -57,7 +57,9 @@ def paths_only() -> Iterator[None]:
     from seq2seq_jax import cli
 
     def parse(cls: type, given: Sequence[Any], *, default: Any, prog: str) -> Any:
-        values = {option.name.replace("-", "_"): Path(option.values[0]) for option in given}
+        values: dict[str, Any] = {option.name.replace("-", "_"): Path(option.values[0]) for option in given}
+        if "workdir" in values and get_type_hints(cls)["workdir"] == tuple[Path, ...]:
+            values["workdir"] = (values["workdir"],)
         return cls(**values) if default is None else replace(default, **values)
 
     with mock.patch.object(cli, "parse", parse):
