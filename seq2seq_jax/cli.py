@@ -24,7 +24,7 @@ import tyro
 
 from seq2seq_jax import __version__, console, text_files
 from seq2seq_jax.arguments import HELP, Given, options_of, parse, read, value_of, values_of
-from seq2seq_jax.config import BleuTokenizer, Config, DataConfig, DecodeConfig, Mixture
+from seq2seq_jax.config import BleuTokenizer, Config, DataConfig, DecodeConfig, Mixture, check_num_best
 from seq2seq_jax.config_file import find_config, load_config
 from seq2seq_jax.errors import UserError, did_you_mean, shortened
 from seq2seq_jax.run_directory import check_text, read_config, read_configs
@@ -91,7 +91,14 @@ class TranslateArguments:
     """File to translate; by default standard input."""
     output: Path | None = None
     """File to write; by default standard output."""
+    num_best: int | None = None
+    """Hypotheses to write for each line, best first, up to decode.beam_size: lines of the input line's number, the
+    score and the text, with tabs between; by default the text of the best alone."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+
+    def __post_init__(self) -> None:
+        if self.num_best is not None:
+            check_num_best(self.num_best, self.decode)
 
 
 @dataclass(frozen=True)
@@ -311,13 +318,19 @@ def _translate(given: Sequence[Given], repository: Path | None) -> int:
 
 
 def _translation(arguments: TranslateArguments) -> Callable[[Sequence[str]], list[str]]:
-    """What the model of a run makes of lines."""
+    """What the model of a run makes of lines: the lines to write."""
     model = _load(arguments.workdir, arguments.decode)
     from seq2seq_jax.data.progress import progress_bar
 
+    numbers = itertools.count(1)
+
     def translate(lines: Sequence[str]) -> list[str]:
         with progress_bar() as progress:
-            return [hypothesis.text for hypothesis in model.translate(lines, progress=progress)]
+            if arguments.num_best is None:
+                return [hypothesis.text for hypothesis in model.translate(lines, progress=progress)]
+            found = model.translate(lines, num_best=arguments.num_best, progress=progress)
+        numbered = zip(itertools.islice(numbers, len(found)), found, strict=True)
+        return [f"{number}\t{each.score:.4f}\t{each.text}" for number, best in numbered for each in best]
 
     return translate
 
@@ -445,12 +458,12 @@ def _prompt(translate: Callable[[Sequence[str]], list[str]]) -> None:
             except UnicodeDecodeError as error:
                 _complain(str(text_files.refusal(error.object, "standard input", number)))
                 continue
-            [answer] = translate([line])
-            if watched:
-                print(console.harmless(answer), flush=True)
-            else:
-                file.write(f"{answer}\n".encode())
-                file.flush()
+            for answer in translate([line]):
+                if watched:
+                    print(console.harmless(answer), flush=True)
+                else:
+                    file.write(f"{answer}\n".encode())
+                    file.flush()
 
 
 def _table(scores: Mapping[str, Any]) -> str:

@@ -601,6 +601,26 @@ class DecodeConfig:
             )
 
 
+def check_num_best(num_best: int, decode: DecodeConfig) -> None:
+    """Refuses more hypotheses of a sentence than a search finds.
+
+    Raises:
+      UserError: names both settings.
+    """
+    if num_best < 1:
+        raise UserError(f"--num-best must be 1 or more, got {num_best}.")
+    if decode.beam_size == 1:
+        raise UserError(
+            f"--num-best {num_best} lists what a beam search finds, and decode.beam_size is 1, which is greedy search;"
+            f" set --decode.beam-size {max(num_best, 2)} or more."
+        )
+    if num_best > decode.beam_size:
+        raise UserError(
+            f"--num-best {num_best} is more than the hypotheses that are kept, decode.beam_size {decode.beam_size};"
+            f" set --decode.beam-size {num_best} or more."
+        )
+
+
 @dataclass(frozen=True)
 class MeshConfig:
     """Devices."""

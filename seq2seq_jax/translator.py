@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,13 @@ from jaxtyping import Array, Float, Int
 from seq2seq_jax import run_directory, signals
 from seq2seq_jax.build import abstract_params, ensemble_graph, model_graph
 from seq2seq_jax.checkpoint import restore_params
-from seq2seq_jax.config import Config, DecodeConfig, ModelConfig
+from seq2seq_jax.config import Config, DecodeConfig, ModelConfig, check_num_best
 from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.data.batching import round_up, similar_groups
 from seq2seq_jax.data.encoded import EncodedSplit, Rows, encode_lines
 from seq2seq_jax.data.pipeline import evaluation_batches
 from seq2seq_jax.data.progress import ProgressCallback, silent
-from seq2seq_jax.data.vocabulary import Vocabularies, load_vocabularies
+from seq2seq_jax.data.vocabulary import Copies, Vocabularies, load_vocabularies
 from seq2seq_jax.decoding.beam import beam_search
 from seq2seq_jax.decoding.greedy import greedy_search
 from seq2seq_jax.decoding.hypotheses import Found
@@ -107,51 +107,97 @@ class Translator:
         jit = partial(jax.jit, compiler_options=compiler_options())
         search = partial(_search, graph, self.decode, mesh)
         # Programs take batches as they are, and place the rows, sooner than device_put would.
-        self._search = jit(search, static_argnums=4, in_shardings=(whole, whole, rows, rows))
+        self._search = jit(search, static_argnums=(4, 5), in_shardings=(whole, whole, rows, rows))
         self._search_tables = jit(partial(_search_tables, graph), out_shardings=whole)
         self._align = jit(partial(_align, graph, mesh), in_shardings=(whole, rows, rows))
         token_scores = partial(_token_scores, graph, config.train.rematerialize_every, mesh)
         self._token_scores = jit(token_scores, in_shardings=(whole, rows, rows))
 
+    @overload
     def translate(
-        self, lines: Iterable[str], *, alignments: bool = False, progress: ProgressCallback = silent
-    ) -> list[Hypothesis]:
+        self,
+        lines: Iterable[str],
+        *,
+        alignments: bool = False,
+        num_best: None = None,
+        progress: ProgressCallback = silent,
+    ) -> list[Hypothesis]: ...
+
+    @overload
+    def translate(
+        self, lines: Iterable[str], *, alignments: bool = False, num_best: int, progress: ProgressCallback = silent
+    ) -> list[list[Hypothesis]]: ...
+
+    def translate(
+        self,
+        lines: Iterable[str],
+        *,
+        alignments: bool = False,
+        num_best: int | None = None,
+        progress: ProgressCallback = silent,
+    ) -> list[Hypothesis] | list[list[Hypothesis]]:
         """Returns the best hypothesis for each line, in order; an empty line gives an empty one.
 
         So does, of score minus infinity, a line far longer than models read, see `LONGEST_SOURCE`.
         Warns of such lines, of lines longer than any in training or with symbols that the vocabulary
-        lacks, and of outputs that were cut.
+        lacks, and of best outputs that were cut.
+
+        Args:
+          lines: to translate.
+          alignments: whether hypotheses have them.
+          num_best: how many hypotheses of a beam to return for each line, best first, in a
+            list; there may be fewer. None for one, in no list.
+          progress: told of the lines that are done.
 
         Raises:
           TypeError: `lines` is one string, or not of strings.
+          UserError: `num_best` are more than the beam holds, or the search is greedy.
         """
+        if num_best is not None:
+            check_num_best(num_best, self.decode)
         lines = _checked(lines, "lines")
         sources = encode_lines(self.vocabularies, lines).sources
         self._warn_of_long_lines(lines, sources.lengths)
         _warn_of_unknown(lines, sources, "source")
-        hypotheses = self.translate_ids(sources, lines, alignments=alignments, progress=progress)
-        self._warn_of_cut_outputs(hypotheses)
-        return hypotheses
+        found = self._hypotheses(sources, lines, num_best or 1, alignments, progress)
+        best = [each[0] for each in found]
+        self._warn_of_cut_outputs(best)
+        return best if num_best is None else found
 
     def translate_ids(
         self, sources: Rows, lines: Sequence[str], *, alignments: bool = False, progress: ProgressCallback = silent
     ) -> list[Hypothesis]:
         """Returns the best hypothesis for each source, its ids and its line, in order, as `translate` does."""
+        return [best for (best,) in self._hypotheses(sources, lines, 1, alignments, progress)]
+
+    def _hypotheses(
+        self, sources: Rows, lines: Sequence[str], num_best: int, alignments: bool, progress: ProgressCallback
+    ) -> list[list[Hypothesis]]:
+        """The best hypotheses for each source, as many as wanted or as there are."""
         empty = Hypothesis("", 0.0, () if alignments else None)
         beyond = sources.lengths > self._longest_source
-        hypotheses = [empty._replace(score=-np.inf, cut=True) if long else empty for long in beyond]
+        hypotheses = [[empty._replace(score=-np.inf, cut=True) if long else empty] for long in beyond]
         filled, done = np.flatnonzero((sources.lengths > 1) & ~beyond), 0
         for indices, source, max_lengths in self._batches(sources, filled):
-            found = self._search(self.params, self._tables, source, max_lengths, self._longest(source.values.shape[1]))
-            tokens, scores, cut = (np.asarray(part[:, 0]) for part in (found.tokens, found.scores, found.cut))
+            longest = self._longest(source.values.shape[1])
+            found = self._search(self.params, self._tables, source, max_lengths, longest, num_best)
             copies = self.vocabularies.copies([lines[index] for index in indices])
-            texts = self.vocabularies.target.decode(list(tokens[: len(indices)]), copies)
-            aligned = self._alignment(source, found.tokens[:, 0]) if alignments else [None] * len(indices)
+            ranked = [self._ranked(found, rank, source, copies, alignments) for rank in range(num_best)]
+            there = np.maximum((np.asarray(found.lengths) > 0).sum(1), 1)
             for row, index in enumerate(indices):
-                hypotheses[index] = Hypothesis(texts[row], float(scores[row]), aligned[row], bool(cut[row]))
+                hypotheses[index] = [rank[row] for rank in ranked[: there[row]]]
             done += len(indices)
             progress("translating", done, len(filled))
         return hypotheses
+
+    def _ranked(
+        self, found: Found, rank: int, source: Padded, copies: Sequence[Copies], alignments: bool
+    ) -> list[Hypothesis]:
+        """The hypothesis of a rank for each source of a batch; `copies` has an entry for each that is no padding."""
+        tokens, scores, cut = (np.asarray(part[:, rank]) for part in (found.tokens, found.scores, found.cut))
+        texts = self.vocabularies.target.decode(list(tokens[: len(copies)]), copies)
+        aligned = self._alignment(source, found.tokens[:, rank]) if alignments else [None] * len(copies)
+        return [Hypothesis(text, float(scores[row]), aligned[row], bool(cut[row])) for row, text in enumerate(texts)]
 
     def score(self, sources: Iterable[str], targets: Iterable[str]) -> list[float]:
         """Returns the log-probability of each target, its end included, given its source, in nats.
@@ -338,6 +384,7 @@ def _search(
     source: Padded,
     max_lengths: Int[Array, " B"],
     max_length: int,
+    num_best: int,
 ) -> Found:
     alpha = float(decode.length_penalty)
 
@@ -349,7 +396,7 @@ def _search(
         step = partial(model.search_step, tables)
         if decode.beam_size == 1:
             return greedy_search(step, memory, carry, **limits, length_penalty=alpha)
-        beam: dict[str, Any] = dict(beam_size=decode.beam_size, num_best=1)
+        beam: dict[str, Any] = dict(beam_size=decode.beam_size, num_best=num_best)
         return beam_search(step, memory, carry, **limits, length_penalty=alpha, **beam)
 
     # Each device ends when its own sentences have.

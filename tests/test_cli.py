@@ -51,9 +51,12 @@ class Translator:
         self.decode, self.workdirs = decode, workdirs
         self.calls: list[list[str]] = []
 
-    def translate(self, lines, *, progress):
+    def translate(self, lines, *, num_best=None, progress):
         self.calls.append(list(lines))
-        return [Hypothesis(line.upper(), 0.0) for line in lines]
+        best = [Hypothesis(line.upper(), 0.0) for line in lines]
+        if num_best is None:
+            return best
+        return [[each._replace(score=-rank / 8) for rank in range(num_best if each.text else 1)] for each in best]
 
     def score(self, sources, targets):
         return [-float(len(source) + len(target)) for source, target in zip(sources, targets, strict=True)]
@@ -305,6 +308,9 @@ MINE = ["--workdir", "runs/mine"]
         (["translate", "--workdir", "runs/mien"], "Did you mean runs/mine?"),
         (["translate", *MINE, "--decode.beam-size", "0"], "decode.beam_size must be from 1 to 1,000, got 0"),
         (["translate", *MINE, "--model.cell", "lstm"], "Unknown option --model.cell."),
+        (["translate", *MINE, "--num-best", "0"], "--num-best must be 1 or more, got 0."),
+        (["translate", *MINE, "--num-best", "4"], "decode.beam_size 3; set --decode.beam-size 4 or more."),
+        (["translate", *MINE, "--num-best", "2", "--decode.beam-size", "1"], "greedy search; set --decode.beam-size 2"),
         (["translate", "--workdir"], "--workdir names no run directory; give one, or several for an ensemble."),
         (["translate", *MINE, "runs/mien"], "not a run directory: there is no runs/mien/config.json. Did you mean"),
         (["translate", *MINE, "runs/../runs/mine"], "mine is given twice; an ensemble is of different runs."),
@@ -480,6 +486,26 @@ def test_several_runs_are_loaded_as_one_with_the_settings_of_the_first(call, tra
     assert call("translate", "--workdir", *ensemble, "--decode.ensemble", "log_linear") == (0, "A\n", "")
     assert translators[-1].workdirs == ensemble
     assert translators[-1].decode == DecodeConfig(beam_size=3, length_penalty=0.5, ensemble="log_linear")
+
+
+def test_the_best_hypotheses_are_listed_with_their_line_and_score(call, translators, run_folder, tmp_path, monkeypatch):
+    """The lines are numbered as in the file, however many are translated at a time; an empty one has one."""
+    monkeypatch.setattr("seq2seq_jax.text_files.CHUNK", 2)
+    (tmp_path / "in").write_text("a\n\nb\n")
+    options = ["--workdir", run_folder, "--num-best", "2", "--input", tmp_path / "in"]
+    expected = "1\t0.0000\tA\n1\t-0.1250\tA\n2\t0.0000\t\n3\t0.0000\tB\n3\t-0.1250\tB\n"
+    assert call("translate", *options) == (0, expected, "")
+    assert len(translators[0].calls) > 1
+
+
+def test_the_best_hypotheses_are_listed_at_the_prompt(call, translators, run_folder, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal("a\nb\n"))
+    code, out, _ = call("translate", "--workdir", run_folder, "--num-best", "2")
+    assert (code, out) == (0, "1\t0.0000\tA\n1\t-0.1250\tA\n2\t0.0000\tB\n2\t-0.1250\tB\n")
 
 
 def test_translate_takes_many_lines_at_a_time(call, translators, run_folder, tmp_path):
