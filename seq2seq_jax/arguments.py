@@ -98,8 +98,14 @@ def parse(cls: type[Arguments], given: Sequence[Given], *, default: Arguments | 
 
 def value_of(given: Sequence[Given], name: str) -> str | None:
     """Returns the last value given for option `name` (with underscores), or None."""
+    values = values_of(given, name)
+    return values[-1] if values else None
+
+
+def values_of(given: Sequence[Given], name: str) -> list[str] | None:
+    """Returns the values that were given last for option `name` (with underscores), or None where it was not given."""
     values = [option.values for option in given if option.name == name]
-    return values[-1][-1] if values and values[-1] else None
+    return values[-1] if values else None
 
 
 def options_of(cls: Any) -> dict[str, Any]:

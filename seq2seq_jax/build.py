@@ -9,10 +9,11 @@ from flax import nnx
 from jaxtyping import Array, Key
 
 from seq2seq_jax import attention, bridges, cells, decoders, linear, outputs
-from seq2seq_jax.config import STATE_PARTS, ModelConfig, encoder_sizes, linear_size, reads_both_ways
+from seq2seq_jax.config import STATE_PARTS, Mixture, ModelConfig, encoder_sizes, linear_size, reads_both_ways
 from seq2seq_jax.decoders import Decoder
 from seq2seq_jax.dropout import Dropout
 from seq2seq_jax.encoders import Apart, Layers, Pointwise
+from seq2seq_jax.ensemble import Ensemble
 from seq2seq_jax.linear import Linear
 from seq2seq_jax.outputs import Given, Softmax
 from seq2seq_jax.seq2seq import Seq2Seq
@@ -244,6 +245,15 @@ def frozen(config: ModelConfig) -> frozenset[str]:
 def model_graph(config: ModelConfig, vocab_sizes: tuple[int, ...]) -> nnx.GraphDef:
     """The model's structure without any array, for `nnx.merge` with a dict of parameters."""
     return nnx.graphdef(nnx.eval_shape(lambda: build_model(config, vocab_sizes, jax.random.key(0))))
+
+
+def ensemble_graph(configs: Sequence[ModelConfig], vocab_sizes: tuple[int, ...], kind: Mixture) -> nnx.GraphDef:
+    """As `model_graph`, of several models as one; their parameters are joined by `ensemble.together`."""
+
+    def build() -> Ensemble:
+        return Ensemble([build_model(config, vocab_sizes, jax.random.key(0)) for config in configs], kind)
+
+    return nnx.graphdef(nnx.eval_shape(build))
 
 
 def abstract_params(config: ModelConfig, vocab_sizes: tuple[int, ...]) -> dict[str, Any]:

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 import tyro
 
 from seq2seq_jax import __version__, console, text_files
-from seq2seq_jax.arguments import HELP, Given, options_of, parse, read, value_of
-from seq2seq_jax.config import PUBLISHED, BleuTokenizer, Config, DataConfig, DecodeConfig
+from seq2seq_jax.arguments import HELP, Given, options_of, parse, read, value_of, values_of
+from seq2seq_jax.config import PUBLISHED, BleuTokenizer, Config, DataConfig, DecodeConfig, Mixture, check_num_best
 from seq2seq_jax.config_file import find_config, load_config
 from seq2seq_jax.errors import UserError, did_you_mean, shortened
-from seq2seq_jax.run_directory import check_text, read_config
+from seq2seq_jax.run_directory import check_text, read_config, read_configs
 from seq2seq_jax.signals import EXIT_CODES
 from seq2seq_jax.troubles import check_address_space, machine_trouble
 from seq2seq_jax.wording import counted
@@ -79,8 +79,8 @@ class ReproduceArguments(TrainArguments):
 class EvaluateArguments:
     """Decodes a split or a pair of files with a trained model and scores the result."""
 
-    workdir: Path
-    """Run directory."""
+    workdir: tuple[Path, ...]
+    """Run directory; several make an ensemble."""
     split: str | None = None
     """Split of the run's corpus; by default test."""
     source_file: Path | None = None
@@ -102,25 +102,34 @@ class EvaluateArguments:
 class TranslateArguments:
     """Translates lines, one output line for each input line; a prompt where standard input is a terminal."""
 
-    workdir: Path
-    """Run directory."""
+    workdir: tuple[Path, ...]
+    """Run directory; several make an ensemble."""
     input: Path | None = None
     """File to translate; by default standard input."""
     output: Path | None = None
     """File to write; by default standard output."""
+    num_best: int | None = None
+    """Hypotheses to write for each line, best first, up to decode.beam_size: lines of the input line's number, the
+    score and the text, with tabs between; by default the text of the best alone."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+
+    def __post_init__(self) -> None:
+        if self.num_best is not None:
+            check_num_best(self.num_best, self.decode)
 
 
 @dataclass(frozen=True)
 class ScoreArguments:
     """Prints, for each pair of lines, the log-probability in nats of the target, its end included, given the source."""
 
-    workdir: Path
-    """Run directory."""
+    workdir: tuple[Path, ...]
+    """Run directory; several make an ensemble."""
     source_file: Path
     """Sources, a sentence a line."""
     target_file: Path
     """Targets, line by line."""
+    ensemble: Mixture | None = None
+    """How the probabilities of an ensemble are averaged; by default as decode.ensemble of the first run."""
 
 
 @dataclass(frozen=True)
@@ -282,7 +291,8 @@ def _published(settings: Config) -> list[Any]:
 
 def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
     arguments = _parse_for_run("evaluate", EvaluateArguments, given)
-    config = read_config(arguments.workdir)
+    workdir = arguments.workdir[0]
+    config = read_config(workdir)
     config = replace(config, bleu_tokenizer=arguments.bleu_tokenizer or config.bleu_tokenizer)
     from seq2seq_jax.metrics import check_packages
 
@@ -291,7 +301,7 @@ def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
     model.config = replace(model.config, bleu_tokenizer=config.bleu_tokenizer)
     from seq2seq_jax import evaluation
 
-    about = {}
+    about: dict[str, Any] = {}
     if arguments.source_file and arguments.target_file:
         name = _name_of_files(arguments.source_file, arguments.target_file)
         about = {
@@ -303,14 +313,17 @@ def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
         name = arguments.split or "test"
         pairs = _run_corpus(arguments.workdir, model.config).split(name)
         sources, targets = pairs.read(0, len(pairs))
-    scores = evaluation.evaluate_split(model, arguments.workdir, name, sources, targets, about)
+    if len(arguments.workdir) > 1:
+        name = f"{_name_of_ensemble(arguments.workdir)}/{name}"
+        about["workdirs"] = [str(path.absolute()) for path in arguments.workdir]
+    scores = evaluation.evaluate_split(model, workdir, name, sources, targets, about)
     print("\n".join([_table(scores), *scores.get("remarks", ())]))
-    print(f"written to {arguments.workdir / 'evaluations' / name}.json, beam {arguments.decode.beam_size}")
+    print(f"written to {workdir / 'evaluations' / name}.json, beam {arguments.decode.beam_size}")
     return 0
 
 
-def _run_corpus(workdir: Path, config: Config) -> "Corpus":
-    """The corpus of a run, as long as its text is the one that was trained on."""
+def _run_corpus(workdirs: Sequence[Path], config: Config) -> "Corpus":
+    """The corpus that `config` names, as long as its text is the one that each of the runs was trained on."""
     from seq2seq_jax.data.corpora import load_corpus
 
     way_out = "score other text with --source-file F --target-file F."
@@ -318,8 +331,9 @@ def _run_corpus(workdir: Path, config: Config) -> "Corpus":
         corpus = load_corpus(config.data)
     except UserError as error:
         trouble = str(error).partition("\n")[0]  # what follows names options of train
-        raise UserError(f"The text that {workdir} was trained on cannot be read; {way_out}\n{trouble}") from None
-    check_text(workdir, config, corpus.name, corpus.fingerprint, way_out)
+        raise UserError(f"The text that {workdirs[0]} was trained on cannot be read; {way_out}\n{trouble}") from None
+    for workdir in workdirs:
+        check_text(workdir, config, corpus.name, corpus.fingerprint, way_out)
     return corpus
 
 
@@ -338,13 +352,19 @@ def _translate(given: Sequence[Given], repository: Path | None) -> int:
 
 
 def _translation(arguments: TranslateArguments) -> Callable[[Sequence[str]], list[str]]:
-    """What the model of a run makes of lines."""
+    """What the model of a run makes of lines: the lines to write."""
     model = _load(arguments.workdir, arguments.decode)
     from seq2seq_jax.data.progress import progress_bar
 
+    numbers = itertools.count(1)
+
     def translate(lines: Sequence[str]) -> list[str]:
         with progress_bar() as progress:
-            return [hypothesis.text for hypothesis in model.translate(lines, progress=progress)]
+            if arguments.num_best is None:
+                return [hypothesis.text for hypothesis in model.translate(lines, progress=progress)]
+            found = model.translate(lines, num_best=arguments.num_best, progress=progress)
+        numbered = zip(itertools.islice(numbers, len(found)), found, strict=True)
+        return [f"{number}\t{each.score:.4f}\t{each.text}" for number, best in numbered for each in best]
 
     return translate
 
@@ -353,7 +373,9 @@ def _score(given: Sequence[Given], repository: Path | None) -> int:
     console.check_output()
     arguments = _parse_for_run("score", ScoreArguments, given)
     sources, targets = _read_pairs(arguments.source_file, arguments.target_file)
-    for log_prob in _load(arguments.workdir).score(sources, targets):
+    decode = read_config(arguments.workdir[0]).decode
+    decode = replace(decode, ensemble=arguments.ensemble or decode.ensemble)
+    for log_prob in _load(arguments.workdir, decode).score(sources, targets):
         print(f"{log_prob:.4f}")
     return 0
 
@@ -371,14 +393,14 @@ def _average(given: Sequence[Given], repository: Path | None) -> int:
     return 0
 
 
-def _load(workdir: Path, decode: DecodeConfig | None = None) -> "Translator":
-    """The trained model of a run."""
+def _load(workdirs: Sequence[Path], decode: DecodeConfig) -> "Translator":
+    """The trained model of a run, or those of several as one."""
     _configure_jax(TO_TRANSLATE)
     from seq2seq_jax import translator
     from seq2seq_jax.cpu import keep_freed_memory
 
     keep_freed_memory()
-    return translator.load(workdir, decode)
+    return translator.load(workdirs, decode)
 
 
 class Command(NamedTuple):
@@ -419,12 +441,13 @@ def _is_another_task(data: DataConfig, configured: DataConfig) -> bool:
 
 
 def _parse_for_run(command: str, cls: type, given: Sequence[Given]) -> Any:
-    """Parses the options of a command on a run directory; its `decode` options default to the run's own."""
-    workdir = value_of(given, "workdir")
+    """Parses the options of a command on run directories; its `decode` options default to those of the first run."""
+    workdirs = values_of(given, "workdir")
     default = None
-    if workdir is not None:
-        config = read_config(Path(workdir))  # a wrong directory is told at once, before JAX is imported
-        default = cls(Path(workdir), decode=config.decode) if "decode.beam_size" in options_of(cls) else None
+    if workdirs is not None:
+        paths = tuple(map(Path, workdirs))
+        configs = read_configs(paths)  # a wrong directory is told at once, before JAX is imported
+        default = cls(paths, decode=configs[0].decode) if "decode.beam_size" in options_of(cls) else None
     return parse(cls, given, default=default, prog=f"{_program()} {command}")
 
 
@@ -442,8 +465,18 @@ def _read_pairs(source: Path, target: Path) -> tuple[list[str], list[str]]:
 
 def _name_of_files(source: Path, target: Path) -> str:
     """Returns what the evaluation of two files is called: by no split's name, and by no other files'."""
-    places = "\0".join(str(path.resolve()) for path in (source, target))
-    return f"files/{source.name[:40]}-{hashlib.sha256(os.fsencode(places)).hexdigest()[:8]}"
+    return f"files/{source.name[:40]}-{_digest(source, target)}"
+
+
+def _name_of_ensemble(workdirs: Sequence[Path]) -> str:
+    """Returns the folder of an ensemble's evaluations among those of its first run: no other ensemble's are there."""
+    return f"ensembles/{'+'.join(path.resolve().name for path in workdirs)[:40]}-{_digest(*workdirs)}"
+
+
+def _digest(*paths: Path) -> str:
+    """Returns a few letters that tell files or folders, wherever they lie, from others of the same names."""
+    places = "\0".join(str(path.resolve()) for path in paths)
+    return hashlib.sha256(os.fsencode(places)).hexdigest()[:8]
 
 
 def _prompt(translate: Callable[[Sequence[str]], list[str]]) -> None:
@@ -460,12 +493,12 @@ def _prompt(translate: Callable[[Sequence[str]], list[str]]) -> None:
             except UnicodeDecodeError as error:
                 _complain(str(text_files.refusal(error.object, "standard input", number)))
                 continue
-            [answer] = translate([line])
-            if watched:
-                print(console.harmless(answer), flush=True)
-            else:
-                file.write(f"{answer}\n".encode())
-                file.flush()
+            for answer in translate([line]):
+                if watched:
+                    print(console.harmless(answer), flush=True)
+                else:
+                    file.write(f"{answer}\n".encode())
+                    file.flush()
 
 
 def _table(scores: Mapping[str, Any]) -> str:

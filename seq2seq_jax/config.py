@@ -63,6 +63,7 @@ PublishedMetric = Literal[
     "loss",
     "perplexity",
 ]
+Mixture = Literal["linear", "log_linear"]
 BleuTokenizer = Literal["13a", "intl", "zh", "char", "none", "ja-mecab", "ko-mecab"]
 
 
@@ -603,6 +604,9 @@ class DecodeConfig:
     """Longest output: this many times the source's tokens, and ten more."""
     batch_size: Annotated[int, Bounds(1, 100_000)] = 32
     """Sentences decoded at once."""
+    ensemble: Mixture = "linear"
+    """What several runs, given together, make of the next token: linear, the mean of their probabilities; or
+    log_linear, that of their log-probabilities, by which each of them can rule a token out."""
 
     def __post_init__(self) -> None:
         _check("decode.", self)
@@ -611,6 +615,26 @@ class DecodeConfig:
                 f"decode.batch_size {self.batch_size} times decode.beam_size {self.beam_size} is more than"
                 f" {MOST_HYPOTHESES:,} hypotheses at once; use decode.batch_size {MOST_HYPOTHESES // self.beam_size}."
             )
+
+
+def check_num_best(num_best: int, decode: DecodeConfig) -> None:
+    """Refuses more hypotheses of a sentence than a search finds.
+
+    Raises:
+      UserError: names both settings.
+    """
+    if num_best < 1:
+        raise UserError(f"--num-best must be 1 or more, got {num_best}.")
+    if decode.beam_size == 1:
+        raise UserError(
+            f"--num-best {num_best} lists what a beam search finds, and decode.beam_size is 1, which is greedy search;"
+            f" set --decode.beam-size {max(num_best, 2)} or more."
+        )
+    if num_best > decode.beam_size:
+        raise UserError(
+            f"--num-best {num_best} is more than the hypotheses that are kept, decode.beam_size {decode.beam_size};"
+            f" set --decode.beam-size {num_best} or more."
+        )
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,10 @@ def evaluate_lines(
     scores |= {"sentences": len(sources), "sentences_per_second": len(sources) / seconds}
     scores |= {"step": translator.step} if translator.step is not None else {}
     scores["remarks"] = list(remarks(translator.config, translator.decode, encoded, targets))
-    return scores | {"decode": dataclasses.asdict(translator.decode)}, [output.text for output in outputs]
+    decode = dataclasses.asdict(translator.decode)
+    if translator.num_models == 1:
+        del decode["ensemble"]  # it says nothing of one model
+    return scores | {"decode": decode}, [output.text for output in outputs]
 
 
 def evaluate_split(
@@ -98,7 +101,7 @@ def evaluate_split(
     name: str,
     sources: Sequence[str],
     targets: Sequence[str],
-    about: Mapping[str, str] | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """`evaluate_lines`, written to `evaluations/NAME.json`, with `about`, and `evaluations/NAME.hypotheses.txt`."""
     with progress_bar() as progress:

@@ -65,24 +65,38 @@ def copying_cross_entropy(
     """Cross-entropy, summed over real tokens, where the next token may also be copied, in nats, in float32.
 
     `-log(p_gen P(w) + (1 - p_gen) sum of the weights of w)`, See et al. 2017, equations
-    6 and 9: of the vocabulary and of the copies only what the label w has is formed.
-    Label smoothing is of the vocabulary's distribution P.
+    6 and 9, with label smoothing over the vocabulary (Szegedy et al. 2016, section 7).
+    The whole mixture is never formed: of the vocabulary only what stands in the source
+    has another probability than p_gen P.
 
     Args:
       logits: unnormalised log-probabilities of the vocabulary.
       copying: what may be copied.
       labels: the right tokens; one that the vocabulary lacks is V plus a position.
       mask: True at tokens that count.
-      label_smoothing: share of the loss that is the cross-entropy of P with an even distribution.
+      label_smoothing: share of probability spread evenly over the vocabulary.
     """
     gate, weights, logits32 = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (*copying[:2], logits))
+    writes, copies = jax.nn.log_sigmoid(gate), jax.nn.log_sigmoid(-gate)
     log_normalizer, vocab_size = jax.nn.logsumexp(logits32, axis=-1), logits.shape[-1]
-    right = jnp.take_along_axis(logits32, jnp.minimum(labels, vocab_size - 1)[..., None], axis=-1)[..., 0]
-    generated = jnp.where(labels < vocab_size, jax.nn.log_sigmoid(gate) + right - log_normalizer, -1e30)
-    copied = jnp.where(copying.tokens == labels[..., None], weights, 0).sum(-1)
-    losses = -(1 - label_smoothing) * jnp.logaddexp(generated, jax.nn.log_sigmoid(-gate) + log_or_least(copied))
+
+    def generated(tokens: Int[Array, "N _"]) -> Float[Array, "N _"]:
+        known = jnp.take_along_axis(logits32, jnp.minimum(tokens, vocab_size - 1), axis=-1)
+        return jnp.where(tokens < vocab_size, (writes - log_normalizer)[:, None] + known, -1e30)
+
+    def copied(tokens: Int[Array, "N M"]) -> Float[Array, "N M"]:
+        total = jnp.where(copying.tokens[:, None] == tokens[..., None], weights[:, None], 0).sum(-1)
+        return copies[:, None] + log_or_least(total)
+
+    right = labels[:, None]
+    losses = -(1 - label_smoothing) * jnp.logaddexp(generated(right), copied(right))[:, 0]
     if label_smoothing:
-        losses += label_smoothing * (log_normalizer - logits32.mean(-1))
+        before = jnp.arange(weights.shape[-1]) < jnp.arange(weights.shape[-1])[:, None]
+        again = jnp.any((copying.tokens[:, None] == copying.tokens[..., None]) & before, axis=-1)
+        alone = generated(copying.tokens)
+        gained = jnp.logaddexp(alone, copied(copying.tokens)) - alone
+        gained = jnp.where(again | (copying.tokens >= vocab_size), 0, gained).sum(-1)
+        losses -= label_smoothing * (writes + logits32.mean(-1) - log_normalizer + gained / vocab_size)
     return jnp.sum(losses, where=mask)
 
 

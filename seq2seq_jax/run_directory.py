@@ -12,7 +12,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +51,22 @@ def read_config(workdir: Path) -> Config:
             f"{path}: {reason}\nPut it back from a copy; or remove it and give the command that trained the run again,"
             " for its checkpoints know the configuration."
         ) from None
+
+
+def read_configs(workdirs: Sequence[Path]) -> list[Config]:
+    """Returns the configurations of runs that are used together.
+
+    Raises:
+      UserError: as `read_config`; there is none, or one of them twice.
+    """
+    if not workdirs:
+        raise UserError("--workdir names no run directory; give one, or several for an ensemble.")
+    configs, seen = [read_config(workdir) for workdir in workdirs], set[Path]()
+    for workdir in workdirs:
+        if workdir.resolve() in seen:
+            raise UserError(f"{workdir} is given twice; an ensemble is of different runs. Give it once.")
+        seen.add(workdir.resolve())
+    return configs
 
 
 def is_claimed(workdir: Path) -> bool:
@@ -209,6 +225,30 @@ def _of_other_seeds(workdir: Path, checkpoint: Path, kept: int, here: int) -> st
         f"Checkpoint {checkpoint} holds {kept} seeds, which the command reproduce trains. When it is done, each of them"
         f" is a run directory: {workdir / SEEDS / '0'} and so on."
     )
+
+
+def check_ensemble(runs: Mapping[Path, Origin]) -> None:
+    """Refuses runs whose models do not write the same things, so that no mean of their probabilities can be taken.
+
+    Args:
+      runs: what each run directory holds.
+
+    Raises:
+      UserError: names the two directories, and the vocabulary or setting that differs.
+    """
+    (first, expected), *others = runs.items()
+    for workdir, here in others:
+        for side in ("source", "target"):
+            if getattr(here, side) != getattr(expected, side):
+                raise UserError(
+                    f"{workdir} has another {side} vocabulary than {first}; the models of an ensemble need the same on"
+                    " both sides. Train them on the same text with the same data settings."
+                )
+        if here.config.model.copy != expected.config.model.copy:
+            raise UserError(
+                f"model.copy is {here.config.model.copy} in {workdir} and {expected.config.model.copy} in {first};"
+                " either all models of an ensemble copy or none does."
+            )
 
 
 def _differences(old: Config, new: Config) -> list[str]:

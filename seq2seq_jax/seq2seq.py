@@ -114,8 +114,15 @@ class Seq2Seq(nnx.Module):
         """
         _check_pairs(source.values, target)
         encoder_keys, decoder_keys = split_keys(keys, 2)
-        encoded = self.encode(source, keys=encoder_keys)
-        return self._decode(encoded.memory, encoded.state, _inputs(target), decoder_keys)[1]
+        return self.decode(self.encode(source, keys=encoder_keys), target, keys=decoder_keys)
+
+    def decode(self, encoded: Encoded, target: Int[Array, "B T"], *, keys: Keys | None = None) -> Features:
+        """Teacher forcing, from what `encode` returns. Features of all steps, [T, B, ...]."""
+        return self._decode(encoded.memory, encoded.state, _inputs(target), keys)[1]
+
+    def attention(self, source: Padded, target: Int[Array, "B T"]) -> Float[Array, "T B S"] | None:
+        """Attention weights by teacher forcing; None without attention."""
+        return self(source, target).weights
 
     def total(
         self,
@@ -147,7 +154,7 @@ class Seq2Seq(nnx.Module):
 
         def look(state: Any, keys: Keys | None, inputs: Array, labels: Array, mask: Array) -> tuple[Any, Any]:
             state, features = self._decode(encoded.memory, state, inputs, keys)
-            return state, read(self._predict(features, encoded.copies), labels.reshape(-1), mask.reshape(-1))
+            return state, read(self.predict(features, encoded.copies), labels.reshape(-1), mask.reshape(-1))
 
         def run(carry: Any, xs: tuple[Array, ...]) -> tuple[Any, None]:
             state, keys, sums = carry
@@ -162,7 +169,7 @@ class Seq2Seq(nnx.Module):
             sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
         return in_pieces(run, (encoded.state, decoder_keys, sums), xs, piece)[0][2]
 
-    def _predict(self, features: Features, copies: Int[Array, "B S"] | None) -> Predicted:
+    def predict(self, features: Features, copies: Int[Array, "B S"] | None) -> Predicted:
         """What the features of some positions, [T, B, ...], say of the next tokens.
 
         Rows and positions are one axis from here on: two would have the compiler write

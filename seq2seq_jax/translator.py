@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +14,24 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from seq2seq_jax import run_directory, signals
-from seq2seq_jax.build import abstract_params, model_graph
+from seq2seq_jax.build import abstract_params, ensemble_graph, model_graph
 from seq2seq_jax.checkpoint import restore_params
-from seq2seq_jax.config import Config, DecodeConfig
+from seq2seq_jax.config import Config, DecodeConfig, ModelConfig, check_num_best
 from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.data.batching import round_up, similar_groups
 from seq2seq_jax.data.encoded import EncodedSplit, Rows, encode_lines
 from seq2seq_jax.data.pipeline import evaluation_batches
 from seq2seq_jax.data.progress import ProgressCallback, silent
-from seq2seq_jax.data.vocabulary import Vocabularies, load_vocabularies
+from seq2seq_jax.data.vocabulary import Copies, Vocabularies, load_vocabularies
 from seq2seq_jax.decoding.beam import beam_search
 from seq2seq_jax.decoding.greedy import greedy_search
 from seq2seq_jax.decoding.hypotheses import Found
+from seq2seq_jax.ensemble import Ensemble, together
 from seq2seq_jax.losses import correct_tokens, token_losses
 from seq2seq_jax.outputs import Predicted, scores
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.run_directory import Origin
-from seq2seq_jax.seq2seq import SearchTables, Seq2Seq
+from seq2seq_jax.seq2seq import Seq2Seq
 from seq2seq_jax.sharding import ROWS, WHOLE, by_rows, one_device, replicated, share_rows
 from seq2seq_jax.symbols import PAD
 from seq2seq_jax.wording import counted, part_of
@@ -80,10 +81,11 @@ class Translator:
     Args:
       config: the run's configuration.
       vocabularies: of both sides.
-      params: as `training.step` holds them.
+      params: as `training.step` holds them; those of an ensemble by `ensemble.together`.
       decode: search settings; by default the run's own.
       mesh: devices that share the rows of every batch; by default one.
-      step: of the checkpoint that the parameters are from, where it is known.
+      step: of the checkpoint that the parameters are from, where it is known; of an ensemble one for each model.
+      ensemble: the models of one; by default there is that of `config` alone.
     """
 
     def __init__(
@@ -93,61 +95,109 @@ class Translator:
         params: Params,
         decode: DecodeConfig | None = None,
         mesh: Mesh | None = None,
-        step: int | None = None,
+        step: int | tuple[int, ...] | None = None,
+        ensemble: Sequence[ModelConfig] = (),
     ):
         self.config, self.vocabularies, self.params = config, vocabularies, params
-        self.decode, self.step = decode or config.decode, step
+        self.decode, self.step, self.num_models = decode or config.decode, step, len(ensemble) or 1
         self._mesh = mesh = mesh or one_device()
-        graph = model_graph(config.model, vocab_sizes(vocabularies))
+        sizes = vocab_sizes(vocabularies)
+        graph = ensemble_graph(ensemble, sizes, self.decode.ensemble) if ensemble else model_graph(config.model, sizes)
         whole, rows = replicated(mesh), by_rows(mesh)
         jit = partial(jax.jit, compiler_options=compiler_options())
         search = partial(_search, graph, self.decode, mesh)
         # Programs take batches as they are, and place the rows, sooner than device_put would.
-        self._search = jit(search, static_argnums=4, in_shardings=(whole, whole, rows, rows))
+        self._search = jit(search, static_argnums=(4, 5), in_shardings=(whole, whole, rows, rows))
         self._search_tables = jit(partial(_search_tables, graph), out_shardings=whole)
         self._align = jit(partial(_align, graph, mesh), in_shardings=(whole, rows, rows))
         token_scores = partial(_token_scores, graph, config.train.rematerialize_every, mesh)
         self._token_scores = jit(token_scores, in_shardings=(whole, rows, rows))
 
+    @overload
     def translate(
-        self, lines: Iterable[str], *, alignments: bool = False, progress: ProgressCallback = silent
-    ) -> list[Hypothesis]:
+        self,
+        lines: Iterable[str],
+        *,
+        alignments: bool = False,
+        num_best: None = None,
+        progress: ProgressCallback = silent,
+    ) -> list[Hypothesis]: ...
+
+    @overload
+    def translate(
+        self, lines: Iterable[str], *, alignments: bool = False, num_best: int, progress: ProgressCallback = silent
+    ) -> list[list[Hypothesis]]: ...
+
+    def translate(
+        self,
+        lines: Iterable[str],
+        *,
+        alignments: bool = False,
+        num_best: int | None = None,
+        progress: ProgressCallback = silent,
+    ) -> list[Hypothesis] | list[list[Hypothesis]]:
         """Returns the best hypothesis for each line, in order; an empty line gives an empty one.
 
         So does, of score minus infinity, a line far longer than models read, see `LONGEST_SOURCE`.
         Warns of such lines, of lines longer than any in training or with symbols that the vocabulary
-        lacks, and of outputs that were cut.
+        lacks, and of best outputs that were cut.
+
+        Args:
+          lines: to translate.
+          alignments: whether hypotheses have them.
+          num_best: how many hypotheses of a beam to return for each line, best first, in a
+            list; there may be fewer. None for one, in no list.
+          progress: told of the lines that are done.
 
         Raises:
           TypeError: `lines` is one string, or not of strings.
+          UserError: `num_best` are more than the beam holds, or the search is greedy.
         """
+        if num_best is not None:
+            check_num_best(num_best, self.decode)
         lines = _checked(lines, "lines")
         sources = encode_lines(self.vocabularies, lines).sources
         self._warn_of_long_lines(lines, sources.lengths)
         _warn_of_unknown(lines, sources, "source")
-        hypotheses = self.translate_ids(sources, lines, alignments=alignments, progress=progress)
-        self._warn_of_cut_outputs(hypotheses)
-        return hypotheses
+        found = self._hypotheses(sources, lines, num_best or 1, alignments, progress)
+        best = [each[0] for each in found]
+        self._warn_of_cut_outputs(best)
+        return best if num_best is None else found
 
     def translate_ids(
         self, sources: Rows, lines: Sequence[str], *, alignments: bool = False, progress: ProgressCallback = silent
     ) -> list[Hypothesis]:
         """Returns the best hypothesis for each source, its ids and its line, in order, as `translate` does."""
+        return [best for (best,) in self._hypotheses(sources, lines, 1, alignments, progress)]
+
+    def _hypotheses(
+        self, sources: Rows, lines: Sequence[str], num_best: int, alignments: bool, progress: ProgressCallback
+    ) -> list[list[Hypothesis]]:
+        """The best hypotheses for each source, as many as wanted or as there are."""
         empty = Hypothesis("", 0.0, () if alignments else None)
         beyond = sources.lengths > self._longest_source
-        hypotheses = [empty._replace(score=-np.inf, cut=True) if long else empty for long in beyond]
+        hypotheses = [[empty._replace(score=-np.inf, cut=True) if long else empty] for long in beyond]
         filled, done = np.flatnonzero((sources.lengths > 1) & ~beyond), 0
         for indices, source, max_lengths in self._batches(sources, filled):
-            found = self._search(self.params, self._tables, source, max_lengths, self._longest(source.values.shape[1]))
-            tokens, scores, cut = (np.asarray(part[:, 0]) for part in (found.tokens, found.scores, found.cut))
+            longest = self._longest(source.values.shape[1])
+            found = self._search(self.params, self._tables, source, max_lengths, longest, num_best)
             copies = self.vocabularies.copies([lines[index] for index in indices])
-            texts = self.vocabularies.target.decode(list(tokens[: len(indices)]), copies)
-            aligned = self._alignment(source, found.tokens[:, 0]) if alignments else [None] * len(indices)
+            ranked = [self._ranked(found, rank, source, copies, alignments) for rank in range(num_best)]
+            there = np.maximum((np.asarray(found.lengths) > 0).sum(1), 1)
             for row, index in enumerate(indices):
-                hypotheses[index] = Hypothesis(texts[row], float(scores[row]), aligned[row], bool(cut[row]))
+                hypotheses[index] = [rank[row] for rank in ranked[: there[row]]]
             done += len(indices)
             progress("translating", done, len(filled))
         return hypotheses
+
+    def _ranked(
+        self, found: Found, rank: int, source: Padded, copies: Sequence[Copies], alignments: bool
+    ) -> list[Hypothesis]:
+        """The hypothesis of a rank for each source of a batch; `copies` has an entry for each that is no padding."""
+        tokens, scores, cut = (np.asarray(part[:, rank]) for part in (found.tokens, found.scores, found.cut))
+        texts = self.vocabularies.target.decode(list(tokens[: len(copies)]), copies)
+        aligned = self._alignment(source, found.tokens[:, rank]) if alignments else [None] * len(copies)
+        return [Hypothesis(text, float(scores[row]), aligned[row], bool(cut[row])) for row, text in enumerate(texts)]
 
     def score(self, sources: Iterable[str], targets: Iterable[str]) -> list[float]:
         """Returns the log-probability of each target, its end included, given its source, in nats.
@@ -193,7 +243,7 @@ class Translator:
         self.__dict__.pop("_tables", None)
 
     @cached_property
-    def _tables(self) -> SearchTables:
+    def _tables(self) -> Any:
         return self._search_tables(self._params)
 
     def _batches(self, sources: Rows, filled: Int[np.ndarray, " n"]) -> Iterator[tuple[np.ndarray, Padded, np.ndarray]]:
@@ -264,18 +314,31 @@ def output_limits(source_lengths: Int[np.ndarray, " N"], max_length_ratio: float
     return np.ceil(source_lengths * max_length_ratio).astype(np.int64) + EXTRA_LENGTH
 
 
-def load(workdir: Path | str, decode: DecodeConfig | None = None) -> Translator:
-    """Returns the translator of a run directory, with its best parameters.
+def load(workdir: Path | str | Sequence[Path | str], decode: DecodeConfig | None = None) -> Translator:
+    """Returns the translator of a run directory, with its best parameters; or of several, as an ensemble.
+
+    What is set for a run and not for its model, such as the search, is that of the first.
 
     Raises:
-      UserError: not a run directory, no checkpoint, a damaged file, or files of different runs.
+      UserError: not a run directory, no checkpoint, a damaged file, files of different runs,
+        or runs that make no ensemble, see `run_directory.check_ensemble`.
     """
-    workdir = Path(workdir)
-    config = run_directory.read_config(workdir)
-    vocabularies = load_vocabularies(workdir / run_directory.VOCABULARY, copy=config.model.copy)
-    belongs = origin(config, vocabularies, run_directory.read_fingerprint(workdir))
-    params, step = restore_params(workdir, params_on_one_device(config, vocabularies), belongs)
-    return Translator(config, vocabularies, params, decode, step=step)
+    workdirs = [Path(workdir)] if isinstance(workdir, Path | str) else [Path(each) for each in workdir]
+    configs = run_directory.read_configs(workdirs)
+    vocabularies, belong = [], {}
+    for workdir, config in zip(workdirs, configs, strict=True):
+        vocabularies.append(load_vocabularies(workdir / run_directory.VOCABULARY, copy=config.model.copy))
+        belong[workdir] = origin(config, vocabularies[-1], run_directory.read_fingerprint(workdir))
+    run_directory.check_ensemble(belong)
+    params, steps = [], []
+    for workdir, belongs in belong.items():
+        found, step = restore_params(workdir, params_on_one_device(belongs.config, vocabularies[0]), belongs)
+        params.append(found)
+        steps.append(step)
+    if len(workdirs) == 1:
+        return Translator(configs[0], vocabularies[0], params[0], decode, step=steps[0])
+    models = [config.model for config in configs]
+    return Translator(configs[0], vocabularies[0], together(params), decode, step=tuple(steps), ensemble=models)
 
 
 def params_on_one_device(config: Config, vocabularies: Vocabularies) -> Params:
@@ -308,7 +371,7 @@ def _checked(lines: Iterable[str], name: str) -> list[str]:
     return lines
 
 
-def _search_tables(graph: nnx.GraphDef, params: Params) -> SearchTables:
+def _search_tables(graph: nnx.GraphDef, params: Params) -> Any:
     return nnx.merge(graph, params).search_tables()
 
 
@@ -317,22 +380,23 @@ def _search(
     decode: DecodeConfig,
     mesh: Mesh,
     params: Params,
-    tables: SearchTables,
+    tables: Any,
     source: Padded,
     max_lengths: Int[Array, " B"],
     max_length: int,
+    num_best: int,
 ) -> Found:
     alpha = float(decode.length_penalty)
 
-    def on_a_device(params: Params, tables: SearchTables, source: Padded, max_lengths: Array) -> Found:
-        model: Seq2Seq = nnx.merge(graph, params)
+    def on_a_device(params: Params, tables: Any, source: Padded, max_lengths: Array) -> Found:
+        model: Seq2Seq | Ensemble = nnx.merge(graph, params)
         encoded = model.encode(source)
         memory, carry = encoded._replace(state=None), jax.tree.map(lambda leaf: leaf[:, None], encoded.state)
         limits: dict[str, Any] = dict(max_lengths=max_lengths, max_length=max_length, smallest=SMALLEST_BATCH)
         step = partial(model.search_step, tables)
         if decode.beam_size == 1:
             return greedy_search(step, memory, carry, **limits, length_penalty=alpha)
-        beam: dict[str, Any] = dict(beam_size=decode.beam_size, num_best=1)
+        beam: dict[str, Any] = dict(beam_size=decode.beam_size, num_best=num_best)
         return beam_search(step, memory, carry, **limits, length_penalty=alpha, **beam)
 
     # Each device ends when its own sentences have.
@@ -344,8 +408,8 @@ def _align(
     graph: nnx.GraphDef, mesh: Mesh, params: Params, source: Padded, tokens: Int[Array, "B T"]
 ) -> Int[Array, "B T"]:
     def on_a_device(params: Params, source: Padded, tokens: Array) -> Array:
-        model: Seq2Seq = nnx.merge(graph, params)
-        weights = model(source, tokens).weights
+        model: Seq2Seq | Ensemble = nnx.merge(graph, params)
+        weights = model.attention(source, tokens)
         if weights is None:
             raise ValueError("a model without attention aligns nothing")
         return weights.argmax(-1).T
@@ -364,7 +428,7 @@ def _token_scores(
     """Of each row: nats, real tokens, tokens whose logit is the largest."""
 
     def on_a_device(params: Params, source: Padded, target: Padded) -> tuple[Array, Array, Array]:
-        model: Seq2Seq = nnx.merge(graph, params)
+        model: Seq2Seq | Ensemble = nnx.merge(graph, params)
 
         def read(predicted: Predicted, labels: Array, mask: Array) -> tuple[Array, Array, Array]:
             logits = scores(predicted)

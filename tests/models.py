@@ -316,8 +316,8 @@ class Oracle:
         p_gen = sigmoid(np.concatenate(parts) @ joined(pointer) + pointer["bias"])[0]
         probabilities = np.concatenate([p_gen * np.exp(logits) / np.exp(logits).sum(), np.zeros(len(source))])
         text = [(token, w) for token, w in zip(source, weights, strict=False) if not is_tag(token)]
-        for token, weight in text:  # location attention has no weights for the last
-            probabilities[token] += (1 - p_gen) * weight / sum(w for _, w in text)
+        for token, weight in text:  # location attention has no weights for the last, a window may see tags alone
+            probabilities[token] += (1 - p_gen) * weight / (sum(w for _, w in text) or 1)
         with np.errstate(divide="ignore"):
             return np.log(probabilities)
 

@@ -48,13 +48,16 @@ class Translator:
 
     config = Config()
 
-    def __init__(self, decode: DecodeConfig | None):
-        self.decode = decode
+    def __init__(self, decode: DecodeConfig, workdirs: tuple[Path, ...]):
+        self.decode, self.workdirs = decode, workdirs
         self.calls: list[list[str]] = []
 
-    def translate(self, lines, *, progress):
+    def translate(self, lines, *, num_best=None, progress):
         self.calls.append(list(lines))
-        return [Hypothesis(line.upper(), 0.0) for line in lines]
+        best = [Hypothesis(line.upper(), 0.0) for line in lines]
+        if num_best is None:
+            return best
+        return [[each._replace(score=-rank / 8) for rank in range(num_best if each.text else 1)] for each in best]
 
     def score(self, sources, targets):
         return [-float(len(source) + len(target)) for source, target in zip(sources, targets, strict=True)]
@@ -128,12 +131,21 @@ def run_folder(tmp_path):
 
 
 @pytest.fixture
+def ensemble(run_folder):
+    """That run directory and another one, whose search is set otherwise."""
+    folder = run_folder.parent / "yours"
+    folder.mkdir()
+    (folder / "config.json").write_text(to_json(Config(decode=DecodeConfig(beam_size=7))))
+    return run_folder, folder
+
+
+@pytest.fixture
 def translators(stub):
     """A stub of the translator; the list of those that were loaded."""
     loaded = []
 
-    def load(workdir, decode=None):
-        loaded.append(Translator(decode))
+    def load(workdirs, decode):
+        loaded.append(Translator(decode, workdirs))
         return loaded[-1]
 
     stub("translator", load=load)
@@ -338,6 +350,14 @@ MINE = ["--workdir", "runs/mine"]
         (["translate", "--workdir", "runs/mien"], "Did you mean runs/mine?"),
         (["translate", *MINE, "--decode.beam-size", "0"], "decode.beam_size must be from 1 to 1,000, got 0"),
         (["translate", *MINE, "--model.cell", "lstm"], "Unknown option --model.cell."),
+        (["translate", *MINE, "--num-best", "0"], "--num-best must be 1 or more, got 0."),
+        (["translate", *MINE, "--num-best", "4"], "decode.beam_size 3; set --decode.beam-size 4 or more."),
+        (["translate", *MINE, "--num-best", "2", "--decode.beam-size", "1"], "greedy search; set --decode.beam-size 2"),
+        (["translate", "--workdir"], "--workdir names no run directory; give one, or several for an ensemble."),
+        (["translate", *MINE, "runs/mien"], "not a run directory: there is no runs/mien/config.json. Did you mean"),
+        (["translate", *MINE, "runs/../runs/mine"], "mine is given twice; an ensemble is of different runs."),
+        (["translate", *MINE, "--decode.ensemble", "mean"], "--decode.ensemble takes one of linear, log_linear, got"),
+        (["average", *MINE, "runs/mine/.", "--last", "2"], "is given twice"),
         (["translate", *MINE, "--input", "no.txt"], "There is no file no.txt. Did you mean not.txt?"),
         (["translate", *MINE, "--input", "runs"], "runs is a folder; name a file of text."),
         (["translate", *MINE, "--input", "not.txt", "--output", "x/y"], "there is no folder"),
@@ -501,6 +521,33 @@ def test_translate_searches_as_the_run_was_configured_unless_told_otherwise(call
         typed(b"a\n")
         assert call("translate", "--workdir", run_folder, *options).code == 0
         assert translators[-1].decode == decode
+
+
+def test_several_runs_are_loaded_as_one_with_the_settings_of_the_first(call, translators, ensemble, typed):
+    typed(b"a\n")
+    assert call("translate", "--workdir", *ensemble, "--decode.ensemble", "log_linear") == (0, "A\n", "")
+    assert translators[-1].workdirs == ensemble
+    assert translators[-1].decode == DecodeConfig(beam_size=3, length_penalty=0.5, ensemble="log_linear")
+
+
+def test_the_best_hypotheses_are_listed_with_their_line_and_score(call, translators, run_folder, tmp_path, monkeypatch):
+    """The lines are numbered as in the file, however many are translated at a time; an empty one has one."""
+    monkeypatch.setattr("seq2seq_jax.text_files.CHUNK", 2)
+    (tmp_path / "in").write_text("a\n\nb\n")
+    options = ["--workdir", run_folder, "--num-best", "2", "--input", tmp_path / "in"]
+    expected = "1\t0.0000\tA\n1\t-0.1250\tA\n2\t0.0000\t\n3\t0.0000\tB\n3\t-0.1250\tB\n"
+    assert call("translate", *options) == (0, expected, "")
+    assert len(translators[0].calls) > 1
+
+
+def test_the_best_hypotheses_are_listed_at_the_prompt(call, translators, run_folder, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal("a\nb\n"))
+    code, out, _ = call("translate", "--workdir", run_folder, "--num-best", "2")
+    assert (code, out) == (0, "1\t0.0000\tA\n1\t-0.1250\tA\n2\t0.0000\tB\n2\t-0.1250\tB\n")
 
 
 def test_translate_takes_many_lines_at_a_time(call, translators, run_folder, tmp_path):
@@ -688,6 +735,30 @@ def test_evaluate_decodes_the_test_split_and_prints_the_numbers(call, evaluated,
     assert evaluated == [(run_folder, "test", ["a", "b"], ["x", "y"], {})]
 
 
+def test_evaluations_of_an_ensemble_lie_under_its_first_run_by_a_name_of_their_own(call, evaluated, ensemble, tmp_path):
+    lines = tmp_path / "lines"
+    lines.write_text("eins\n")
+    for workdirs, beam_size in ((ensemble, 3), (ensemble[::-1], 7)):
+        assert call("evaluate", "--workdir", *workdirs).out.endswith(f"{evaluated[-1][1]}.json, beam {beam_size}\n")
+        assert call("evaluate", "--workdir", *workdirs, "--source-file", lines, "--target-file", lines).code == 0
+    assert [arguments[0] for arguments in evaluated] == [ensemble[0], ensemble[0], ensemble[1], ensemble[1]]
+    assert [arguments[4]["workdirs"] for arguments in evaluated[::2]] == [
+        [str(path) for path in ensemble],
+        [str(path) for path in ensemble[::-1]],
+    ]
+    split, files, reverse, _ = [arguments[1] for arguments in evaluated]
+    assert split.startswith("ensembles/mine+yours-") and split.endswith("/test")
+    assert files.startswith(f"{Path(split).parent}/files/lines-")
+    assert reverse.startswith("ensembles/yours+mine-")
+
+
+def test_evaluate_wants_the_text_of_every_run_of_an_ensemble(refused, evaluated, ensemble):
+    write_fingerprint(ensemble[0], "the text")
+    write_fingerprint(ensemble[1], "another text")
+    told = refused("evaluate", "--workdir", *ensemble)
+    assert f"no longer the one that {ensemble[1]} was trained on" in told and evaluated == []
+
+
 def test_evaluate_tells_cut_outputs_and_remarks(call, evaluated, run_folder):
     sys.modules["seq2seq_jax.evaluation"].scores.update(cut_outputs=12_345, remarks=["references are strange"])
     *table, remark, _ = call("evaluate", "--workdir", run_folder).out.splitlines()
@@ -758,6 +829,14 @@ def test_score_prints_a_log_probability_for_each_pair(call, translators, run_fol
         "score", "--workdir", run_folder, "--source-file", tmp_path / "a", "--target-file", tmp_path / "b"
     )
     assert (code, out, err) == (0, "-3.0000\n-4.0000\n", "")
+
+
+def test_score_averages_as_it_is_told_or_as_the_first_run_was_configured(call, translators, ensemble, tmp_path):
+    (tmp_path / "a").write_text("xx\n")
+    options = ["--workdir", *ensemble, "--source-file", tmp_path / "a", "--target-file", tmp_path / "a"]
+    assert call("score", *options).out == call("score", *options, "--ensemble", "log_linear").out == "-4.0000\n"
+    assert [translator.decode.ensemble for translator in translators] == ["linear", "log_linear"]
+    assert translators[0].workdirs == ensemble
 
 
 def test_score_refuses_empty_files(refused, translators, run_folder, tmp_path):

@@ -20,6 +20,7 @@ FLOORS = (
     ("encoders",),
     ("bridges", "decoders"),
     ("seq2seq",),
+    ("ensemble",),
     ("build", "losses", "metrics", "checkpoint", "decoding", "data"),
     ("translator",),
     ("evaluation", "averaging"),

@@ -124,7 +124,7 @@ def test_cross_entropy_with_copies_is_that_of_the_mixture(smoothing):
             for token, weight in zip(tokens[n], weights[n], strict=True):
                 mixture[token] += (1 - p_gen) * weight
             if mask[n]:
-                total -= (1 - smoothing) * np.log(mixture[labels[n]]) + smoothing * np.log(probabilities).mean()
+                total -= (1 - smoothing) * np.log(mixture[labels[n]]) + smoothing * np.log(mixture[:vocab_size]).mean()
         return total
 
     def loss(logits, gate, weights):

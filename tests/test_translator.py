@@ -187,6 +187,37 @@ def test_alignments_have_a_source_position_for_each_output_token(translator):
     assert [hypothesis.text for hypothesis in found] == [hypothesis.text for hypothesis in translator.translate(lines)]
 
 
+def test_the_best_hypotheses_are_different_ones_in_their_order_and_the_first_is_the_best(translator):
+    wide, lines = variant(translator, beam_size=4, length_penalty=0.6), ["ant bee cat", "", "dog"]
+    found = wide.translate(lines, num_best=3, alignments=True)
+    assert [len(each) for each in found] == [3, 1, 3]
+    for line, each, best in zip(lines, found, wide.translate(lines, alignments=True), strict=True):
+        assert each[0]._replace(score=0.0) == best._replace(score=0.0)
+        assert each[0].score == pytest.approx(best.score, rel=1e-5)
+        assert len({hypothesis.text for hypothesis in each}) == len(each)
+        assert each == sorted(each, key=lambda hypothesis: -hypothesis.score)
+        for hypothesis in each if line else []:
+            length = len(ids(translator.vocabularies.target, hypothesis.text))
+            assert len(hypothesis.alignment) == length
+            expected = log_prob(translator, line, hypothesis.text) / ((5 + length) / 6) ** 0.6
+            assert hypothesis.score == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_there_may_be_fewer_hypotheses_than_are_wanted(translator, monkeypatch):
+    """Outputs of one token: the end, and nothing else."""
+    monkeypatch.setattr(translator_module, "EXTRA_LENGTH", 0)
+    short = variant(translator, max_length_ratio=0.01, beam_size=3)
+    with pytest.warns(UserWarning, match="1 of 1 output reached the limit"):
+        ((found,),) = short.translate(["ant"], num_best=3)
+    assert (found.text, found.cut) == ("", True)
+
+
+def test_more_hypotheses_than_a_search_finds_are_refused(translator):
+    for num_best, beam_size, message in ((3, 2, "beam_size 2; set"), (1, 1, "greedy search; set"), (0, 2, "1 or more")):
+        with pytest.raises(UserError, match=message):
+            variant(translator, beam_size=beam_size).translate(["ant"], num_best=num_best)
+
+
 def test_loading_what_is_not_a_run_directory_names_the_nearest_one(trained):
     with pytest.raises(UserError, match="is not a run directory: there is no .*rnu/config.json. Did you mean .*/run.$"):
         load(trained.parent / "rnu")

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 from unittest import mock
 
 import numpy as np
@@ -58,7 +58,9 @@ def paths_only() -> Iterator[None]:
     from seq2seq_jax import cli
 
     def parse(cls: type, given: Sequence[Any], *, default: Any, prog: str) -> Any:
-        values = {option.name.replace("-", "_"): Path(option.values[0]) for option in given}
+        values: dict[str, Any] = {option.name.replace("-", "_"): Path(option.values[0]) for option in given}
+        if "workdir" in values and get_type_hints(cls)["workdir"] == tuple[Path, ...]:
+            values["workdir"] = (values["workdir"],)
         return cls(**values) if default is None else replace(default, **values)
 
     with mock.patch.object(cli, "parse", parse):
@@ -82,13 +84,15 @@ def echo(trained: Path, compiled: None) -> Iterator[Callable[..., Any]]:
         model: Any = copy.copy(loaded)
         model.decode = decode or loaded.config.decode
 
-        def search(params: Any, tables: Any, padded: Padded, max_lengths: np.ndarray, max_length: int) -> Found:
+        def search(
+            params: Any, tables: Any, padded: Padded, max_lengths: np.ndarray, max_length: int, num_best: int
+        ) -> Found:
             source = padded.values
             if len(source) * model.decode.beam_size * max_length > 2**32:
                 raise MemoryError("RESOURCE_EXHAUSTED")
-            tokens = np.full((len(source), 1, max(max_length, source.shape[1])), PAD, np.int32)
-            tokens[:, 0, : source.shape[1]] = source
-            nothing = np.zeros((len(source), 1), np.float32)
+            tokens = np.full((len(source), num_best, max(max_length, source.shape[1])), PAD, np.int32)
+            tokens[:, :, : source.shape[1]] = source[:, None]
+            nothing = np.zeros((len(source), num_best), np.float32)
             found: Any = Found
             return found(tokens, nothing, nothing, (tokens != PAD).sum(-1), nothing > 0)
 
