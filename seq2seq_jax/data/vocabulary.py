@@ -312,12 +312,12 @@ class TaggedVocabulary(Vocabulary):
 
     def encode_sources(self, lines: Sequence[str]) -> list[Ids]:
         rows, texts = [], []
-        for number, line in enumerate(lines, 1):
+        for line in lines:
             text, tab, tags = line.rpartition("\t")
             if line and not tab:
                 raise UserError(
-                    f"Source {number:,} has no tab and tags behind it, as every source of this model: {line[:60]!r}."
-                    f" Write SOURCE<tab>TAG{self._separator}TAG."
+                    f"The source {line[:60]!r} has no tab and tags behind it, as every source of this model has; write"
+                    f" SOURCE<tab>TAG{self._separator}TAG."
                 )
             found = [self._ids.get(tag, self._text.size) for tag in split_tags(tags, self._separator)]
             rows.append(np.array(found, np.int32))

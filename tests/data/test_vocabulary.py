@@ -384,7 +384,7 @@ def test_a_tag_that_a_model_writes_is_no_text():
 
 def test_a_source_without_its_tags_is_refused():
     vocabulary = build("words", TAGGED, features="tags").source
-    with pytest.raises(UserError, match=r"Source 2 has no tab and tags behind it.*'ba do'.*SOURCE<tab>TAG;TAG"):
+    with pytest.raises(UserError, match=r"The source 'ba do' has no tab and tags behind it.*SOURCE<tab>TAG;TAG"):
         vocabulary.encode_sources(["ke\tN", "ba do"])
 
 

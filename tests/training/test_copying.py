@@ -92,7 +92,7 @@ def test_tags_say_what_to_do(features, tmp_path):
     assert train(config, tmp_path / "run").scores["test"]["exact_match"] == 100
     translator = load(tmp_path / "run")
     assert [found.text for found in translator.translate(["bee\tW;up", "bee\tW;low"])] == ["BEE", "bee"]
-    with pytest.raises(UserError, match="Source 1 has no tab and tags behind it"):
+    with pytest.raises(UserError, match="The source 'bee' has no tab and tags behind it"):
         translator.translate(["bee"])
     with pytest.warns(UserWarning, match="unknown symbols"):
         translator.translate(["bee\tW;new"])
