@@ -36,9 +36,9 @@ def get_config() -> Config:
             batch_size=50,
             num_shapes=3,
         ),
-        optimizer=OptimizerConfig(learning_rate=7e-3, schedule="cosine", warmup_steps=50),
+        optimizer=OptimizerConfig(learning_rate=4.5e-3, schedule="cosine", warmup_steps=100),
         train=TrainConfig(
-            num_steps=1_200,
+            num_steps=1_400,
             evaluate_every=200,
             checkpoint_every=400,
             label_smoothing=0.1,

@@ -1,5 +1,7 @@
 """The first door: commands and options, right and wrong; every field of the settings, found by looking."""
 
+import contextlib
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -77,8 +79,13 @@ def check_usable(config: Config) -> None:
 @given(words=command_line(st.sampled_from(["translate", "evaluate", "score", "average"])))
 def test_any_options_of_a_trained_run(doorway: Doorway, words: list[str]) -> None:
     with doorway.room("command line", doorway.base / "cache") as room:
+        if words[0] == "average":  # which writes into the run unless another place is named: a copy of it
+            shutil.copytree(doorway.base / "run", room / "run")
+            room = room / "beside"
+            room.mkdir()
         furnish(room)
-        check(enter(*words), words)
+        with contextlib.chdir(room):
+            check(enter(*words), words)
 
 
 @cases(40)

@@ -62,7 +62,7 @@ def use(beam_size, mesh):
     if not beam_size:
         return look(translator._token_scores.trace(state.params, batch, batch))
     tables = jax.eval_shape(translator._search_tables, state.params)
-    return look(translator._search.trace(state.params, tables, batch, batch.lengths, 60))
+    return look(translator._search.trace(state.params, tables, batch, batch.lengths, 60, 1))
 
 def losses(number, regularizers={}, **train):
     config = Config(
