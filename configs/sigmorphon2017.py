@@ -4,7 +4,8 @@
 
 with `train-medium.tsv[.gz]`, `validation.tsv`, `test.tsv` of a language in DIR: lemma, form and tags such as V;PST,
 with tabs between, as the task has them. For the pointer-generator add `--model.copy True`.
-Scores, seeds and minutes are in docs/reproductions.md.
+Turkish, 1,000 words: 85.4 % of test words exact, mean of three seeds, 4 minutes of training each on 2 CPU cores; with
+copying 84.3, mean of two. Seeds and machines are in docs/reproductions.md.
 """
 
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig, ModelConfig, OptimizerConfig, TrainConfig
