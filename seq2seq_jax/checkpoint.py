@@ -189,6 +189,10 @@ class _Deleted(Exception):
     """A checkpoint that was listed is no longer there: the run goes on."""
 
 
+class _Damaged(Exception):
+    """A checkpoint cannot be read, and why."""
+
+
 def _restore_params(workdir: Path, abstract_params: dict[str, Any], origin: Origin) -> tuple[dict[str, Any], int]:
     directory = (workdir / "checkpoints").absolute()
     newest, steps = _newest(directory), _steps(directory)  # in this order: training may have saved another meanwhile
@@ -201,15 +205,10 @@ def _restore_params(workdir: Path, abstract_params: dict[str, Any], origin: Orig
             raise _Deleted
         complaints.append(f"Checkpoint {directory / str(best)}, the best, is gone.")
     for step in sorted(steps, key=lambda step: step != best):  # the best one first
-        path = directory / str(step)
         try:
-            params = _read_params(path, abstract_params, workdir, origin)
-        except UserError:
-            raise
-        except Exception as error:  # whatever a library makes of a damaged file
-            if step not in _steps(directory):
-                raise _Deleted from error
-            complaints.append(_damaged(path, error))
+            params = _read_params(directory / str(step), abstract_params, workdir, origin)
+        except _Damaged as damage:
+            complaints.append(str(damage))
             continue
         if complaints:
             warnings.warn("\n".join([*complaints, f"That of step {step:,} takes its place."]), stacklevel=3)
@@ -250,15 +249,10 @@ def _average_params(
         raise UserError("\n".join(complaints))
     total: Any = 0.0
     for step in steps[:last]:
-        path = directory / str(step)
         try:
-            params = _read_params(path, abstract_params, workdir, origin)
-        except UserError:
-            raise
-        except Exception as error:  # whatever a library makes of a damaged file
-            if step not in _steps(directory):
-                raise _Deleted from error
-            raise UserError(f"{_damaged(path, error)} Average those after it, or train on.") from error
+            params = _read_params(directory / str(step), abstract_params, workdir, origin)
+        except _Damaged as damage:
+            raise UserError(f"{damage} Average those after it, or train on.") from damage
         params = jax.tree.map(partial(np.asarray, dtype=np.float64), params)
         total = jax.tree.map(np.add, total, params) if step != steps[0] else params
     mean = jax.tree.map(lambda array, like: (array / last).astype(like.dtype), total, abstract_params)
@@ -381,7 +375,19 @@ def _check_origin(path: Path, content: dict[str, Any], workdir: Path, origin: Or
 
 
 def _read_params(path: Path, abstract_params: dict[str, Any], workdir: Path, origin: Origin) -> dict[str, Any]:
-    """A checkpoint's parameters to be used, where `abstract_params` wants them; those of version 0.1 renamed."""
+    """A checkpoint's parameters to be used, where `abstract_params` wants them; `_Damaged` or `_Deleted` if it is."""
+    try:
+        return _read_any_version(path, abstract_params, workdir, origin)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a library makes of a damaged file
+        if int(path.name) not in _steps(path.parent):
+            raise _Deleted from error
+        raise _Damaged(_damaged(path, error)) from error
+
+
+def _read_any_version(path: Path, abstract_params: dict[str, Any], workdir: Path, origin: Origin) -> dict[str, Any]:
+    """A checkpoint's parameters, those of version 0.1 renamed."""
     content = _content(path)
     _check_origin(path, content, workdir, origin)
     if "version" in content:

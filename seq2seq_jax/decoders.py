@@ -14,7 +14,7 @@ from seq2seq_jax.cells import Stack
 from seq2seq_jax.dropout import NO_DROPOUT, Dropout, Keys, Mask, drop, split_keys
 from seq2seq_jax.encoders import Read
 from seq2seq_jax.linear import Linear
-from seq2seq_jax.outputs import Combine, Maxout, Pass, Softmax
+from seq2seq_jax.outputs import LEAST, Combine, Maxout, Pass, Softmax
 
 
 class State(NamedTuple):
@@ -52,6 +52,9 @@ class Decoder(nnx.Module):
     """What a model asks of its decoder. B rows, or one row for each of K beams by `jax.vmap`."""
 
     reads_tokens = False
+    """Whether a step is given the token before, and not only its embedding."""
+    pointer: Linear | None = None
+    """What decides between writing and copying; None where nothing is copied."""
 
     def memory(self, read: Read) -> Any:
         """Lays out what the encoder read for the steps: done once per sentence."""
@@ -106,7 +109,7 @@ class Recurrent(Decoder):
     ) -> None:
         self.stack, self.attention, self.combine = stack, attention, combine
         self.vector_size, self.dropout, self.feedback = vector_size, dropout, feedback
-        self.pointer: Linear | None = nnx.data(None)
+        self.pointer = nnx.data(None)
 
     def memory(self, read: Read) -> Any:
         if self.attention is None:
@@ -289,10 +292,6 @@ class HardMonotonic(Recurrent):
         jumps = jax.nn.log_softmax(jnp.where(inside, scores, LEAST))
         ways = [_shifted(known + jumps[..., jump], jump, LEAST) for jump in range(num_jumps)]
         return jnp.where(memory.mask, jax.nn.logsumexp(jnp.stack(ways), axis=0), LEAST)
-
-
-LEAST = -1e30
-"""Log-probability of what cannot be, so that differences of two such are finite."""
 
 
 def _shifted(x: Array, by: int, fill: Any) -> Array:

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from seq2seq_jax.config import Mixture
-from seq2seq_jax.outputs import Predicted, scores
+from seq2seq_jax.outputs import Predicted, scores, wide
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.seq2seq import Encoded, SearchTables, Seq2Seq
 
@@ -87,7 +87,7 @@ def mixture(each: Sequence[Float[Array, "*N W"]], kind: Mixture) -> Float[Array,
       kind: `linear`, the mean of probabilities; or `log_linear`, of log-probabilities
         (their geometric mean, which does not sum to 1 by itself).
     """
-    log_probs = jnp.stack([jax.nn.log_softmax(x.astype(jnp.promote_types(x.dtype, jnp.float32))) for x in each])
+    log_probs = jnp.stack([jax.nn.log_softmax(wide(x)) for x in each])
     return jax.nn.logsumexp(log_probs, axis=0) if kind == "linear" else log_probs.mean(0)
 
 

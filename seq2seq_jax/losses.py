@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from seq2seq_jax.outputs import Copying, log_or_least
+from seq2seq_jax.outputs import LEAST, Copying, log_or_least, wide
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -32,7 +32,7 @@ def cross_entropy(
 
 
 def _forward(logits: Array, labels: Array, mask: Array, label_smoothing: float):
-    logits32 = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits32 = wide(logits)
     log_normalizer = jax.nn.logsumexp(logits32, axis=-1)
     right = jnp.take_along_axis(logits32, labels[..., None], axis=-1)[..., 0]
     losses = log_normalizer - (1 - label_smoothing) * right
@@ -76,13 +76,13 @@ def copying_cross_entropy(
       mask: True at tokens that count.
       label_smoothing: share of probability spread evenly over the vocabulary.
     """
-    gate, weights, logits32 = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (*copying[:2], logits))
+    gate, weights, logits32 = (wide(x) for x in (*copying[:2], logits))
     writes, copies = jax.nn.log_sigmoid(gate), jax.nn.log_sigmoid(-gate)
     log_normalizer, vocab_size = jax.nn.logsumexp(logits32, axis=-1), logits.shape[-1]
 
     def generated(tokens: Int[Array, "N _"]) -> Float[Array, "N _"]:
         known = jnp.take_along_axis(logits32, jnp.minimum(tokens, vocab_size - 1), axis=-1)
-        return jnp.where(tokens < vocab_size, (writes - log_normalizer)[:, None] + known, -1e30)
+        return jnp.where(tokens < vocab_size, (writes - log_normalizer)[:, None] + known, LEAST)
 
     def copied(tokens: Int[Array, "N M"]) -> Float[Array, "N M"]:
         total = jnp.where(copying.tokens[:, None] == tokens[..., None], weights[:, None], 0).sum(-1)
@@ -102,7 +102,7 @@ def copying_cross_entropy(
 
 def token_losses(logits: Float[Array, "*N V"], labels: Int[Array, "*N"]) -> Float[Array, "*N"]:
     """Cross-entropy of each token, in nats, float32; for evaluation."""
-    logits32 = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits32 = wide(logits)
     right = jnp.take_along_axis(logits32, labels[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits32, axis=-1) - right
 

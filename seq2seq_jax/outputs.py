@@ -10,6 +10,9 @@ from jaxtyping import Array, Float, Int
 from seq2seq_jax.linear import Linear
 from seq2seq_jax.products import matmul
 
+LEAST = -1e30
+"""Log-probability of what cannot be: its exponential is 0, and differences of two such are finite."""
+
 
 class Copying(NamedTuple):
     """What may be copied in the place of a token of the vocabulary (See et al. 2017, section 2.2)."""
@@ -41,7 +44,7 @@ def scores(predicted: Predicted) -> Float[Array, "*N W"]:
     if predicted.copying is None:
         return predicted.logits
     gate, weights, tokens = predicted.copying
-    logits, gate, weights = (_wide(x) for x in (predicted.logits, gate, weights))
+    logits, gate, weights = (wide(x) for x in (predicted.logits, gate, weights))
     generated = jax.nn.log_sigmoid(gate)[..., None] + jax.nn.log_softmax(logits)
     more = [(0, 0)] * gate.ndim + [(0, weights.shape[-1])]
     add = jnp.vectorize(lambda zeros, at, what: zeros.at[at].add(what), signature="(w),(s),(s)->(w)")
@@ -52,12 +55,13 @@ def scores(predicted: Predicted) -> Float[Array, "*N W"]:
 
 
 def log_or_least(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
-    """The logarithm; of 0 a number so small that its exponential is 0, with a gradient of 0."""
+    """The logarithm; of 0 it is `LEAST`, with a gradient of 0."""
     some = x > 0
-    return jnp.where(some, jnp.log(jnp.where(some, x, 1)), -1e30)
+    return jnp.where(some, jnp.log(jnp.where(some, x, 1)), LEAST)
 
 
-def _wide(x: Array) -> Array:
+def wide(x: Array) -> Array:
+    """In float32, or wider where it is."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

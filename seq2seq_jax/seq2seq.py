@@ -212,7 +212,7 @@ class Seq2Seq(nnx.Module):
     @property
     def copies(self) -> bool:
         """Whether tokens of the source may be copied."""
-        return getattr(self.decoder, "pointer", None) is not None
+        return self.decoder.pointer is not None
 
     @property
     def _dtype(self) -> Any:
