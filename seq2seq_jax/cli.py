@@ -249,6 +249,9 @@ def _train(given: Sequence[Given], repository: Path | None) -> int:
 def _reproduce(given: Sequence[Given], repository: Path | None) -> int:
     settings, workdir, arguments = _experiment("reproduce", ReproduceArguments, given, repository, "-seeds")
     _configure_jax()
+    from seq2seq_jax.cpu import share_cores
+
+    share_cores(arguments.num_seeds)
     from seq2seq_jax.training.reproduction import reproduce
 
     return _code_of(reproduce(settings, arguments.num_seeds, workdir).status)

@@ -10,10 +10,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from seq2seq_jax.config import MeshConfig
 from seq2seq_jax.errors import UserError
 
-DATA = "data"
-"""The axis of the mesh along which the rows of a batch are spread."""
+DATA, SEEDS = "data", "seeds"
+"""The axes of a mesh along which the rows of a batch are spread, and several runs that are trained as one."""
 WHOLE, ROWS = PartitionSpec(), PartitionSpec(DATA)
 """An array that every device holds, and one of whose rows each holds a share."""
+RUNS, ROWS_OF_RUNS = PartitionSpec(SEEDS), PartitionSpec(SEEDS, DATA)
+"""The same of arrays that are stacked by run, of which each group of devices holds a share."""
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -23,6 +25,16 @@ def make_mesh(config: MeshConfig) -> Mesh:
     if num > len(devices):
         raise UserError(f"mesh.data {num} is more than the {len(devices)} devices here; use at most {len(devices)}.")
     return Mesh(np.array(devices[:num]), (DATA,), axis_types=(AxisType.Auto,))
+
+
+def grouped(mesh: Mesh, num_runs: int) -> Mesh:
+    """The devices of `mesh` in groups of one size, as many as there can be without more groups than runs.
+
+    Runs need nothing from each other, so groups never meet; those of one group
+    share the rows of every batch.
+    """
+    groups = max(number for number in range(1, num_runs + 1) if mesh.size % number == 0)
+    return Mesh(mesh.devices.reshape(groups, -1), (SEEDS, DATA), axis_types=(AxisType.Auto,) * 2)
 
 
 def one_device() -> Mesh:
@@ -40,12 +52,17 @@ def by_rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, ROWS)
 
 
-def by_rows_of_each(mesh: Mesh) -> NamedSharding:
-    """Of several batches, stacked, each device holds its share of the rows of each."""
-    return NamedSharding(mesh, PartitionSpec(None, DATA))
+def by_run(mesh: Mesh) -> NamedSharding:
+    """Each group of devices holds its share of the runs that an array is stacked of."""
+    return NamedSharding(mesh, RUNS)
 
 
-def share_rows(function: Callable, mesh: Mesh, *, in_specs: Any, out_specs: Any) -> Callable:
+def by_rows_of_runs(mesh: Mesh) -> NamedSharding:
+    """Each group holds its share of the runs, and each of its devices a share of the rows of their batches."""
+    return NamedSharding(mesh, ROWS_OF_RUNS)
+
+
+def share_out(function: Callable, mesh: Mesh, *, in_specs: Any, out_specs: Any) -> Callable:
     """Returns `function`, run by each device on its own rows: the program of one device, for a share of the batch.
 
     Devices meet only where `function` says so (`jax.lax.psum` over `DATA`). Left
@@ -56,7 +73,7 @@ def share_rows(function: Callable, mesh: Mesh, *, in_specs: Any, out_specs: Any)
     Args:
       function: of arrays, or pytrees of them.
       mesh: the devices.
-      in_specs: `WHOLE` or `ROWS` for each argument.
+      in_specs: `WHOLE` or `ROWS` for each argument, `RUNS` or `ROWS_OF_RUNS` of stacked ones.
       out_specs: likewise for the results; what is `WHOLE` must be the same on every device.
     """
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)

@@ -32,7 +32,7 @@ from seq2seq_jax.outputs import Predicted, scores
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.run_directory import Origin
 from seq2seq_jax.seq2seq import Seq2Seq
-from seq2seq_jax.sharding import ROWS, WHOLE, by_rows, one_device, replicated, share_rows
+from seq2seq_jax.sharding import ROWS, WHOLE, by_rows, one_device, replicated, share_out
 from seq2seq_jax.symbols import PAD
 from seq2seq_jax.wording import counted, part_of
 
@@ -400,7 +400,7 @@ def _search(
         return beam_search(step, memory, carry, **limits, length_penalty=alpha, **beam)
 
     # Each device ends when its own sentences have.
-    search = share_rows(on_a_device, mesh, in_specs=(WHOLE, WHOLE, ROWS, ROWS), out_specs=ROWS)
+    search = share_out(on_a_device, mesh, in_specs=(WHOLE, WHOLE, ROWS, ROWS), out_specs=ROWS)
     return search(params, tables, source, max_lengths)
 
 
@@ -414,7 +414,7 @@ def _align(
             raise ValueError("a model without attention aligns nothing")
         return weights.argmax(-1).T
 
-    return share_rows(on_a_device, mesh, in_specs=(WHOLE, ROWS, ROWS), out_specs=ROWS)(params, source, tokens)
+    return share_out(on_a_device, mesh, in_specs=(WHOLE, ROWS, ROWS), out_specs=ROWS)(params, source, tokens)
 
 
 def _token_scores(
@@ -438,4 +438,4 @@ def _token_scores(
 
         return model.total(read, source, target, piece=piece)
 
-    return share_rows(on_a_device, mesh, in_specs=(WHOLE, ROWS, ROWS), out_specs=ROWS)(params, source, target)
+    return share_out(on_a_device, mesh, in_specs=(WHOLE, ROWS, ROWS), out_specs=ROWS)(params, source, target)

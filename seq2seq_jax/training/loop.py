@@ -187,6 +187,9 @@ class Trainee(Protocol):
     def progress(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the arrays."""
 
+    def saved(self, state: Any) -> dict[str, Any]:
+        """The arrays that a checkpoint keeps, by their names there."""
+
     def evaluate(self, state: Any, step: int) -> Any:
         """Validates and decides what follows from it; returns the state to go on with."""
 
@@ -217,7 +220,7 @@ def take_steps(
         asked = bool(notes)
         ending = finished or asked or trainee.stopped
         if saved != step and (due or ending or step % train.checkpoint_every == 0):
-            checkpoints.save(step, state.saved(), trainee.progress)
+            checkpoints.save(step, trainee.saved(state), trainee.progress)
             saved = step
         if ending:
             break
@@ -290,6 +293,10 @@ class Run:
     def progress(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the arrays."""
         return asdict(self.loop_state)
+
+    def saved(self, state: TrainState) -> dict[str, Any]:
+        """The arrays that a checkpoint keeps, by their names there."""
+        return state.saved()
 
     def log(self, state: TrainState, step: int, seconds: float) -> TrainState:
         """Writes a row about the steps since the last one; returns the state with an empty window."""

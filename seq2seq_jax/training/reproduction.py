@@ -20,11 +20,20 @@ from seq2seq_jax.console import ready_streams
 from seq2seq_jax.data.pipeline import stacked_batches
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.metrics import check_packages
-from seq2seq_jax.sharding import make_mesh, replicated
+from seq2seq_jax.sharding import DATA, by_run, grouped, make_mesh, replicated
 from seq2seq_jax.training import loop, report
 from seq2seq_jax.training.costs.fits import check_fits, check_state_fits
 from seq2seq_jax.training.loop import ASKED_BY, LoopState, Run, Status, Validation, take_steps, tested_splits
-from seq2seq_jax.training.seeds import SeedsState, abstract_seeds, initial_seeds, of_seed, restored, settle
+from seq2seq_jax.training.seeds import (
+    SeedsState,
+    abstract_seeds,
+    initial_seeds,
+    of_seed,
+    restored,
+    saved,
+    seeds_of_places,
+    settle,
+)
 from seq2seq_jax.training.setup import Material, begin, compile_steps, prepare
 from seq2seq_jax.training.step import abstract_state, empty_window
 from seq2seq_jax.training.verdict import (
@@ -79,33 +88,37 @@ def _reproduce(config: Config, num_seeds: int, workdir: Path) -> Reproduction:
     check_trainable(workdir)
     run_directory.check_is_free(workdir, config)
     mesh = make_mesh(config.mesh)
-    material = prepare(config, mesh.size, workdir)
+    groups = grouped(mesh, num_seeds)
+    material = prepare(config, groups.shape[DATA], workdir)
     split = published_split(config, tested_splits(material.corpus), material.corpus.name)
     belongs = origin(config, material.vocabularies, material.corpus.fingerprint)._replace(num_seeds=num_seeds)
     check_belongs(workdir, belongs)
     sizes = vocab_sizes(material.vocabularies)
-    abstract = abstract_seeds(config, sizes, mesh, num_seeds)
-    check_state_fits(mesh, abstract, num_seeds)
-    check_disk_space(workdir, abstract.saved(), config.train.keep_checkpoints)
+    abstract = abstract_seeds(config, sizes, groups, num_seeds)
+    check_state_fits(groups, abstract, num_seeds)
+    kept = saved(abstract, num_seeds)
+    check_disk_space(workdir, kept, config.train.keep_checkpoints)
     seeds = range(config.train.seed, config.train.seed + num_seeds)
     say = partial(print, flush=True)
     for line in report.describe(config, material, abstract_state(config, sizes, mesh).params, mesh):
         say(line)
     say(f"Seeds       {num_seeds}, {seeds[0]} to {seeds[-1]}, trained in one program")
-    compiled = compile_steps(config, material, mesh, abstract, say, num_seeds)
-    check_fits(config, material, mesh, abstract, compiled, num_seeds)
+    compiled = compile_steps(config, material, groups, abstract, say, num_seeds)
+    check_fits(config, material, groups, abstract, compiled, num_seeds)
     begin(config, material, workdir)
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(_SeedWriter(workdir, config, index)) for index in range(num_seeds)]
         with Checkpoints(workdir, belongs) as checkpoints:
-            found = loop.restore(checkpoints, abstract.saved(), say)
-            state = restored(found[0]) if found else initial_seeds(config, sizes, mesh, num_seeds, material.vectors)
-            group = _Seeds(config, material, mesh, writers, found[1] if found else {})
+            if found := loop.restore(checkpoints, kept, say):
+                state = restored(found[0], groups)
+            else:
+                state = initial_seeds(config, sizes, groups, num_seeds, material.vectors)
+            group = _Seeds(config, material, mesh, groups, writers, found[1] if found else {})
             step = int(state.step)
             if found:
                 say(f"Resuming at step {step:,}.")
             group.keep_rows(step)
-            batchings = [material.batching.with_seed(seed) for seed in seeds]
+            batchings = list(map(material.batching.with_seed, seeds_of_places(config, num_seeds, groups)))
             with signals.noted() as notes:
                 batches = stacked_batches(material.train, batchings, step, config.train.num_steps)
                 state, status = take_steps(group, state, batches, compiled, checkpoints, notes)
@@ -157,7 +170,13 @@ class _Seeds:
     """The runs of the seeds as one to `take_steps`."""
 
     def __init__(
-        self, config: Config, material: Material, mesh: Mesh, writers: Sequence[Writer], progress: dict[str, Any]
+        self,
+        config: Config,
+        material: Material,
+        mesh: Mesh,
+        groups: Mesh,
+        writers: Sequence[Writer],
+        progress: dict[str, Any],
     ):
         self._config, self._material, self._mesh, self._writers = config, material, mesh, writers
         kept = [LoopState(**values) for values in progress.get("seeds", [{}] * len(writers))]
@@ -168,7 +187,10 @@ class _Seeds:
             Run(quiet if index else config, mesh, writer, loop_state, validation)
             for index, (writer, loop_state) in enumerate(zip(writers, kept, strict=True))
         ]
-        self._settle = jax.jit(settle, donate_argnums=0, out_shardings=replicated(mesh))
+        self._places = len(seeds_of_places(config, len(writers), groups))
+        self._by_run = by_run(groups)
+        self._settle = jax.jit(settle, donate_argnums=0, out_shardings=self._by_run)
+        self._of_seed = jax.jit(of_seed, out_shardings=replicated(groups))
 
     @property
     def train(self) -> TrainConfig:
@@ -196,6 +218,10 @@ class _Seeds:
         """Wall time of training."""
         return max(run.loop_state.seconds for run in self._runs)
 
+    def saved(self, state: SeedsState) -> dict[str, Any]:
+        """The arrays that a checkpoint keeps, by their names there."""
+        return saved(state, len(self._runs))
+
     def keep_rows(self, step: int) -> None:
         """Drops the rows that will be written again."""
         for writer, run in zip(self._writers, self._runs, strict=True):
@@ -208,10 +234,10 @@ class _Seeds:
             if run.stopped or run.evaluated_step == step:
                 continue
             try:
-                factors[index] = run.evaluate(of_seed(state.runs, index), step).rate_factor
+                factors[index] = run.evaluate(self._of_seed(state.runs, index), step).rate_factor
             except UserError as error:
                 self._end(index, error)
-        improved = np.array([run.loop_state.best_step == step for run in self._runs])
+        improved = self._of_places([run.loop_state.best_step == step for run in self._runs])
         return self._settle(state, factors, improved, self._active())
 
     def log(self, state: SeedsState, step: int, seconds: float) -> SeedsState:
@@ -224,12 +250,15 @@ class _Seeds:
                 run.tell(jax.tree.map(lambda leaf, index=index: leaf[index], numbers), step, seconds)
             except UserError as error:
                 self._end(index, error)
-        zeros = jax.tree.map(lambda leaf: np.zeros(len(self._runs), leaf.dtype), empty_window())
-        window, active = jax.device_put((zeros, self._active()), replicated(self._mesh))
+        zeros = jax.tree.map(lambda leaf: np.zeros(self._places, leaf.dtype), empty_window())
+        window, active = jax.device_put((zeros, self._active()), self._by_run)
         return state._replace(runs=state.runs._replace(window=window), active=active)
 
     def _active(self) -> np.ndarray:
-        return np.array([not run.stopped for run in self._runs])
+        return self._of_places([not run.stopped for run in self._runs])
+
+    def _of_places(self, of_seeds: Sequence[bool]) -> np.ndarray:
+        return np.pad(np.array(of_seeds), (0, self._places - len(of_seeds)))  # with False
 
     def _end(self, index: int, error: UserError) -> None:
         """A seed that has diverged ends, and the others go on."""
@@ -248,7 +277,7 @@ class _Seeds:
             except UserError as error:
                 yield Outcome(seed, None, {}, str(error))
                 continue
-            params, best_step = of_seed(best, index), run.loop_state.best_step
+            params, best_step = self._of_seed(best, index), run.loop_state.best_step
             assert best_step is not None  # every run is validated at its end
             self._make_run(workdir, index, params, best_step)
             if translator is None:

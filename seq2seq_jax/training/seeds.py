@@ -1,4 +1,9 @@
-"""Several seeds of one run as one program: their states are stacked, and so are their batches."""
+"""Several seeds of one run as one program: their states are stacked, and so are their batches.
+
+Each group of devices (`sharding.grouped`) takes its share of the seeds. Where
+that is uneven, the places that are left are filled with copies of the first
+seed, which are never trained and never saved.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,18 +19,18 @@ from seq2seq_jax.config import Config
 from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.data.vectors import Vectors
 from seq2seq_jax.padded import Padded
-from seq2seq_jax.sharding import by_rows_of_each, replicated
-from seq2seq_jax.training.step import Params, TrainState, first_state, jit_step, make_update
+from seq2seq_jax.sharding import ROWS_OF_RUNS, RUNS, SEEDS, WHOLE, by_rows_of_runs, by_run, share_out
+from seq2seq_jax.training.step import Params, TrainState, first_state, jit_step, make_gradients, make_update
 
 
 class SeedsState(NamedTuple):
-    """The states of N seeds, stacked, and what validation has made of each."""
+    """The states of all places, stacked, and what validation has made of each."""
 
     runs: TrainState
-    """Every array with a leading axis [N]."""
+    """Every array with a leading axis [places]."""
     best: Params
     """What each seed was validated with at its best."""
-    active: Bool[Array, " N"]
+    active: Bool[Array, " places"]
     """The seeds that are trained. The others stay as they are."""
 
     @property
@@ -33,87 +38,120 @@ class SeedsState(NamedTuple):
         """Steps taken; seeds that have ended took fewer."""
         return int(np.max(self.runs.step))
 
-    def saved(self) -> dict[str, Any]:
-        """What a checkpoint keeps, by its names there."""
-        return self._asdict() | {"runs": self.runs.saved()}
+
+def seeds_of_places(config: Config, num_seeds: int, mesh: Mesh) -> list[int]:
+    """The seed of each place: train.seed and those after it, then the first one where a place is left."""
+    first, groups = config.train.seed, mesh.shape[SEEDS]
+    left = -num_seeds % groups
+    return [*range(first, first + num_seeds), *[first] * left]
 
 
-def restored(saved: Mapping[str, Any]) -> SeedsState:
-    """The state that `saved` was of."""
-    return SeedsState(TrainState(**saved["runs"]), saved["best"], saved["active"])
+def saved(state: SeedsState, num_seeds: int) -> dict[str, Any]:
+    """What a checkpoint keeps, by its names there: the seeds alone, whatever devices there are; a copy, or abstract."""
+    content = state._asdict() | {"runs": state.runs.saved()}
+
+    def of_seeds(leaf: Any) -> Any:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct((num_seeds, *leaf.shape[1:]), leaf.dtype)
+        return np.array(leaf)[:num_seeds]
+
+    return jax.tree.map(of_seeds, content)
+
+
+def restored(content: Mapping[str, Any], mesh: Mesh) -> SeedsState:
+    """The state that was saved, with all places of these devices filled."""
+    num_seeds = len(content["active"])
+    left = -num_seeds % mesh.shape[SEEDS]
+    filled = jax.tree.map(lambda leaf: np.concatenate([leaf, np.repeat(leaf[:1], left, 0)]), dict(content))
+    active = np.arange(num_seeds + left) < num_seeds
+    state = SeedsState(TrainState(**filled["runs"]), filled["best"], filled["active"] & active)
+    return jax.device_put(state, by_run(mesh))
 
 
 def initial_seeds(
     config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh, num_seeds: int, vectors: Mapping[str, Vectors] = {}
 ) -> SeedsState:
-    """State before the first step, on every device: that of seed i is what `initial_state` gives train.seed + i."""
-    initial = jax.jit(
-        lambda vectors: _first_states(config, vocab_sizes, num_seeds, vectors),
-        out_shardings=replicated(mesh),
-        compiler_options=compiler_options(),
-    )
-    return initial(dict(vectors))
+    """State before the first step: that of seed i is what `initial_state` gives train.seed + i."""
+
+    def first_states(keys: Array, vectors: dict[str, Vectors]) -> TrainState:
+        # One after another: an orthogonal matrix of several at once may have other bits.
+        return jax.lax.map(lambda key: first_state(config, vocab_sizes, key, vectors), keys)
+
+    spread = share_out(first_states, mesh, in_specs=(RUNS, WHOLE), out_specs=RUNS)
+
+    def initial(vectors: dict[str, Vectors]) -> SeedsState:
+        keys = _keys(config, num_seeds, mesh)
+        runs, active = spread(keys, vectors), jnp.arange(len(keys)) < num_seeds
+        return SeedsState(runs, jax.tree.map(jnp.copy, runs.evaluated), active)
+
+    return jax.jit(initial, out_shardings=by_run(mesh), compiler_options=compiler_options())(dict(vectors))
 
 
 def abstract_seeds(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh, num_seeds: int) -> SeedsState:
-    """Shapes, dtypes and shardings of the state, to restore a checkpoint into."""
-    shapes, sharding = jax.eval_shape(lambda: _first_states(config, vocab_sizes, num_seeds, {})), replicated(mesh)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+    """Shapes, dtypes and shardings of the state."""
+    places, sharding = len(seeds_of_places(config, num_seeds, mesh)), by_run(mesh)
+    alone = jax.eval_shape(lambda: first_state(config, vocab_sizes, jax.random.key(0), {}))
+
+    def stacked(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((places, *leaf.shape), leaf.dtype, sharding=sharding)
+
+    runs = jax.tree.map(stacked, alone)
+    return SeedsState(runs, runs.evaluated, jax.ShapeDtypeStruct((places,), bool, sharding=sharding))
 
 
-def _first_states(
-    config: Config, vocab_sizes: tuple[int, ...], num_seeds: int, vectors: dict[str, Vectors]
-) -> SeedsState:
-    # One after another: an orthogonal matrix of several at once may have other bits.
-    runs = jax.lax.map(lambda key: first_state(config, vocab_sizes, key, vectors), _keys(config, num_seeds))
-    return SeedsState(runs, jax.tree.map(jnp.copy, runs.evaluated), jnp.ones(num_seeds, bool))
-
-
-def _keys(config: Config, num_seeds: int) -> Array:
-    return jnp.stack([jax.random.key(config.train.seed + number) for number in range(num_seeds)])
+def _keys(config: Config, num_seeds: int, mesh: Mesh) -> Array:
+    return jnp.stack([jax.random.key(seed) for seed in seeds_of_places(config, num_seeds, mesh)])
 
 
 def jit_seeds_step(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh, num_seeds: int) -> JitWrapped:
     """Returns the update of all active seeds: `(state, source, target) -> state`. The old state is consumed.
 
     That of each is what `jit_train_step` does with it: its keys, its batch, and
-    where its gradient is not finite no move of its own.
+    where its gradient is not finite no move of its own. The groups of devices do
+    not meet.
     """
-    update = make_update(config, vocab_sizes, mesh)
+    update = make_update(config, make_gradients(config, vocab_sizes))
+    over_seeds = _over_seeds(mesh)
 
-    def of_a_seed(key: Array, active: Array, state: TrainState, source: Padded, target: Padded) -> TrainState:
-        return jax.tree.map(lambda new, old: jnp.where(active, new, old), update(key, state, source, target), state)
+    def of_a_seed(active: Array, key: Array, state: TrainState, source: Padded, target: Padded) -> TrainState:
+        return jax.lax.cond(active, update, lambda key, state, source, target: state, key, state, source, target)
+
+    def of_a_group(*stacked: Any) -> TrainState:
+        return over_seeds(of_a_seed, stacked)
+
+    specs = (RUNS, RUNS, RUNS, ROWS_OF_RUNS, ROWS_OF_RUNS)
+    spread = share_out(of_a_group, mesh, in_specs=specs, out_specs=RUNS)
 
     def step(state: SeedsState, source: Padded, target: Padded) -> SeedsState:
-        runs = _over_seeds(of_a_seed, mesh)(_keys(config, num_seeds), state.active, state.runs, source, target)
-        return state._replace(runs=runs)
+        return state._replace(runs=spread(state.active, _keys(config, num_seeds, mesh), state.runs, source, target))
 
-    return jit_step(step, mesh, by_rows_of_each(mesh))
+    return jit_step(step, by_run(mesh), by_rows_of_runs(mesh))
 
 
-def _over_seeds(function: Callable, mesh: Mesh) -> Callable:
-    """Returns `function` for stacked arguments: at once, or on a CPU one seed after another.
+def _over_seeds(mesh: Mesh) -> Callable[[Callable, tuple[Any, ...]], Any]:
+    """Returns what applies a function to stacked arguments: to all at once, or on a CPU to one after another.
 
     Few rows and small matrices leave an accelerator idle, and it takes several
     seeds in little more time than one. A CPU is busy with one, and slower at the
     products of a batch of matrices than at as many single ones: eight seeds of the
     default experiment took 13 times the time of one at once, 9 times one after
-    another (two busy cores).
+    another (two busy cores, one device). Only there a seed that has ended costs nothing.
     """
     if mesh.devices.flat[0].platform != "cpu":
-        return jax.vmap(function)
-    return lambda *stacked: jax.lax.map(lambda each: function(*each), stacked)
+        return lambda function, stacked: jax.vmap(function)(*stacked)
+    return lambda function, stacked: jax.lax.map(lambda each: function(*each), stacked)
 
 
-@jax.jit
 def of_seed(stacked: Any, number: Int[Array, ""] | int) -> Any:
     """The arrays of one seed."""
     return jax.tree.map(lambda leaf: leaf[number], stacked)
 
 
-@jax.jit
 def settle(
-    state: SeedsState, factors: Float[Array, " N"], improved: Bool[Array, " N"], active: Bool[Array, " N"]
+    state: SeedsState,
+    factors: Float[Array, " places"],
+    improved: Bool[Array, " places"],
+    active: Bool[Array, " places"],
 ) -> SeedsState:
     """Takes over what validation has decided: factors of the learning rate, who is at its best, who goes on."""
 

@@ -28,7 +28,7 @@ from seq2seq_jax.data.vectors import Vectors, load_vectors
 from seq2seq_jax.data.vocabulary import Vocabularies, build_vocabularies, load_vocabularies, save_vocabularies
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.padded import Padded
-from seq2seq_jax.sharding import by_rows, by_rows_of_each
+from seq2seq_jax.sharding import by_rows, by_rows_of_runs
 from seq2seq_jax.symbols import NUM_SPECIAL
 from seq2seq_jax.training.seeds import SeedsState, jit_seeds_step
 from seq2seq_jax.training.step import TrainState, jit_train_step
@@ -125,24 +125,19 @@ def make_step(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh, num_seed
     return jit_seeds_step(config, vocab_sizes, mesh, num_seeds)
 
 
-def compile_step(
-    step: JitWrapped,
-    abstract: TrainState | SeedsState,
-    shape: BatchShape,
-    mesh: Mesh,
-    num_seeds: int | None = None,
-) -> CompiledStep:
+def compile_step(step: JitWrapped, abstract: TrainState | SeedsState, shape: BatchShape, mesh: Mesh) -> CompiledStep:
     """Compiles the train step for the batches of one shape, none of which is needed for it."""
     start = time.perf_counter()
-    source, target = (abstract_sequences(shape.batch, n, mesh, num_seeds) for n in (shape.source, shape.target))
+    places = len(abstract.active) if isinstance(abstract, SeedsState) else None
+    source, target = (abstract_sequences(shape.batch, n, mesh, places) for n in (shape.source, shape.target))
     traced = step.trace(abstract, source, target)
     update = traced.lower().compile()
     return CompiledStep(shape, update, traced.jaxpr, time.perf_counter() - start)
 
 
-def abstract_sequences(batch: int, width: int, mesh: Mesh, num_seeds: int | None = None) -> Padded:
-    """Shape of one side of a batch, or of those of as many seeds, its rows spread over devices."""
-    stacked, sharding = ((), by_rows(mesh)) if num_seeds is None else ((num_seeds,), by_rows_of_each(mesh))
+def abstract_sequences(batch: int, width: int, mesh: Mesh, places: int | None = None) -> Padded:
+    """Shape of one side of a batch, or of those of as many seeds, stacked; spread over devices."""
+    stacked, sharding = ((), by_rows(mesh)) if places is None else ((places,), by_rows_of_runs(mesh))
     array = partial(jax.ShapeDtypeStruct, dtype=np.int32, sharding=sharding)
     return Padded(array((*stacked, batch, width)), array((*stacked, batch)))
 
@@ -163,7 +158,7 @@ def compile_steps(
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         with progress_bar() as progress:
-            for future in [pool.submit(compile_step, step, abstract, shape, mesh, num_seeds) for shape in shapes]:
+            for future in [pool.submit(compile_step, step, abstract, shape, mesh) for shape in shapes]:
                 compiled.append(future.result())
                 progress("compiling", len(compiled), len(shapes))
     finally:

@@ -19,7 +19,7 @@ from seq2seq_jax.config import Config
 from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.data.vectors import Vectors
 from seq2seq_jax.padded import Padded
-from seq2seq_jax.sharding import DATA, ROWS, WHOLE, by_rows, replicated, share_rows
+from seq2seq_jax.sharding import DATA, ROWS, WHOLE, by_rows, replicated, share_out
 from seq2seq_jax.training.objectives import negative_log_likelihood, num_terms
 from seq2seq_jax.training.optimizer import Schedule, make_optimizer, make_schedule
 
@@ -111,36 +111,37 @@ def empty_window() -> Window:
 
 def jit_train_step(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> JitWrapped:
     """Returns the update: `(state, source, target) -> state`. The old state is consumed."""
-    update = make_update(config, vocab_sizes, mesh)
+    gradients = make_gradients(config, vocab_sizes)
+    update = make_update(config, share_out(gradients, mesh, in_specs=(WHOLE, ROWS, ROWS, WHOLE), out_specs=WHOLE))
 
     def step(state: TrainState, source: Padded, target: Padded) -> TrainState:
         return update(jax.random.key(config.train.seed), state, source, target)
 
-    return jit_step(step, mesh, by_rows(mesh))
+    return jit_step(step, replicated(mesh), by_rows(mesh))
 
 
-def jit_step(step: Callable, mesh: Mesh, batches: NamedSharding) -> JitWrapped:
-    """Compiles `(state, source, target) -> state`; `batches` says how devices share them."""
+def jit_step(step: Callable, states: NamedSharding, batches: NamedSharding) -> JitWrapped:
+    """Compiles `(state, source, target) -> state`, whose shardings are given. The old state is consumed."""
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(replicated(mesh), batches, batches),
-        out_shardings=replicated(mesh),
+        in_shardings=(states, batches, batches),
+        out_shardings=states,
         compiler_options=compiler_options(),
     )
 
 
-def make_update(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> Callable:
+def make_update(config: Config, gradients_of: Callable) -> Callable:
     """Returns `(seed_key, state, source, target) -> state`, with the key made of a run's seed.
 
-    The gradient is the sum over all rows divided by the number of real target
+    `gradients_of` is what `make_gradients` gives, on its own or shared out. The
+    gradient is the sum over all rows divided by the number of real target
     tokens in the whole batch, so that devices, accumulation and padding agree.
     An update whose gradient is not finite leaves the parameters and their average
     as they were.
     """
     optimizer = make_optimizer(config.optimizer)
     schedule = make_schedule(config.optimizer, config.train.num_steps)
-    gradients_of = _shared_gradients(config, vocab_sizes, mesh)
 
     def update(seed_key: Array, state: TrainState, source: Padded, target: Padded) -> TrainState:
         key = jax.random.fold_in(jax.random.fold_in(seed_key, 1), state.step)
@@ -150,13 +151,13 @@ def make_update(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> Cal
     return update
 
 
-def _shared_gradients(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> Callable:
-    """Returns `(params, source, target, key) -> (gradients, loss, tokens)`; the devices share the rows of the batch.
+def make_gradients(config: Config, vocab_sizes: tuple[int, ...]) -> Callable:
+    """Returns `(params, source, target, key) -> (gradients, loss, tokens)`, what each device does with its rows.
 
     Gradients are those of the parameters that are trained. They and the loss are
-    means over all target tokens. Each device runs the
-    program of one device on its own rows, and they meet twice: to count the
-    tokens, and to add up gradients and losses.
+    means over all target tokens of the batch. The devices that share it
+    (`share_out`) meet twice: to count the tokens, and to add up gradients and
+    losses.
     """
     graph, rate = model_graph(config.model, vocab_sizes), config.model.weight_dropout_rate
 
@@ -179,7 +180,7 @@ def _shared_gradients(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) 
         loss, gradients = jax.lax.psum(found, DATA)
         return gradients, loss, tokens
 
-    return share_rows(on_a_device, mesh, in_specs=(WHOLE, ROWS, ROWS, WHOLE), out_specs=WHOLE)
+    return on_a_device
 
 
 def _gradients(loss: Callable, params: Params, batch: tuple[Any, ...], parts: int) -> tuple[Array, Params]:

@@ -21,7 +21,7 @@ from benchmarks.task import MODELS, Task
 from seq2seq_jax.config import Config, DecodeConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from seq2seq_jax.data.vocabulary import TokenVocabulary, Vocabularies
 from seq2seq_jax.padded import Padded
-from seq2seq_jax.sharding import DATA, ROWS, WHOLE, make_mesh, share_rows
+from seq2seq_jax.sharding import DATA, ROWS, WHOLE, make_mesh, share_out
 from seq2seq_jax.training.costs.counts import footprint, products, size
 from seq2seq_jax.training.setup import abstract_sequences
 from seq2seq_jax.training.step import abstract_state, initial_state, jit_train_step
@@ -85,7 +85,7 @@ def losses(number, regularizers={}, **train):
 
 def meeting_in_a_loop(mesh):
     function = lambda x: jax.lax.scan(lambda x, _: (jax.lax.psum(x, DATA), None), x, length=3)[0]
-    return look(jax.jit(share_rows(function, mesh, in_specs=ROWS, out_specs=WHOLE)).trace(np.zeros((8, 2))))
+    return look(jax.jit(share_out(function, mesh, in_specs=ROWS, out_specs=WHOLE)).trace(np.zeros((8, 2))))
 
 print(json.dumps({
     "meeting in a loop": meeting_in_a_loop(meshes[8]),

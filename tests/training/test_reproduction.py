@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from seq2seq_jax.averaging import average
-from seq2seq_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from seq2seq_jax.config import Config, ModelConfig, OptimizerConfig, TrainConfig
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.sharding import make_mesh
+from seq2seq_jax.sharding import grouped, one_device
 from seq2seq_jax.training import loop, reproduction, seeds
 from seq2seq_jax.training.loop import train
 from seq2seq_jax.training.reproduction import reproduce
@@ -70,17 +70,22 @@ def of(state: SeedsState, index: int):
     return jax.device_get(jax.tree.map(lambda leaf: leaf[index], state.runs))
 
 
+def at_once(function, stacked):
+    return jax.vmap(function)(*stacked)
+
+
 @pytest.fixture(params=["one after another", "at once"])
 def way(request, monkeypatch):
     """Both ways in which devices take the seeds; the second is that of an accelerator."""
     if request.param == "at once":
-        monkeypatch.setattr(seeds, "_over_seeds", lambda function, _: jax.vmap(function))
+        monkeypatch.setattr(seeds, "_over_seeds", lambda _: at_once)
     return request.param
 
 
 def test_every_seed_takes_the_steps_that_it_takes_alone(way):
-    config, mesh = replace(DROPOUT, train=TrainConfig(ema=0.9, seed=7)), make_mesh(MeshConfig(data=1))
-    together, update = initial_seeds(config, SIZES, mesh, N), jit_seeds_step(config, SIZES, mesh, N)
+    config, mesh = replace(DROPOUT, train=TrainConfig(ema=0.9, seed=7)), one_device()
+    groups = grouped(mesh, N)
+    together, update = initial_seeds(config, SIZES, groups, N), jit_seeds_step(config, SIZES, groups, N)
     for step in range(3):
         together = update(together, *stacked_pairs(10 * step))
     for index in range(N):
@@ -93,18 +98,18 @@ def test_every_seed_takes_the_steps_that_it_takes_alone(way):
 
 
 def test_first_states_have_the_bits_of_single_runs():
-    mesh = make_mesh(MeshConfig(data=1))
+    mesh = one_device()
     config = replace(PLAIN, model=ModelConfig(hidden_size=8, embed_size=8), optimizer=OptimizerConfig())
-    together = initial_seeds(config, SIZES, mesh, N)
+    together = initial_seeds(config, SIZES, grouped(mesh, N), N)
     for index in range(N):
         alone = initial_state(replace(config, train=TrainConfig(seed=index)), SIZES, mesh)
         assert same_bits(of(together, index), jax.device_get(alone))
 
 
 def test_a_gradient_that_is_not_finite_skips_that_seeds_update_only(way):
-    mesh = make_mesh(MeshConfig(data=1))
-    update = jit_seeds_step(PLAIN, SIZES, mesh, N)
-    start = jax.device_get(initial_seeds(PLAIN, SIZES, mesh, N))
+    groups = grouped(one_device(), N)
+    update = jit_seeds_step(PLAIN, SIZES, groups, N)
+    start = jax.device_get(initial_seeds(PLAIN, SIZES, groups, N))
     bias = start.runs.params["output"]["bias"].copy()
     bias[1] = np.nan
     start = start._replace(runs=with_output(start.runs, bias=bias))
@@ -118,9 +123,9 @@ def test_a_gradient_that_is_not_finite_skips_that_seeds_update_only(way):
 
 
 def test_a_seed_that_has_ended_does_not_move_while_others_go_on(way):
-    mesh = make_mesh(MeshConfig(data=1))
-    update = jit_seeds_step(DROPOUT, SIZES, mesh, N)
-    start = jax.device_get(initial_seeds(DROPOUT, SIZES, mesh, N))._replace(active=np.array([True, False, True]))
+    groups = grouped(one_device(), N)
+    update = jit_seeds_step(DROPOUT, SIZES, groups, N)
+    start = jax.device_get(initial_seeds(DROPOUT, SIZES, groups, N))._replace(active=np.array([True, False, True]))
     after = jax.device_get(update(start, *stacked_pairs()))
     before = jax.tree.map(lambda leaf: leaf[1], start.runs)
     assert same_bits(of(after, 1), before)
@@ -128,35 +133,51 @@ def test_a_seed_that_has_ended_does_not_move_while_others_go_on(way):
     assert not same_bits(of(after, 2).params, jax.tree.map(lambda leaf: leaf[2], start.runs).params)
 
 
-ON_TWO_DEVICES = """
-import json, sys, jax
+ON_SIX_DEVICES = """
+import json, sys, jax, numpy as np
 from seq2seq_jax.config import MeshConfig
-from seq2seq_jax.sharding import make_mesh
+from seq2seq_jax.sharding import grouped, make_mesh
 from seq2seq_jax.training import seeds
-from tests.training.test_reproduction import DROPOUT, N, SIZES, stacked_pairs
+from tests.training.test_reproduction import DROPOUT, N, SIZES, at_once, stacked_pairs
 if sys.argv[1] == "at once":
-    seeds._over_seeds = lambda function, _: jax.vmap(function)
+    seeds._over_seeds = lambda _: at_once
 found = {}
-for devices in (1, 2):
-    mesh = make_mesh(MeshConfig(data=devices))
+for devices in (1, 2, 4, 6):
+    mesh = grouped(make_mesh(MeshConfig(data=devices)), N)
     state, update = seeds.initial_seeds(DROPOUT, SIZES, mesh, N), seeds.jit_seeds_step(DROPOUT, SIZES, mesh, N)
+    places = seeds.seeds_of_places(DROPOUT, N, mesh)
     for step in range(2):
-        state = update(state, *stacked_pairs(step))
-    found[devices] = [leaf.ravel().tolist() for leaf in jax.tree.leaves((state.runs.params, state.runs.window))]
+        fill = lambda rows: np.concatenate([rows, rows[: len(places) - N]])
+        state = update(state, *jax.tree.map(fill, stacked_pairs(step)))
+    kept = seeds.saved(state, N)
+    state = seeds.restored(kept, mesh)
+    again = jax.tree.leaves(seeds.saved(state, N))
+    leaves = [leaf.ravel().tolist() for leaf in jax.tree.leaves((kept["runs"]["params"], kept["runs"]["window"]))]
+    found[devices] = {
+        "shape": list(mesh.devices.shape),
+        "places": places,
+        "active": state.active.tolist(),
+        "same": all((one == other).all() for one, other in zip(jax.tree.leaves(kept), again, strict=True)),
+        "leaves": leaves,
+    }
 print(json.dumps(found))
 """
 
 
 @pytest.mark.parametrize("way", ["one after another", "at once"])
-def test_two_devices_share_the_rows_of_every_seed(repository, way):
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
-    command = [sys.executable, "-c", ON_TWO_DEVICES, way]
+def test_groups_of_devices_take_the_seeds_and_those_of_a_group_the_rows(repository, way):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=6"
+    command = [sys.executable, "-c", ON_SIX_DEVICES, way]
     environment = os.environ | {"XLA_FLAGS": flags}
     done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    for one, two in zip(found["1"], found["2"], strict=True):
-        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+    assert [each["shape"] for each in found.values()] == [[1, 1], [2, 1], [2, 2], [3, 2]]
+    assert [each["places"] for each in found.values()] == [[0, 1, 2], [0, 1, 2, 0], [0, 1, 2, 0], [0, 1, 2]]
+    for each in found.values():
+        assert each["active"] == [index < N for index in range(len(each["places"]))] and each["same"]
+        for one, other in zip(found["1"]["leaves"], each["leaves"], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 # whole runs

@@ -58,6 +58,12 @@ def size(tree: Any) -> Size:
     return Size(sum(leaf.size for leaf in leaves), sum(leaf.size * leaf.dtype.itemsize for leaf in leaves))
 
 
+def size_on_a_device(tree: Any) -> Size:
+    """Returns the size of what one device holds of the abstract arrays of a tree."""
+    shares = [jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(tree)]
+    return size(shares)
+
+
 def parameters_by_part(params: dict[str, Any]) -> dict[str, Size]:
     """Returns the sizes of embeddings, encoder, decoder, output layer and whatever else there is."""
     parts: dict[str, list[Any]] = {part: [] for part in PARTS.values()}

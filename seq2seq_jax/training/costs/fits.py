@@ -12,8 +12,9 @@ from seq2seq_jax.cpu import PEAK_FACTOR, keep_freed_memory
 from seq2seq_jax.data.batching import BatchShape
 from seq2seq_jax.data.progress import ProgressCallback, progress_bar
 from seq2seq_jax.errors import UserError
+from seq2seq_jax.sharding import DATA
 from seq2seq_jax.training.costs.available import available_bytes
-from seq2seq_jax.training.costs.counts import Footprint, footprint, size
+from seq2seq_jax.training.costs.counts import Footprint, footprint, size_on_a_device
 from seq2seq_jax.training.seeds import SeedsState
 from seq2seq_jax.training.setup import CompiledStep, Material, arrange_batches, compile_step, make_step
 from seq2seq_jax.training.step import TrainState
@@ -74,7 +75,7 @@ def check_state_fits(mesh: Mesh, abstract: TrainState | SeedsState, num_seeds: i
     Raises:
       UserError: what is needed, and what there is.
     """
-    available, needed = available_bytes(mesh.devices.flat), size(abstract).bytes
+    available, needed = available_bytes(mesh.devices.flat), size_on_a_device(abstract).bytes
     if available is not None and needed > available:
         raise _state_too_large(needed, available, "" if mesh.size == 1 else " on each device", num_seeds)
 
@@ -137,12 +138,10 @@ class _Trial:
         self._config, self._material, self._mesh = config, material, mesh
         self._needs, self._progress = needs, progress
         step = make_step(config, vocab_sizes(material.vocabularies), mesh, num_seeds)
-        self._compile = functools.cache(
-            lambda shape: footprint(compile_step(step, abstract, shape, mesh, num_seeds).update)
-        )
+        self._compile = functools.cache(lambda shape: footprint(compile_step(step, abstract, shape, mesh).update))
         self.field = "batch_size" if config.data.batch_size is not None else "batch_tokens"
         self._given: int = getattr(config.data, self.field)
-        self._unit = mesh.size * config.train.accumulate_steps
+        self._unit = mesh.shape[DATA] * config.train.accumulate_steps
         if self.field == "batch_tokens":
             self._unit *= material.batching.shapes[-1].target
         self.units = -(-self._given // self._unit)
@@ -150,7 +149,7 @@ class _Trial:
     def need(self, units: int) -> int:
         """Bytes that a step on the dearest shape of such batches needs, from its compilation."""
         data = replace(self._config.data, **{self.field: units * self._unit})
-        batching = arrange_batches(replace(self._config, data=data), self._material.train, self._mesh.size)
+        batching = arrange_batches(replace(self._config, data=data), self._material.train, self._mesh.shape[DATA])
         self._progress("compiling smaller batches", self._compile.cache_info().misses, None)
         found = self._compile(max(batching.shapes, key=self._temporary))
         assert found is not None
