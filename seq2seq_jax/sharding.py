@@ -77,3 +77,9 @@ def share_out(function: Callable, mesh: Mesh, *, in_specs: Any, out_specs: Any) 
       out_specs: likewise for the results; what is `WHOLE` must be the same on every device.
     """
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+
+def add_up(tree: Any) -> Any:
+    """Within `share_out`: the sums over the devices that share the rows of a batch."""
+    # Where one device has them all, XLA would copy what it need not add, if there are other groups beside it.
+    return jax.lax.psum(tree, DATA) if jax.lax.axis_size(DATA) > 1 else tree

@@ -20,7 +20,7 @@ from seq2seq_jax.console import ready_streams
 from seq2seq_jax.data.pipeline import stacked_batches
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.metrics import check_packages
-from seq2seq_jax.sharding import DATA, by_run, grouped, make_mesh, replicated
+from seq2seq_jax.sharding import DATA, by_run, grouped, make_mesh
 from seq2seq_jax.training import loop, report
 from seq2seq_jax.training.costs.fits import check_fits, check_state_fits
 from seq2seq_jax.training.loop import ASKED_BY, LoopState, Run, Status, Validation, take_steps, tested_splits
@@ -190,7 +190,6 @@ class _Seeds:
         self._places = len(seeds_of_places(config, len(writers), groups))
         self._by_run = by_run(groups)
         self._settle = jax.jit(settle, donate_argnums=0, out_shardings=self._by_run)
-        self._of_seed = jax.jit(of_seed, out_shardings=replicated(groups))
 
     @property
     def train(self) -> TrainConfig:
@@ -234,7 +233,7 @@ class _Seeds:
             if run.stopped or run.evaluated_step == step:
                 continue
             try:
-                factors[index] = run.evaluate(self._of_seed(state.runs, index), step).rate_factor
+                factors[index] = run.evaluate(of_seed(state.runs, index, self._mesh), step).rate_factor
             except UserError as error:
                 self._end(index, error)
         improved = self._of_places([run.loop_state.best_step == step for run in self._runs])
@@ -277,7 +276,7 @@ class _Seeds:
             except UserError as error:
                 yield Outcome(seed, None, {}, str(error))
                 continue
-            params, best_step = self._of_seed(best, index), run.loop_state.best_step
+            params, best_step = of_seed(best, index, self._mesh), run.loop_state.best_step
             assert best_step is not None  # every run is validated at its end
             self._make_run(workdir, index, params, best_step)
             if translator is None:

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.stages import Wrapped as JitWrapped
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from seq2seq_jax.config import Config
 from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.data.vectors import Vectors
 from seq2seq_jax.padded import Padded
-from seq2seq_jax.sharding import ROWS_OF_RUNS, RUNS, SEEDS, WHOLE, by_rows_of_runs, by_run, share_out
+from seq2seq_jax.sharding import ROWS_OF_RUNS, RUNS, SEEDS, WHOLE, by_rows_of_runs, by_run, replicated, share_out
 from seq2seq_jax.training.step import Params, TrainState, first_state, jit_step, make_gradients, make_update
 
 
@@ -73,18 +73,23 @@ def initial_seeds(
 ) -> SeedsState:
     """State before the first step: that of seed i is what `initial_state` gives train.seed + i."""
 
-    def first_states(keys: Array, vectors: dict[str, Vectors]) -> TrainState:
-        # One after another: an orthogonal matrix of several at once may have other bits.
-        return jax.lax.map(lambda key: first_state(config, vocab_sizes, key, vectors), keys)
+    keys = _key_data(config, num_seeds, mesh)
+    active = np.arange(len(keys)) < num_seeds
 
-    spread = share_out(first_states, mesh, in_specs=(RUNS, WHOLE), out_specs=RUNS)
+    def of_a_group(keys: Array, active: Array, vectors: dict[str, Vectors]) -> SeedsState:
+        def of_a_seed(key: Array) -> TrainState:
+            return first_state(config, vocab_sizes, jax.random.wrap_key_data(key), vectors)
 
-    def initial(vectors: dict[str, Vectors]) -> SeedsState:
-        keys = _keys(config, num_seeds, mesh)
-        runs, active = spread(keys, vectors), jnp.arange(len(keys)) < num_seeds
+        runs = jax.lax.map(of_a_seed, keys)  # at once an orthogonal matrix of each may have other bits than alone
         return SeedsState(runs, jax.tree.map(jnp.copy, runs.evaluated), active)
 
-    return jax.jit(initial, out_shardings=by_run(mesh), compiler_options=compiler_options())(dict(vectors))
+    spread = share_out(of_a_group, mesh, in_specs=(RUNS, RUNS, WHOLE), out_specs=RUNS)
+    initial = jax.jit(
+        lambda vectors: spread(keys, active, vectors),
+        out_shardings=by_run(mesh),
+        compiler_options=compiler_options(),
+    )
+    return initial(dict(vectors))
 
 
 def abstract_seeds(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh, num_seeds: int) -> SeedsState:
@@ -99,8 +104,9 @@ def abstract_seeds(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh, num
     return SeedsState(runs, runs.evaluated, jax.ShapeDtypeStruct((places,), bool, sharding=sharding))
 
 
-def _keys(config: Config, num_seeds: int, mesh: Mesh) -> Array:
-    return jnp.stack([jax.random.key(seed) for seed in seeds_of_places(config, num_seeds, mesh)])
+def _key_data(config: Config, num_seeds: int, mesh: Mesh) -> np.ndarray:
+    """The words of each place's random key: constants, for XLA shares out what is computed by having devices meet."""
+    return np.stack([jax.random.key_data(jax.random.key(seed)) for seed in seeds_of_places(config, num_seeds, mesh)])
 
 
 def jit_seeds_step(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh, num_seeds: int) -> JitWrapped:
@@ -111,10 +117,10 @@ def jit_seeds_step(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh, num
     not meet.
     """
     update = make_update(config, make_gradients(config, vocab_sizes))
-    over_seeds = _over_seeds(mesh)
+    over_seeds, keys = _over_seeds(mesh), _key_data(config, num_seeds, mesh)
 
-    def of_a_seed(active: Array, key: Array, state: TrainState, source: Padded, target: Padded) -> TrainState:
-        return jax.lax.cond(active, update, lambda key, state, source, target: state, key, state, source, target)
+    def of_a_seed(active: Array, key: Array, *arguments: Any) -> TrainState:
+        return jax.lax.cond(active, update, lambda _, state, *batch: state, jax.random.wrap_key_data(key), *arguments)
 
     def of_a_group(*stacked: Any) -> TrainState:
         return over_seeds(of_a_seed, stacked)
@@ -123,7 +129,7 @@ def jit_seeds_step(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh, num
     spread = share_out(of_a_group, mesh, in_specs=specs, out_specs=RUNS)
 
     def step(state: SeedsState, source: Padded, target: Padded) -> SeedsState:
-        return state._replace(runs=spread(state.active, _keys(config, num_seeds, mesh), state.runs, source, target))
+        return state._replace(runs=spread(state.active, keys, state.runs, source, target))
 
     return jit_step(step, by_run(mesh), by_rows_of_runs(mesh))
 
@@ -142,9 +148,20 @@ def _over_seeds(mesh: Mesh) -> Callable[[Callable, tuple[Any, ...]], Any]:
     return lambda function, stacked: jax.lax.map(lambda each: function(*each), stacked)
 
 
-def of_seed(stacked: Any, number: Int[Array, ""] | int) -> Any:
-    """The arrays of one seed."""
-    return jax.tree.map(lambda leaf: leaf[number], stacked)
+def of_seed(stacked: Any, number: int, mesh: Mesh) -> Any:
+    """The arrays of one seed, on every device of `mesh`.
+
+    They go by way of the host: a program for it would have the devices exchange all seeds.
+    """
+
+    def take(leaf: jax.Array) -> np.ndarray:
+        for shard in leaf.addressable_shards:
+            start, stop, _ = shard.index[0].indices(len(leaf))
+            if start <= number < stop:
+                return np.asarray(shard.data)[number - start]
+        raise IndexError(number)
+
+    return jax.device_put(jax.tree.map(take, stacked), replicated(mesh))
 
 
 def settle(

@@ -19,7 +19,7 @@ from seq2seq_jax.config import Config
 from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.data.vectors import Vectors
 from seq2seq_jax.padded import Padded
-from seq2seq_jax.sharding import DATA, ROWS, WHOLE, by_rows, replicated, share_out
+from seq2seq_jax.sharding import DATA, ROWS, WHOLE, add_up, by_rows, replicated, share_out
 from seq2seq_jax.training.objectives import negative_log_likelihood, num_terms
 from seq2seq_jax.training.optimizer import Schedule, make_optimizer, make_schedule
 
@@ -162,7 +162,7 @@ def make_gradients(config: Config, vocab_sizes: tuple[int, ...]) -> Callable:
     graph, rate = model_graph(config.model, vocab_sizes), config.model.weight_dropout_rate
 
     def on_a_device(params: Params, source: Padded, target: Padded, key: Array) -> tuple[Params, Array, Array]:
-        tokens = jax.lax.psum(num_terms(target), DATA).astype(jnp.float32)
+        tokens = add_up(num_terms(target)).astype(jnp.float32)
         rows = len(source.lengths)
         row = jax.lax.axis_index(DATA) * rows + jnp.arange(rows)  # of the whole batch
         keys = jax.vmap(partial(jax.random.fold_in, key))(row)
@@ -177,7 +177,7 @@ def make_gradients(config: Config, vocab_sizes: tuple[int, ...]) -> Callable:
             return negative_log_likelihood(model, source, target, keys, config.train) / tokens
 
         found = _gradients(mean_loss, trained, (source, target, keys), config.train.accumulate_steps)
-        loss, gradients = jax.lax.psum(found, DATA)
+        loss, gradients = add_up(found)
         return gradients, loss, tokens
 
     return on_a_device
