@@ -158,7 +158,7 @@ def of_seed(stacked: Any, number: int, mesh: Mesh) -> Any:
         for shard in leaf.addressable_shards:
             start, stop, _ = shard.index[0].indices(len(leaf))
             if start <= number < stop:
-                return np.asarray(shard.data)[number - start]
+                return np.array(np.asarray(shard.data)[number - start])
         raise IndexError(number)
 
     return jax.device_put(jax.tree.map(take, stacked), replicated(mesh))
