@@ -4,9 +4,10 @@
 
 Published: docs/benchmarks_v1.md of joeynmt/joeynmt, one model of 22.05 million parameters. BLEU of lowercased tokens
 on test: 26.68 greedy, 27.03 with a beam of 10. On the same data Wiseman and Rush 2016 have 23.87 and Bahdanau et al.
-2017, by likelihood, 27.56. Settings are those of its iwslt_deen_bahdanau.yaml. `--data.corpus iwslt14_de_en/fairseq` is
-the text of fairseq's examples: 160,239 pairs of up to 175 tokens. They are usually cut into 10,000 pieces:
-`--data.vocabulary bpe --data.vocab-size 10000 --data.max-length 175`.
+2017, by likelihood, 27.56. Settings are those of its iwslt_deen_bahdanau.yaml.
+
+`--data.corpus iwslt14_de_en/fairseq` is the text of fairseq's examples: 160,239 pairs of up to 175 tokens, usually cut
+into 10,000 pieces: `--data.vocabulary bpe --data.min-frequency 1 --data.vocab-size 10000 --data.max-length 175`.
 
 Other than there: the encoder's last states are both directions' through a tanh layer, and not the forward one's;
 sacremoses is the tokeniser, and not Moses' Perl.

@@ -44,7 +44,7 @@ def get_config() -> Config:
             label_smoothing=0.1,
             best_metric="exact_match",
         ),
-        decode=DecodeConfig(beam_size=5, length_penalty=0.0),
+        decode=DecodeConfig(beam_size=5, length_penalty=0.0, max_length_ratio=4.0),
         bleu_tokenizer="none",
         published_metric="exact_match",
         published_score=78.0,

@@ -171,7 +171,7 @@ def served(address: str) -> bytes:
             f"The dog ran .\t* dog ( x _ 1 ) ; run . agent ( x _ 2 , x _ 1 )\t{kinds[1]}",
         )
     if "2021-task1" in address:
-        return table("afar\ta v a r", "að\ta θ")
+        return table("afar\ta v a r", "a hoàn\ta h w n")
     if "allennlp_sempar" in address:
         return table(
             "which state border s0\t( lambda $0 e ( and ( state:t $0 ) ( next_to:t $0 s0 ) ) )",
@@ -290,10 +290,11 @@ def test_the_data_of_every_recipe_become_ids_and_text_again(name, network, small
 @pytest.mark.parametrize("corpus", ["wmt14_translate/de-en", "wmt16_translate/de-en"])
 def test_tfds_has_the_test_sets_that_the_notes_name(corpus):
     registered._make_builder(corpus, Path("unused"))
-    subsets = tfds.builder(corpus)._subsets
+    builder: Any = tfds.builder(corpus)
+    subsets = {str(split): names for split, names in builder._subsets.items()}
     year = corpus[3:5]
-    assert f"newstest20{year}" in subsets[tfds.Split.TEST]
-    assert {"14": "newstest2013", "16": "newstest2015"}[year] in subsets[tfds.Split.VALIDATION]
+    assert f"newstest20{year}" in subsets["test"]
+    assert {"14": "newstest2013", "16": "newstest2015"}[year] in subsets["validation"]
 
 
 # ---- the builders of ours
@@ -356,9 +357,13 @@ def test_articles_are_cut_to_400_tokens_and_summaries_in_train_to_100(network, s
     assert [len(side.split()) for side in lines_of(corpus, "test")[0]] == [400, 121]
 
 
+def test_a_blank_in_a_word_is_a_character_of_it(network, small, tmp_path):
+    assert ("a ␣ h o à n", "a h w n") in lines_of(load(tmp_path, "sigmorphon2021_g2p/vie_hanoi"), "train")
+
+
 @pytest.mark.parametrize("language", published.Sigmorphon2021G2p.builder_configs)
 def test_every_language_of_sigmorphon_2021_has_checked_files(language):
-    builder = tfds.builder(f"sigmorphon2021_g2p/{language}")
+    builder: Any = tfds.builder(f"sigmorphon2021_g2p/{language}")
     assert len(builder.addresses) == 3 and set(builder.addresses) <= set(builder.url_infos)
 
 
@@ -368,7 +373,7 @@ def test_addresses_without_a_checksum_are_those_whose_text_could_not_be_read_her
     for name in names:
         kind = getattr(published, name)
         for config in kind.BUILDER_CONFIGS or [None]:
-            builder = tfds.builder(f"{kind.name}/{config.name}" if config else kind.name)
+            builder: Any = tfds.builder(f"{kind.name}/{config.name}" if config else kind.name)
             unknown |= {address.rpartition("/")[2] for address in set(builder.addresses) - set(builder.url_infos)}
     years = ("2013", "2014", "2015")
     stanford = {f"newstest{year}.{language}" for year in years for language in ("en", "de")}

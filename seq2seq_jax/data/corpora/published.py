@@ -261,7 +261,10 @@ def _only(folder: Path, name: str) -> Path:
 
 
 class Sigmorphon2021G2p(Published):
-    """SIGMORPHON 2021 shared task 1, spelling to sound; the spelling has blanks between its characters here."""
+    """SIGMORPHON 2021 shared task 1, spelling to sound.
+
+    Spelling has blanks between its characters here, and ␣ for a blank of its own, as Vietnamese has.
+    """
 
     COLUMNS = ("graphemes", "phonemes")
     LANGUAGES = {
@@ -286,7 +289,7 @@ class Sigmorphon2021G2p(Published):
     def rows(self, split: str, paths: Sequence[Path]) -> Iterator[Sequence[str]]:
         """Yields spelling, with blanks, and sounds."""
         for graphemes, phonemes in super().rows(split, paths):
-            yield " ".join(graphemes), phonemes
+            yield " ".join(graphemes.replace(" ", "␣")), phonemes
 
 
 class Lang2logic(Published):

@@ -335,7 +335,7 @@ def _check_network(builder: Any) -> None:
         names = ", ".join(host for host, _ in hosts[:3])
         raise UserError(
             f"data.corpus {builder.name} is not on this machine, and no network reaches {names} to download it."
-            f" Prepare it with TFDS where there is one, and copy the folder to {builder.data_dir},"
+            f" Prepare it where there is one, and copy the folder to {builder.data_dir},"
             " or name the folder that has it with data.data_dir."
         )
 
