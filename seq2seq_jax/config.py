@@ -417,7 +417,8 @@ class DataConfig:
     """Corpus, vocabulary and batches."""
 
     corpus: str = "scan/simple"
-    """scan/simple, scan/length, scan/addprim_jump, scan/addprim_turn_left, files:DIR, or the name of a TFDS dataset."""
+    """scan/simple, scan/length, scan/addprim_jump, scan/addprim_turn_left, files:DIR, or the name of a dataset of TFDS,
+    or of one in docs/recipes.md."""
     source: str | None = None
     """Column (feature) that is read; by default the corpus's own first key."""
     target: str | None = None

@@ -30,9 +30,11 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.core import constants, registered
 from tensorflow_datasets.core.download import downloader
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 
 from seq2seq_jax.cache import existing_folder
 from seq2seq_jax.config import DataConfig
+from seq2seq_jax.data.corpora.published import Published
 from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream, as_pair, resolve_columns
 from seq2seq_jax.data.corpora.scan_corpus import CONFIGS
 from seq2seq_jax.data.corpora.tfrecords import read_tfrecords
@@ -241,9 +243,20 @@ def _make_builder(name: str, root: Path) -> Any:
         except registered.DatasetNotFoundError as error:
             raise UserError(_unknown(name)) from error
         except ImportError as error:
-            raise UserError(f"data.corpus {name}: its TFDS builder needs the package {error.name}.") from error
+            package = _missing_package(error)
+            raise UserError(
+                f"data.corpus {name}: its builder needs the package {package}: pip install {package}."
+            ) from error
         except Exception as error:  # a wrong name, or damaged files of a dataset on disk
             raise UserError(_unusable(name, root, error)) from error
+
+
+def _missing_package(error: ImportError) -> str:
+    """Returns what could not be imported; TFDS raises another error of that kind from the first, without the name."""
+    found: BaseException | None = error
+    while isinstance(found, ImportError) and not found.name:
+        found = found.__cause__
+    return found.name if isinstance(found, ImportError) and found.name else str(error)
 
 
 def _unknown(name: str) -> str:
@@ -296,6 +309,12 @@ def _download(builder: Any) -> None:
     try:
         with _quiet(), _own_features(), _few_retries(), file_functions():
             builder.download_and_prepare(download_config=settings, file_format="array_record")
+    except NonMatchingChecksumError as error:
+        address = str(error).removeprefix("Artifact ").partition(", downloaded to ")[0]
+        raise UserError(
+            f"data.corpus {builder.name}: {address} has another checksum than the file that was published. It was"
+            " changed since, or damaged on its way."
+        ) from error
     except Exception as error:  # a builder is anybody's code: name it, and say what it said
         raise UserError(
             f"data.corpus {builder.name}: TFDS could not prepare it: {_short(error)}\n"
@@ -309,13 +328,14 @@ def _check_network(builder: Any) -> None:
         "no"
     }:  # a proxy resolves names that we cannot; the download itself will tell
         return
-    urls = [urllib.parse.urlsplit(url) for url in builder.url_infos or ()]
+    addresses = builder.addresses if isinstance(builder, Published) else builder.url_infos or ()
+    urls = [urllib.parse.urlsplit(address) for address in addresses]
     hosts = sorted({(url.hostname, url.port or (80 if url.scheme == "http" else 443)) for url in urls if url.hostname})
     if hosts and not _any_answers(hosts):
         names = ", ".join(host for host, _ in hosts[:3])
         raise UserError(
             f"data.corpus {builder.name} is not on this machine, and no network reaches {names} to download it."
-            f" Prepare it with TFDS where there is one, and copy the folder to {builder.data_dir},"
+            f" Prepare it where there is one, and copy the folder to {builder.data_dir},"
             " or name the folder that has it with data.data_dir."
         )
 
