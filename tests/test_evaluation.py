@@ -13,7 +13,7 @@ from seq2seq_jax.build import build_model
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig
 from seq2seq_jax.data.encoded import encode_lines
 from seq2seq_jax.data.vocabulary import build_vocabularies
-from seq2seq_jax.evaluation import evaluate_lines, evaluate_split, output_scores, remarks, teacher_forced
+from seq2seq_jax.evaluation import evaluate_lines, evaluate_split, make_items, output_scores, remarks, teacher_forced
 from seq2seq_jax.translator import Hypothesis, Translator, load, output_limits, vocab_sizes
 from tests.data.pairs import Pairs
 from tests.tiny import rows, sentences, tiny_config
@@ -64,8 +64,10 @@ def outputs(*texts: str) -> list[Hypothesis]:
 
 
 def scores_of(translator, texts, references):
-    targets = encode_lines(translator.vocabularies, [""] * len(references), references).targets
-    return output_scores(translator, outputs(*texts), targets, [""] * len(references), references)
+    sources = [""] * len(references)
+    encoded = encode_lines(translator.vocabularies, sources, references)
+    items = make_items(translator.config, translator.vocabularies, encoded, sources, references)
+    return output_scores(translator, outputs(*texts), items)
 
 
 def test_exact_match_is_with_the_reference_as_the_vocabulary_gives_it_back(translator):
