@@ -175,7 +175,7 @@ def _rouge(hypotheses: Sequence[str], references: References) -> dict[str, Score
     from rouge_score.rouge_scorer import RougeScorer
 
     names = ("rouge1", "rouge2", "rougeL")
-    scorer = RougeScorer(list(names), use_stemmer=True)  # as ROUGE-1.5.5 with -m, the option that papers report
+    scorer = RougeScorer(list(names), use_stemmer=True)  # as ROUGE-1.5.5 with pyrouge's options
     found = [scorer.score_multi(texts, line) for line, texts in zip(hypotheses, references, strict=True)]
     version = importlib.metadata.version("rouge-score")
     signature = f"{_number_of(references)}|case:lc|tok:a-z0-9|stem:porter|rouge-score:{version}"
@@ -258,7 +258,7 @@ def advice_on_rouge(references: Sequence[str]) -> str | None:
     number = sum(any(letter.isalpha() and not letter.isascii() for letter in line.lower()) for line in references)
     if not number:
         return None
-    return f"{part_of(number, len(references), 'reference')} read by ROUGE without letters: it knows a to z alone"
+    return f"{part_of(number, len(references), 'reference')} cut by ROUGE, which knows the letters a to z alone"
 
 
 def _tokenizers_for(text: str) -> tuple[str, ...]:

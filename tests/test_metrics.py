@@ -1,19 +1,32 @@
+import functools
 import importlib.util
+import itertools
 import math
 import sys
 from collections import Counter
 from dataclasses import replace
 from typing import get_args
 
+import numpy as np
 import pytest
 import sacrebleu
 import sacrebleu.tokenizers.tokenizer_ja_mecab
 import sacrebleu.tokenizers.tokenizer_ko_mecab
+from hypothesis import given
+from hypothesis import strategies as st
 
 from seq2seq_jax import metrics
-from seq2seq_jax.config import BleuTokenizer, Config
+from seq2seq_jax.config import FURTHER_SCORES, BleuTokenizer, Config, FurtherMetric, PublishedMetric
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.metrics import advice_on_tokenizer, check_packages, score_hypotheses, score_moses_lowercase
+from seq2seq_jax.metrics import (
+    advice_on_rouge,
+    advice_on_tokenizer,
+    check_packages,
+    levenshtein,
+    score_further,
+    score_hypotheses,
+    score_moses_lowercase,
+)
 
 REFERENCES = ["A man in an orange hat is staring at something.", "Two dogs play in the grass.", "A girl, aged 3."]
 HYPOTHESES = ["A man in an orange cap stares at something.", "two dogs play on the Grass.", "A girl, aged 3."]
@@ -214,3 +227,192 @@ def test_moses_lowercase_names_the_package_that_it_needs(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="sacremoses"):
         score_moses_lowercase(["a"], [["a"]], "en")
+
+
+# several references
+
+
+SEVERAL = [["the cat sat on the mat", "a cat is sitting on the mat today"], ["dogs play in the wet grass here"]]
+WRITTEN = ["a cat sat on the mat today", "dogs play in the grass here now"]
+
+
+def test_bleu_with_several_references_is_that_of_the_paper():
+    """Lines of different numbers of references; the lengths of the first ones are 6 and 8, those of the outputs 7."""
+    score = score_hypotheses(WRITTEN, SEVERAL, tokenizer="none")["bleu"]
+    assert score.value == pytest.approx(bleu_by_hand(WRITTEN, SEVERAL)) and "nrefs:var" in score.signature
+    first = score_hypotheses(WRITTEN, [texts[:1] for texts in SEVERAL], tokenizer="none")["bleu"]
+    assert score.value > first.value and "nrefs:1" in first.signature
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bleu_of_text_that_is_tokenised_counts_its_tokens_as_they_are(seed):
+    """As multi-bleu.perl, which cuts at blanks alone."""
+    random = np.random.default_rng(seed)
+    words = ["it", "'s", "10,000", "yen", ".", "don't", "&", "(", "U.S.", "n't"]
+    line = lambda: " ".join(random.choice(words, random.integers(6, 15)))  # noqa: E731
+    references = [[line() for _ in range(random.integers(1, 4))] for _ in range(200)]
+    hypotheses = [" ".join(texts[0].split()[:-1]) if random.random() < 0.5 else line() for texts in references]
+    score = score_hypotheses(hypotheses, references, tokenizer="none")["bleu"]
+    assert score.value == pytest.approx(bleu_by_hand(hypotheses, references), rel=1e-12)
+    assert score.value != pytest.approx(score_hypotheses(hypotheses, references)["bleu"].value, abs=0.1)
+
+
+def test_any_reference_may_be_matched_and_chrf_takes_the_best():
+    references = [["x y", "a b"], ["c"], ["d", "e f"]]
+    scores = score_hypotheses(["a b", "c", "f"], references)
+    assert scores["exact_match"].value == pytest.approx(200 / 3)
+    best = scored(["a b", "c", "f"], ["a b", "c", "e f"])
+    assert scores["chrf"].value == best["chrf"].value
+    restored = [["x y", "a b"], ["c"], [None, "f"]]
+    scores = score_hypotheses(["a b", "c", "f"], references, restored)
+    assert scores["exact_match"].value == 100 and scores["exact_match_raw"].value == pytest.approx(200 / 3)
+
+
+def test_moses_lowercase_takes_several_references():
+    pytest.importorskip("sacremoses")
+    score = score_moses_lowercase(["Ein Hund schläft ."], [["Eine Katze geht.", "ein Hund schläft."]], "de")[
+        "bleu_moses_lowercase"
+    ]
+    assert score.value == pytest.approx(100.0) and "nrefs:2" in score.signature
+
+
+def test_a_reference_twice_changes_no_score():
+    twice = [[text, text] for text in REFERENCES]
+    for metric in get_args(FurtherMetric):
+        if metric == "rouge":
+            continue  # an extra, see below
+        once = score_further(metric, HYPOTHESES, each(REFERENCES))
+        assert {name: score.value for name, score in score_further(metric, HYPOTHESES, twice).items()} == {
+            name: score.value for name, score in once.items()
+        }
+    once = scored(HYPOTHESES, REFERENCES)
+    assert all(score.value == once[name].value for name, score in score_hypotheses(HYPOTHESES, twice).items())
+
+
+def test_a_hypothesis_without_a_reference_is_refused():
+    with pytest.raises(ValueError, match="no reference"):
+        score_hypotheses(["a", "b"], [["a"], []])
+
+
+# further scores
+
+
+@functools.cache
+def distance_by_definition(first, second):
+    """By what becomes of the last items: dropped, added, or one for the other."""
+    if not first or not second:
+        return len(first) + len(second)
+    return min(
+        distance_by_definition(first[:-1], second) + 1,
+        distance_by_definition(first, second[:-1]) + 1,
+        distance_by_definition(first[:-1], second[:-1]) + (first[-1] != second[-1]),
+    )
+
+
+@given(st.text("abc", max_size=9), st.text("abcd", max_size=9))
+def test_levenshtein_is_the_least_number_of_changes(first, second):
+    assert levenshtein(first, second) == distance_by_definition(first, second)
+    assert levenshtein(list(first), list(second)) == levenshtein(second, first)
+
+
+def test_token_errors_are_summed_over_the_tokens_of_the_nearest_references():
+    """Changes 0, 1 and 2 of 3, 4 and 1 tokens: the second is as near to three tokens as to four, the longer counts."""
+    hypotheses = ["AE B K", "T OW S", "Z IH D"]
+    references = [["AE B", "AE B K"], ["T OW Z", "T OW S T", "AH"], ["D"]]
+    (score,) = score_further("token_errors", hypotheses, references).values()
+    assert score.value == pytest.approx(100 * 3 / 8) and "nrefs:var" in score.signature
+
+
+def test_token_errors_may_be_more_than_all_tokens_and_of_no_tokens():
+    rate = lambda *lines: score_further("token_errors", *lines)["token_error_rate"].value  # noqa: E731
+    assert rate(["a b c"], [["x"]]) == 300
+    assert rate(["a"], [[""]]) == math.inf and rate([""], [[""]]) == 0
+
+
+def test_edit_distance_is_the_mean_over_characters_to_the_nearest():
+    found = score_further("edit_distance", ["walked", "ging", ""], [["walkte", "walks"], ["ging"], ["ab"]])
+    expected = [min(distance_by_definition("walked", text) for text in ("walkte", "walks")), 0, 2]
+    assert found["edit_distance"].value == pytest.approx(sum(expected) / 3)
+
+
+@pytest.mark.parametrize("metric", ["token_errors", "edit_distance"])
+def test_what_can_only_be_lowercase_is_compared_with_lowercased_references(metric):
+    (mixed,) = score_further(metric, ["ab c"], [["AB C"]]).values()
+    (lower,) = score_further(metric, ["ab c"], [["AB C"]], lowercase=True).values()
+    assert mixed.value > 0 and "case:mixed" in mixed.signature
+    assert lower.value == 0 and "case:lc" in lower.signature
+
+
+def test_distinct_counts_different_words_and_pairs_by_all_words():
+    """Of 9 words i, do, not, know, so are different; of pairs i do, do not, not know, i know, so; none over an end."""
+    scores = score_further("distinct", ["i do not know", "i do", "i know", "so"], each(["x"] * 4))
+    assert scores["distinct_1"].value == pytest.approx(100 * 5 / 9)
+    assert scores["distinct_2"].value == pytest.approx(100 * 4 / 9)
+    assert {score.value for score in score_further("distinct", ["", ""], each(["x", "y"])).values()} == {0}
+
+
+def f1(matches, written, expected):
+    return 2 * matches / (written + expected) if matches else 0.0
+
+
+def longest_common_subsequence(first, second):
+    """Tries every choice of words of the first."""
+    for size in range(len(first), 0, -1):
+        for chosen in itertools.combinations(first, size):
+            words = iter(second)
+            if all(word in words for word in chosen):
+                return size
+    return 0
+
+
+def test_rouge_is_that_of_the_paper():
+    """Lin 2004; words of three letters at most are no matter of the stemmer. The best reference for each score."""
+    pytest.importorskip("rouge_score")
+    hypotheses = ["The cat sat on a mat.", "no dog ran", "it is so"]
+    references = [["a cat sat on the mat", "the cat is on a big mat"], ["a dog ran"], ["all of us"]]
+    found = score_further("rouge", hypotheses, references)
+    expected = {"rouge1": [], "rouge2": [], "rougeL": []}
+    for line, texts in zip(hypotheses, references, strict=True):
+        words = line.lower().rstrip(".").split()
+        best = {name: [] for name in expected}
+        for other in (text.split() for text in texts):
+            for size in (1, 2):
+                left, right = ngrams(words, size), ngrams(other, size)
+                best[f"rouge{size}"].append(f1((left & right).total(), left.total(), right.total()))
+            best["rougeL"].append(f1(longest_common_subsequence(words, other), len(words), len(other)))
+        for name, values in best.items():
+            expected[name].append(max(values))
+    for name, values in expected.items():
+        assert found[name].value == pytest.approx(100 * sum(values) / 3), name
+        assert "nrefs:var|case:lc" in found[name].signature and "stem:porter" in found[name].signature
+
+
+def test_rouge_compares_stems():
+    pytest.importorskip("rouge_score")
+    assert score_further("rouge", ["dogs jumping"], [["dog jumps"]])["rouge2"].value == pytest.approx(100)
+
+
+def test_letters_that_rouge_does_not_know_are_told():
+    assert advice_on_rouge(["plain", "Über alles", "Ende 3 %"]) == (
+        "1 of 3 references is cut by ROUGE, which knows the letters a to z alone"
+    )
+    assert advice_on_rouge(["plain, it's"]) is None
+
+
+def test_rouge_names_the_package_that_it_needs(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    check_packages(Config(metrics=("token_errors", "edit_distance", "distinct")))
+    with pytest.raises(UserError, match=r"metrics rouge needs rouge-score: pip install '\.\[rouge\]'"):
+        check_packages(Config(metrics=("rouge",)))
+    with pytest.raises(UserError, match="rouge-score"):
+        score_further("rouge", ["a"], [["a"]])
+
+
+def test_the_scores_of_a_metric_are_those_that_the_configuration_names():
+    for metric, names in FURTHER_SCORES.items():
+        if metric == "rouge":
+            pytest.importorskip("rouge_score")
+        found = score_further(metric, ["a"], [["a"]]).keys()
+        assert {*found} == {*names} - {"sequence_error_rate"}  # which an evaluation takes from exact_match
+        assert {*names} <= {*get_args(PublishedMetric)}
+    assert FURTHER_SCORES.keys() == {*get_args(FurtherMetric)}
