@@ -61,7 +61,7 @@ def main() -> None:
             about[f"same texts, {search}, batch {batch_size}"] = same
             seconds[batch_size] = {peer: timing.median / len(given) for peer, timing in timings.items()}
         if targets is not None:
-            bleu = score_hypotheses([text for text, _ in outputs], targets[: len(outputs)])["bleu"]
+            bleu = score_hypotheses([text for text, _ in outputs], [[text] for text in targets[: len(outputs)]])["bleu"]
             print(f"{search}: BLEU {bleu.value:.2f}, {bleu.signature}")
             about[f"BLEU, {search}"] = bleu.value
         rows += _rows(search, seconds)

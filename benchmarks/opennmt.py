@@ -106,7 +106,8 @@ def main() -> None:
                     texts[name], seconds = tool.translate("model", lines, beam_size, batch_size)
                     rates[name].append(len(lines) / seconds)
             rows += _rows(f"{search}, sentences/s", batch_size, rates)
-            bleu = {name: score_hypotheses(found, targets[: len(lines)])["bleu"].value for name, found in texts.items()}
+            references = [[text] for text in targets[: len(lines)]]
+            bleu = {name: score_hypotheses(found, references)["bleu"].value for name, found in texts.items()}
             print(f"{search}, batch {batch_size}, BLEU of {len(lines):,} sentences: {bleu}", flush=True)
             about[f"BLEU, {search}, batch {batch_size}"] = bleu
     measure.print_table(rows)

@@ -36,7 +36,7 @@ def read(cls: Any, arguments: Sequence[str]) -> list[Given]:
     """Returns the options in `arguments`, each with the values that follow it.
 
     `--name value`, `--name=value` and `--name value value` are understood, and
-    `--data.columns a,b` as well as `--data.columns a b`. What begins with one
+    `--data.columns a,b` as well as `--data.columns a b`, `--metrics` likewise. What begins with one
     dash is a value if it is a number or no letter follows.
 
     Args:
@@ -159,7 +159,7 @@ def _unexpected(argument: str) -> str:
 def _tidy(option: Given, hint: Any) -> Given:
     """Returns an option with its values as tyro spells them; refuses what can be no text and no name of a file."""
     values, kinds = option.values, {hint, *get_args(hint)}
-    if option.name == "data.columns":
+    if option.name == "data.columns" or _choices_of_many(hint):
         values = [name for value in values for name in value.split(",")]
     for value in values:
         flaw = _flaw_of_path(value) if Path in kinds else not_plain(value)
@@ -223,11 +223,23 @@ def _instead(hint: Any, value: str) -> str:
     """Returns " Did you mean X?" for a choice misspelled, and for a whole number written as 1e3; else ""."""
     if get_origin(hint) is Literal:
         return did_you_mean(value, [str(choice) for choice in get_args(hint)])
+    if choices := _choices_of_many(hint):
+        wrong = next((word for word in value.split() if word not in choices), "")
+        return did_you_mean(wrong, choices)
     if int in (hint, *get_args(hint)):
         with contextlib.suppress(ValueError, OverflowError):
             if float(value) == int(float(value)):
                 return f" Did you mean {int(float(value))}?"
     return ""
+
+
+def _choices_of_many(hint: Any) -> list[str]:
+    """Returns the choices of which an option takes any number; none where it takes other values."""
+    for kind in (hint, *get_args(hint)):
+        inner = get_args(kind)
+        if get_origin(kind) is tuple and Ellipsis in inner and get_origin(inner[0]) is Literal:
+            return [str(choice) for choice in get_args(inner[0])]
+    return []
 
 
 def describe(hint: Any) -> str:
@@ -237,6 +249,8 @@ def describe(hint: Any) -> str:
         return ("one of " if len(inner) > 1 else "only ") + ", ".join(map(str, inner))
     if origin in (Union, types.UnionType):
         return " or ".join(describe(part) for part in inner)
+    if choices := _choices_of_many(hint):
+        return f"any of {', '.join(choices)}"
     if origin is tuple:
         return "any number of values" if Ellipsis in inner else f"{len(inner)} values"
     words = {int: "a whole number", float: "a number", bool: "True or False", types.NoneType: "None"}

@@ -24,7 +24,16 @@ import tyro
 
 from seq2seq_jax import __version__, console, text_files
 from seq2seq_jax.arguments import HELP, Given, options_of, parse, read, value_of, values_of
-from seq2seq_jax.config import PUBLISHED, BleuTokenizer, Config, DataConfig, DecodeConfig, Mixture, check_num_best
+from seq2seq_jax.config import (
+    PUBLISHED,
+    BleuTokenizer,
+    Config,
+    DataConfig,
+    DecodeConfig,
+    FurtherMetric,
+    Mixture,
+    check_num_best,
+)
 from seq2seq_jax.config_file import find_config, load_config
 from seq2seq_jax.errors import UserError, did_you_mean, shortened
 from seq2seq_jax.run_directory import check_text, read_config, read_configs
@@ -89,6 +98,8 @@ class EvaluateArguments:
     """Its reference translation, line by line."""
     bleu_tokenizer: BleuTokenizer | None = None
     """What cuts text into the tokens that BLEU counts; by default as the run was configured."""
+    metrics: tuple[FurtherMetric, ...] | None = None
+    """Scores reported beside BLEU, chrF and exact match; by default as the run was configured."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
 
     def __post_init__(self) -> None:
@@ -296,12 +307,14 @@ def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
     arguments = _parse_for_run("evaluate", EvaluateArguments, given)
     workdir = arguments.workdir[0]
     config = read_config(workdir)
-    config = replace(config, bleu_tokenizer=arguments.bleu_tokenizer or config.bleu_tokenizer)
+    given_here = {name: getattr(arguments, name) for name in ("bleu_tokenizer", "metrics")}
+    settings = {name: value for name, value in given_here.items() if value is not None}
+    config = replace(config, **settings)
     from seq2seq_jax.metrics import check_packages
 
     check_packages(config)
     model = _load(arguments.workdir, arguments.decode)
-    model.config = replace(model.config, bleu_tokenizer=config.bleu_tokenizer)
+    model.config = replace(model.config, **settings)
     from seq2seq_jax import evaluation
 
     about: dict[str, Any] = {}

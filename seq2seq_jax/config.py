@@ -52,6 +52,15 @@ STATE_PARTS = {
 WITHOUT_RECURRENT_WEIGHTS = ("min_lstm", "min_gru")
 """Cells in which h enters no product."""
 Ties = Literal["none", "source_target", "target_output", "all"]
+VocabularyKind = Literal["unigram", "bpe", "characters", "words"]
+FurtherMetric = Literal["rouge", "token_errors", "edit_distance", "distinct"]
+FURTHER_SCORES = {
+    "rouge": ("rouge1", "rouge2", "rougeL"),
+    "token_errors": ("token_error_rate", "sequence_error_rate"),
+    "edit_distance": ("edit_distance",),
+    "distinct": ("distinct_1", "distinct_2"),
+}
+"""The scores that each further metric reports."""
 PublishedMetric = Literal[
     "bleu",
     "bleu_lowercase",
@@ -62,7 +71,17 @@ PublishedMetric = Literal[
     "token_accuracy",
     "loss",
     "perplexity",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "token_error_rate",
+    "sequence_error_rate",
+    "edit_distance",
+    "distinct_1",
+    "distinct_2",
 ]
+BEYOND_PERCENT = ("loss", "perplexity", "token_error_rate", "edit_distance")
+"""Those that may be more than 100."""
 Mixture = Literal["linear", "log_linear"]
 BleuTokenizer = Literal["13a", "intl", "zh", "char", "none", "ja-mecab", "ko-mecab"]
 
@@ -442,8 +461,14 @@ class DataConfig:
     """Where prepared corpora are kept; by default the user's cache directory."""
     lowercase: bool = False
     """Lowercase both sides before anything else. BLEU, chrF and exact match then compare with lowercased references."""
-    vocabulary: Literal["unigram", "bpe", "characters", "words"] = "unigram"
+    group_references: bool = False
+    """Take the lines of a validation or test split that have the same source (and tags) for one item with several
+    references: it is decoded once, and any of them may be matched. Training pairs and losses stay line by line."""
+    vocabulary: VocabularyKind = "unigram"
     """unigram and bpe are SentencePiece models; words splits at blanks."""
+    target_vocabulary: VocabularyKind | None = None
+    """That of the target, where it is another, as in spelling to sound: characters to words, which are the phones. None
+    for that of vocabulary."""
     vocab_size: Annotated[int, Bounds(5, 1_000_000)] = 8000
     """Largest number of entries, special symbols included (of each side unless joint_vocabulary)."""
     joint_vocabulary: bool = True
@@ -461,10 +486,17 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check("data.", self)
-        if self.min_frequency > 1 and self.vocabulary in ("unigram", "bpe"):
+        kinds = dict.fromkeys([self.vocabulary, self.target_vocabulary or self.vocabulary])
+        if self.min_frequency > 1 and kinds.keys() <= {"unigram", "bpe"}:
             raise UserError(
                 f"data.min_frequency {self.min_frequency} acts in words and characters only, and data.vocabulary is"
-                f" {self.vocabulary}."
+                f" {' and '.join(kinds)}."
+            )
+        if len(kinds) > 1 and self.joint_vocabulary:
+            raise UserError(
+                f"data.target_vocabulary {self.target_vocabulary} is not data.vocabulary {self.vocabulary}, and"
+                " data.joint_vocabulary True makes one vocabulary for both sides; set data.joint_vocabulary False, or"
+                " data.target_vocabulary None."
             )
         if (self.batch_size is None) == (self.batch_tokens is None):
             raise UserError(
@@ -664,6 +696,11 @@ class Config:
     char, ja-mecab or ko-mecab for others. The last two are extras: pip install 'sacrebleu[ja]' or 'sacrebleu[ko]'."""
     moses_language: str | None = None
     """Language of the target (en, de, ...), to report BLEU by the protocol of the WMT multimodal task too."""
+    metrics: tuple[FurtherMetric, ...] = ()
+    """Scores reported beside BLEU, chrF and exact match. rouge: F1 of ROUGE-1, -2 and -L (Lin 2004), an extra: pip
+    install '.[rouge]'. token_errors: wrong tokens and wrong sequences in percent, PER and WER of spelling to sound.
+    edit_distance: characters to change in an output, on average. distinct: different words and pairs of them among all
+    that is written (Li et al. 2016)."""
     published: Annotated[str, MAY_BE_EMPTY] = ""
     """Published result of the same experiment, printed beside the final score."""
     published_metric: PublishedMetric | None = None
@@ -720,10 +757,16 @@ def _check_published(config: Config) -> None:
                 f"published_{name} {shown(value)} belongs to a published_score, and there is none; give"
                 " published_metric and published_score, or leave it out."
             )
-    if score is not None and score > 100 and metric not in ("loss", "perplexity"):
+    if score is not None and score > 100 and metric not in BEYOND_PERCENT:
         raise UserError(f"published_score {score:g} is more than 100, and {metric} is in percent.")
     if metric == "bleu_moses_lowercase" and not config.moses_language:
         raise UserError("published_metric bleu_moses_lowercase is reported with moses_language, which is not set.")
+    for name, scores in FURTHER_SCORES.items():
+        if metric in scores and name not in config.metrics:
+            raise UserError(
+                f"published_metric {metric} is reported with {name} among metrics, which are"
+                f" {' '.join(config.metrics) or 'none'}; set metrics {' '.join([*config.metrics, name])}."
+            )
 
 
 def to_json(config: Config) -> str:
@@ -819,12 +862,22 @@ def _check(prefix: str, config: Any) -> None:
 
 def _unfit(name: str, value: object, kind: Any) -> str:
     """Returns what to say of a value of the wrong type."""
+    if get_origin(kind) is tuple and get_origin(get_args(kind)[0]) is Literal:
+        return _unfit_choices(name, value, [str(choice) for choice in get_args(get_args(kind)[0])])
     kinds = (kind,) if get_origin(kind) is Literal else get_args(kind)
     choices = [str(choice) for part in kinds if get_origin(part) is Literal for choice in get_args(part)]
     choices += ["None"] if choices and type(None) in kinds else []
     expected = f"one of {', '.join(choices)}" if choices else str(getattr(kind, "__name__", kind))
     hint = did_you_mean(value, choices) if isinstance(value, str) else ""
     return f"{name} must be {expected}, got {shown(value)}.{hint}"
+
+
+def _unfit_choices(name: str, value: object, choices: list[str]) -> str:
+    """Returns what to say of a value that is not some of `choices`."""
+    given = value if isinstance(value, tuple) else (value,)
+    wrong = next((item for item in given if item not in choices), None)
+    hint = did_you_mean(wrong, choices) if isinstance(wrong, str) else ""
+    return f"{name} must be a tuple of any of {', '.join(choices)}, got {shown(value)}.{hint}"
 
 
 def _fits(value: Any, kind: Any) -> bool:

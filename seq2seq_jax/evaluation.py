@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -16,7 +16,13 @@ from seq2seq_jax.config import Config, DecodeConfig
 from seq2seq_jax.data.encoded import EncodedSplit, Rows, encode_lines
 from seq2seq_jax.data.progress import ProgressCallback, progress_bar, silent
 from seq2seq_jax.data.vocabulary import Vocabularies
-from seq2seq_jax.metrics import advice_on_tokenizer, score_hypotheses, score_moses_lowercase
+from seq2seq_jax.metrics import (
+    advice_on_rouge,
+    advice_on_tokenizer,
+    score_further,
+    score_hypotheses,
+    score_moses_lowercase,
+)
 from seq2seq_jax.translator import Hypothesis, Translator, output_limits
 from seq2seq_jax.wording import part_of
 
@@ -33,41 +39,78 @@ def teacher_forced(translator: Translator, encoded: EncodedSplit) -> dict[str, f
     }
 
 
-def output_scores(
-    translator: Translator,
-    outputs: Sequence[Hypothesis],
-    targets: Rows,
+class Items(NamedTuple):
+    """What is decoded of pairs, and what that is compared with.
+
+    An item is a pair; with `data.group_references` it is a source, tags
+    included, with the targets of all pairs that have it. Items are in the order
+    in which their sources first appear.
+
+    Attributes:
+      sources: a line for each item.
+      ids: of these lines.
+      references: the targets of each.
+      restored: each reference as the vocabulary gives it back; None where it has an unknown symbol.
+    """
+
+    sources: list[str]
+    ids: Rows
+    references: list[list[str]]
+    restored: list[list[str | None]]
+
+
+def make_items(
+    config: Config,
+    vocabularies: Vocabularies,
+    encoded: EncodedSplit,
     sources: Sequence[str],
-    references: Sequence[str],
-) -> dict[str, Any]:
+    targets: Sequence[str],
+    most: int | None = None,
+) -> Items:
+    """The items of encoded pairs and their lines; no more than `most`, the first."""
+    found: dict[str | int, list[int]] = {}
+    for index, source in enumerate(sources):
+        found.setdefault(source if config.data.group_references else index, []).append(index)
+    groups = list(found.values())[:most]
+    chosen = [index for group in groups for index in group]
+    restored = dict(zip(chosen, _restored(vocabularies, encoded.targets, sources, chosen), strict=True))
+    firsts = [group[0] for group in groups]
+    return Items(
+        sources=[sources[index] for index in firsts],
+        ids=encoded.sources.take(firsts),
+        references=[[targets[index] for index in group] for group in groups],
+        restored=[[restored[index] for index in group] for group in groups],
+    )
+
+
+def output_scores(translator: Translator, outputs: Sequence[Hypothesis], items: Items) -> dict[str, Any]:
     """Scores what `translator` wrote.
 
     Args:
       translator: its configuration says which scores, and how text is compared.
-      outputs: its best hypotheses.
-      targets: ids of the references.
-      sources: lines that it read.
-      references: text of the references.
+      outputs: its best hypothesis for each item.
+      items: what it read, and what that is compared with.
 
     Returns:
-      Scores by name, `NAME_signature` beside those of sacreBLEU, and
-      `cut_outputs`: how many outputs end only because they may be no longer.
+      Scores by name, `NAME_signature` beside those of which there is more to
+      say, and `cut_outputs`: how many outputs end only because they may be no longer.
     """
     config, hypotheses = translator.config, [output.text for output in outputs]
+    lowercase = config.data.lowercase
     results = score_hypotheses(
-        hypotheses,
-        references,
-        _restored(translator.vocabularies, targets, sources),
-        tokenizer=config.bleu_tokenizer,
-        lowercase=config.data.lowercase,
+        hypotheses, items.references, items.restored, tokenizer=config.bleu_tokenizer, lowercase=lowercase
     )
     if config.moses_language:
-        results |= score_moses_lowercase(hypotheses, references, config.moses_language)
+        results |= score_moses_lowercase(hypotheses, items.references, config.moses_language)
+    for metric in config.metrics:
+        results |= score_further(metric, hypotheses, items.references, lowercase=lowercase)
     scores: dict[str, Any] = {}
     for name, score in results.items():
         scores[name] = score.value
         if score.signature:
             scores[f"{name}_signature"] = score.signature
+    if "token_errors" in config.metrics:
+        scores["sequence_error_rate"] = 100 - scores["exact_match"]
     return scores | {"cut_outputs": sum(output.cut for output in outputs)}
 
 
@@ -77,18 +120,22 @@ def evaluate_lines(
     """Decodes `sources`, scores the result against `targets`.
 
     Returns:
-      The scores of `teacher_forced` and `output_scores`, what `remarks` says of
-      them and the search settings; and the hypotheses.
+      The scores of `teacher_forced`, over all pairs, and of `output_scores`, over
+      items, the numbers of both, what `remarks` says of them and the search
+      settings; and the hypothesis for each item.
     """
+    config = translator.config
     encoded = encode_lines(translator.vocabularies, sources, targets)
+    items = make_items(config, translator.vocabularies, encoded, sources, targets)
     scores: dict[str, Any] = dict(teacher_forced(translator, encoded))
     start = time.perf_counter()
-    outputs = translator.translate_ids(encoded.sources, sources, progress=progress)
+    outputs = translator.translate_ids(items.ids, items.sources, progress=progress)
     seconds = time.perf_counter() - start
-    scores |= output_scores(translator, outputs, encoded.targets, sources, targets)
-    scores |= {"sentences": len(sources), "sentences_per_second": len(sources) / seconds}
+    scores |= output_scores(translator, outputs, items)
+    scores |= {"sentences": len(outputs), "sentences_per_second": len(outputs) / seconds}
+    scores |= {"pairs": len(sources)} if config.data.group_references else {}
     scores |= {"step": translator.step} if translator.step is not None else {}
-    scores["remarks"] = list(remarks(translator.config, translator.decode, encoded, targets))
+    scores["remarks"] = list(remarks(config, translator.decode, encoded, targets))
     decode = dataclasses.asdict(translator.decode)
     if translator.num_models == 1:
         del decode["ensemble"]  # it says nothing of one model
@@ -103,12 +150,18 @@ def evaluate_split(
     targets: Sequence[str],
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """`evaluate_lines`, written to `evaluations/NAME.json`, with `about`, and `evaluations/NAME.hypotheses.txt`."""
+    """`evaluate_lines`, written to `evaluations/NAME.json`, with `about`, and `evaluations/NAME.hypotheses.txt`.
+
+    With `data.group_references` the hypotheses are fewer than the lines of the
+    split, and `evaluations/NAME.sources.txt` has the source of each, line by line.
+    """
     with progress_bar() as progress:
         scores, hypotheses = evaluate_lines(translator, sources, targets, progress)
     folder = workdir / "evaluations"
     written = {name: _plain(value) for name, value in {**(about or {}), **scores}.items()}
     write_whole(folder / f"{name}.hypotheses.txt", "".join(f"{text}\n" for text in hypotheses))
+    if translator.config.data.group_references:
+        write_whole(folder / f"{name}.sources.txt", "".join(f"{source}\n" for source in dict.fromkeys(sources)))
     write_whole(folder / f"{name}.json", json.dumps(written, indent=2) + "\n")
     return scores
 
@@ -140,6 +193,8 @@ def remarks(
         yield "references are lowercased before they are compared (data.lowercase); for exact_match_raw they are not"
     if advice := advice_on_tokenizer(references, config.bleu_tokenizer):
         yield advice
+    if "rouge" in config.metrics and (advice := advice_on_rouge(references)):
+        yield advice
 
 
 def _remark_on_limit(encoded: EncodedSplit, ratio: float, kind: str) -> Iterator[str]:
@@ -165,13 +220,14 @@ def _needed_ratio(source: Int[np.ndarray, " N"], target: Int[np.ndarray, " N"]) 
     return tenths / 10
 
 
-def _restored(vocabularies: Vocabularies, targets: Rows, sources: Sequence[str]) -> list[str | None]:
-    """Each target as the vocabulary gives it back; None where it has an unknown symbol."""
-    rows, copies = (targets[index] for index in range(len(targets))), vocabularies.copies(sources)
-    restored: list[str | None] = [*vocabularies.target.decode(rows, copies)]
-    for index in targets.with_unknown():
-        restored[index] = None
-    return restored
+def _restored(
+    vocabularies: Vocabularies, targets: Rows, sources: Sequence[str], chosen: Sequence[int]
+) -> list[str | None]:
+    """The `chosen` targets as the vocabulary gives them back; None for those that have an unknown symbol."""
+    copies = vocabularies.copies([sources[index] for index in chosen])
+    restored = vocabularies.target.decode([targets[index] for index in chosen], copies)
+    unknown = set(targets.with_unknown().tolist())
+    return [None if index in unknown else text for index, text in zip(chosen, restored, strict=True)]
 
 
 def _perplexity(loss: float) -> float:

@@ -1,18 +1,24 @@
 """Corpus scores of output text against reference text, each with the signature that makes it comparable."""
 
+import importlib.metadata
 import importlib.util
+import itertools
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import sacrebleu
 
-from seq2seq_jax.config import Config
+from seq2seq_jax.config import Config, FurtherMetric
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.wording import part_of
 
 Metric = sacrebleu.BLEU | sacrebleu.CHRF
+References = Sequence[list[str]]
+"""For each hypothesis what it is compared with: a text or several."""
 
 EXTRAS = {"ja-mecab": "ja", "ko-mecab": "ko"}
 """What sacreBLEU's tokenisers need beside it, as pip names it."""
@@ -24,7 +30,7 @@ class Score(NamedTuple):
     """A corpus score and how it was computed.
 
     Attributes:
-      value: percent, 0 to 100; higher is better.
+      value: percent, 0 to 100, and the higher the better, unless its metric says otherwise.
       signature: what the value depends on, in sacreBLEU's notation; empty for
         a score that needs no explanation.
     """
@@ -35,17 +41,21 @@ class Score(NamedTuple):
 
 def score_hypotheses(
     hypotheses: Sequence[str],
-    references: Sequence[str],
-    restored: Sequence[str | None] | None = None,
+    references: References,
+    restored: Sequence[list[str | None]] | None = None,
     *,
     tokenizer: str = "13a",
     lowercase: bool = False,
 ) -> dict[str, Score]:
-    """Scores detokenised text, one reference per hypothesis.
+    """Scores detokenised text.
+
+    With several references BLEU's clipped counts and lengths are those of
+    Papineni et al. 2002, chrF is with the one that gives the best F of a line,
+    and any may be matched.
 
     Args:
       hypotheses: what a model wrote.
-      references: the text of the files.
+      references: the text of the files, one or several for each hypothesis.
       restored: each reference as the vocabulary gives it back, the most that a
         model can write of it: runs of blanks as one, lowercased where the
         vocabulary is. None where it has an unknown symbol, which no output
@@ -58,15 +68,15 @@ def score_hypotheses(
     Returns:
       `bleu` and `chrf` (cased), `bleu_lowercase` and `chrf_lowercase` (both
       sides lowercased), all against `references`; `exact_match` (percent of
-      lines equal to the restored reference) and, where a restored reference is
-      not the reference, `exact_match_raw` (percent equal to the reference).
+      lines equal to a restored reference) and, where a restored reference is
+      not the reference, `exact_match_raw` (percent equal to a reference).
 
     Raises:
-      ValueError: the numbers of lines differ, or there is no line.
+      ValueError: the numbers of lines differ, there is no line, or one has no reference.
       UserError: a package that the tokeniser needs is not installed.
     """
-    restored = references if restored is None else restored
-    _check(hypotheses, references, restored)
+    written: Sequence[list[str | None]] = [[*texts] for texts in references] if restored is None else restored
+    _check(hypotheses, references, written)
     metrics: dict[str, Callable[[bool], Metric]] = {
         "bleu": partial(_bleu, tokenizer),
         "chrf": lambda lowercase: sacrebleu.CHRF(lowercase=lowercase),
@@ -80,14 +90,17 @@ def score_hypotheses(
             if case_matters
             else Score(cased.value, cased.signature.replace("case:mixed", "case:lc"))
         )
-    scores["exact_match"] = _exact_match(hypotheses, restored)
-    raw = [None if text is None else reference for text, reference in zip(restored, references, strict=True)]
-    if raw != list(restored):
+    scores["exact_match"] = _exact_match(hypotheses, written)
+    raw = [
+        [None if text is None else reference for text, reference in zip(*pair, strict=True)]
+        for pair in zip(written, references, strict=True)
+    ]
+    if raw != list(written):
         scores["exact_match_raw"] = _exact_match(hypotheses, raw)
     return scores
 
 
-def score_moses_lowercase(hypotheses: Sequence[str], references: Sequence[str], language: str) -> dict[str, Score]:
+def score_moses_lowercase(hypotheses: Sequence[str], references: References, language: str) -> dict[str, Score]:
     """Scores text by the protocol of the WMT multimodal task: BLEU of normalised, Moses-tokenised, lowercased text.
 
     Both sides go through Moses's punctuation normalisation, its tokeniser and
@@ -96,7 +109,7 @@ def score_moses_lowercase(hypotheses: Sequence[str], references: Sequence[str], 
 
     Args:
       hypotheses: detokenised text.
-      references: one for each hypothesis.
+      references: one or several for each hypothesis.
       language: two-letter code of the text, for the tokeniser's abbreviations.
 
     Returns:
@@ -110,16 +123,116 @@ def score_moses_lowercase(hypotheses: Sequence[str], references: Sequence[str], 
     _check_moses()
     import sacremoses
 
-    hypotheses, references = _moses_tokens(hypotheses, language), _moses_tokens(references, language)
+    hypotheses = _moses_tokens(hypotheses, language)
+    references = [_moses_tokens(texts, language) for texts in references]
     score = _score(_bleu("none"), hypotheses, references)
     signature = f"{score.signature}|moses:norm.tok.lc-{language}|sacremoses:{sacremoses.__version__}"
     return {"bleu_moses_lowercase": Score(score.value, signature)}
+
+
+def score_further(
+    metric: FurtherMetric, hypotheses: Sequence[str], references: References, *, lowercase: bool = False
+) -> dict[str, Score]:
+    """The scores of one of `Config.metrics`, but for `sequence_error_rate`, which is 100 less `exact_match`.
+
+    Args:
+      metric: which.
+      hypotheses: what a model wrote.
+      references: one or several for each hypothesis.
+      lowercase: whether the hypotheses can only be lowercase, so that references are lowercased.
+
+    Returns:
+      `rouge1`, `rouge2`, `rougeL`: F1 (Lin 2004), the mean over lines, with the
+      reference that gives the best, by rouge-score with its Porter stemmer: it
+      lowercases, and knows the letters a to z and digits alone.
+      `token_error_rate`: Levenshtein distance over blank-separated tokens, of all
+      lines, by the tokens of their references (PER in Gorman et al. 2020, over
+      phones). Of several references the nearest counts; of equally near ones the
+      longest, to which the distance is least in proportion.
+      `edit_distance`: the mean Levenshtein distance over characters, to the
+      nearest reference (Cotterell et al. 2017); no percentage.
+      `distinct_1`, `distinct_2`: different tokens, and different pairs of
+      neighbours in a line, by the number of all tokens written (Li et al. 2016).
+      Lower is better for `token_error_rate`, which may be more than 100, and `edit_distance`.
+
+    Raises:
+      ValueError: as `score_hypotheses`.
+      UserError: rouge-score is not installed.
+    """
+    _check(hypotheses, references)
+    if metric == "rouge":
+        return _rouge(hypotheses, references)
+    if metric == "distinct":
+        return _distinct(hypotheses)
+    if lowercase:
+        references = [[text.lower() for text in texts] for texts in references]
+    measure = _token_error_rate if metric == "token_errors" else _edit_distance
+    return measure(hypotheses, references, f"{_number_of(references)}|case:{'lc' if lowercase else 'mixed'}")
+
+
+def _rouge(hypotheses: Sequence[str], references: References) -> dict[str, Score]:
+    _check_rouge()
+    from rouge_score.rouge_scorer import RougeScorer
+
+    names = ("rouge1", "rouge2", "rougeL")
+    scorer = RougeScorer(list(names), use_stemmer=True)  # as ROUGE-1.5.5 with pyrouge's options
+    found = [scorer.score_multi(texts, line) for line, texts in zip(hypotheses, references, strict=True)]
+    version = importlib.metadata.version("rouge-score")
+    signature = f"{_number_of(references)}|case:lc|tok:a-z0-9|stem:porter|rouge-score:{version}"
+    means = {name: math.fsum(each[name].fmeasure for each in found) / len(found) for name in names}
+    return {name: Score(100 * mean, signature) for name, mean in means.items()}
+
+
+def _token_error_rate(hypotheses: Sequence[str], references: References, signature: str) -> dict[str, Score]:
+    errors = tokens = 0
+    for line, texts in zip(hypotheses, references, strict=True):
+        expected = [text.split() for text in texts]
+        distances = [levenshtein(line.split(), each) for each in expected]
+        distance, length = min(zip(distances, map(len, expected), strict=True), key=lambda pair: (pair[0], -pair[1]))
+        errors, tokens = errors + distance, tokens + length
+    rate = errors / tokens if tokens else math.inf if errors else 0.0
+    return {"token_error_rate": Score(100 * rate, f"{signature}|tok:blanks")}
+
+
+def _edit_distance(hypotheses: Sequence[str], references: References, signature: str) -> dict[str, Score]:
+    pairs = zip(hypotheses, references, strict=True)
+    distances = [min(levenshtein(line, text) for text in texts) for line, texts in pairs]
+    return {"edit_distance": Score(sum(distances) / len(distances), f"{signature}|tok:char")}
+
+
+def _distinct(hypotheses: Sequence[str]) -> dict[str, Score]:
+    lines = [line.split() for line in hypotheses]
+    total = max(sum(map(len, lines)), 1)
+    different = {
+        "distinct_1": {token for line in lines for token in line},
+        "distinct_2": {pair for line in lines for pair in itertools.pairwise(line)},
+    }
+    return {
+        name: Score(100 * len(found) / total, "case:mixed|tok:blanks|by:tokens") for name, found in different.items()
+    }
+
+
+def levenshtein(first: Sequence[str], second: Sequence[str]) -> int:
+    """The least number of items to insert, delete or replace that makes the one sequence the other."""
+    if list(first) == list(second):
+        return 0
+    numbers = {item: number for number, item in enumerate(dict.fromkeys([*first, *second]))}
+    columns = np.array([numbers[item] for item in second], np.int32)
+    places = np.arange(len(second) + 1)
+    row = places  # distances of the items of `first` read so far to each beginning of `second`
+    for item in first:
+        above = row + 1
+        above[1:] = np.minimum(above[1:], row[:-1] + (columns != numbers[item]))
+        row = np.minimum.accumulate(above - places) + places  # and what of `second` is inserted
+    return int(row[-1])
 
 
 def check_packages(config: Config) -> None:
     """Raises UserError where a package is not installed that the scores of `config` need."""
     if config.moses_language:
         _check_moses()
+    if "rouge" in config.metrics:
+        _check_rouge()
     _bleu(config.bleu_tokenizer)
 
 
@@ -138,6 +251,14 @@ def advice_on_tokenizer(references: Sequence[str], tokenizer: str) -> str | None
         return None
     others = " or ".join(f"--bleu-tokenizer {name}" for name in _tokenizers_for("".join(references)))
     return f"{part_of(single, filled, 'reference')} one token to BLEU's {tokenizer}, so BLEU says little; {others}"
+
+
+def advice_on_rouge(references: Sequence[str]) -> str | None:
+    """Returns a word of advice where ROUGE cuts words at letters that its tokeniser does not know, or None."""
+    number = sum(any(letter.isalpha() and not letter.isascii() for letter in line.lower()) for line in references)
+    if not number:
+        return None
+    return f"{part_of(number, len(references), 'reference')} cut by ROUGE, which knows the letters a to z alone"
 
 
 def _tokenizers_for(text: str) -> tuple[str, ...]:
@@ -172,6 +293,12 @@ def _check_moses() -> None:
         raise UserError("moses_language needs sacremoses: pip install '.[moses]', or set moses_language None.")
 
 
+def _check_rouge() -> None:
+    """Raises UserError where rouge-score (the extra `rouge`) is not installed."""
+    if importlib.util.find_spec("rouge_score") is None:
+        raise UserError("metrics rouge needs rouge-score: pip install '.[rouge]', or leave rouge out of metrics.")
+
+
 def _moses_tokens(lines: Sequence[str], language: str) -> list[str]:
     """Returns each line as blank-separated lowercased tokens.
 
@@ -184,33 +311,42 @@ def _moses_tokens(lines: Sequence[str], language: str) -> list[str]:
     return [tokenizer.tokenize(normalizer.normalize(line), return_str=True).lower() for line in lines]
 
 
-def _check(hypotheses: Sequence[str], *others: Sequence[str | None]) -> None:
+def _check(hypotheses: Sequence[str], *others: Sequence[Sequence[str | None]]) -> None:
     for references in others:
         if len(hypotheses) != len(references):
             raise ValueError(
-                f"{len(hypotheses)} hypotheses for {len(references)} references; there must be one for each."
+                f"{len(hypotheses)} hypotheses, and references for {len(references)}; there must be some for each."
             )
+        if not all(references):
+            raise ValueError("A hypothesis has no reference to be compared with.")
     if not hypotheses:
         raise ValueError("There is no hypothesis to score.")
 
 
-def _exact_match(hypotheses: Sequence[str], references: Sequence[str | None]) -> Score:
-    equal = sum(hypothesis == reference for hypothesis, reference in zip(hypotheses, references, strict=True))
+def _number_of(references: References) -> str:
+    """How many references there are, in sacreBLEU's notation."""
+    numbers = {len(texts) for texts in references}
+    return f"nrefs:{numbers.pop() if len(numbers) == 1 else 'var'}"
+
+
+def _exact_match(hypotheses: Sequence[str], references: Sequence[list[str | None]]) -> Score:
+    equal = sum(line in texts for line, texts in zip(hypotheses, references, strict=True))
     return Score(100.0 * equal / len(hypotheses), "")
 
 
-def _case_matters(hypotheses: Sequence[str], references: Sequence[str]) -> bool:
+def _case_matters(hypotheses: Sequence[str], references: References) -> bool:
     """Returns False where lowercasing cannot change a score, because no two characters are the same letter.
 
     Lowercase and uppercase corpora, such as SCAN, are then scored once, not twice.
     """
-    characters = set().union(*hypotheses, *references)
+    characters = set().union(*hypotheses, *itertools.chain.from_iterable(references))
     if "&" in characters:  # BLEU's tokeniser knows entities, in lowercase only
         return True
     upper = {character for character in characters if character != character.lower()}
     return any(not character.isascii() or character.lower() in characters for character in upper)
 
 
-def _score(metric: Metric, hypotheses: Sequence[str], references: Sequence[str]) -> Score:
-    value = metric.corpus_score(list(hypotheses), [list(references)]).score
+def _score(metric: Metric, hypotheses: Sequence[str], references: References) -> Score:
+    streams = list(itertools.zip_longest(*references))  # the first, second, ... of each; None where there is no such
+    value = metric.corpus_score(list(hypotheses), streams).score
     return Score(float(value), str(metric.get_signature()))

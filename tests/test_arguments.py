@@ -79,6 +79,7 @@ def test_a_missing_option_is_named():
         (tuple[str, ...], "any number of values"),
         (Literal["a", "b"], "one of a, b"),
         (Literal["a"], "only a"),
+        (tuple[Literal["a", "b"], ...], "any of a, b"),
     ],
 )
 def test_types_are_told_in_words(hint, words):
@@ -91,6 +92,14 @@ def test_the_help_is_asked_for_anywhere(capsys, tokens):
         parsed(*tokens)
     assert ended.value.code == 0
     assert "--model.hidden-size" in capsys.readouterr().out
+
+
+def test_several_choices_are_given_with_blanks_or_commas_between_or_none_at_all():
+    for tokens in (["--metrics", "rouge", "distinct"], ["--metrics", "rouge,distinct"], ["--metrics=rouge,distinct"]):
+        assert parsed("--num-lines=1", *tokens).settings.metrics == ("rouge", "distinct")
+    assert parsed("--num-lines=1", "--metrics").settings.metrics == ()
+    with pytest.raises(UserError, match="--metrics takes any of rouge, .*, got rouge distnct. Did you mean distinct?"):
+        parsed("--num-lines=1", "--metrics", "rouge", "distnct")
 
 
 def test_what_begins_with_a_dash_is_a_value_where_it_is_a_number_or_joined_to_its_option():

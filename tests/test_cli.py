@@ -799,6 +799,22 @@ def test_evaluate_counts_bleu_in_the_tokens_it_is_told_or_as_the_run_was_configu
     assert len(translators) == 2  # told before anything is loaded
 
 
+def test_evaluate_reports_the_metrics_that_it_is_told_or_those_of_the_run(
+    call, refused, evaluated, translators, run_folder, monkeypatch
+):
+    (run_folder / "config.json").write_text(to_json(Config(metrics=("distinct",), bleu_tokenizer="zh")))
+    for options in ([], ["--metrics", "token_errors,edit_distance"], ["--metrics"], ["--bleu-tokenizer", "none"]):
+        assert call("evaluate", "--workdir", run_folder, *options).code == 0
+    found = [(translator.config.metrics, translator.config.bleu_tokenizer) for translator in translators]
+    both = ("token_errors", "edit_distance")
+    assert found == [(("distinct",), "zh"), (both, "zh"), ((), "zh"), (("distinct",), "none")]
+    told = refused("evaluate", "--workdir", run_folder, "--metrics", "rogue")
+    assert "--metrics takes any of rouge, token_errors" in told and "Did you mean rouge?" in told
+    monkeypatch.setattr("seq2seq_jax.metrics.importlib.util.find_spec", lambda name: None)
+    assert "pip install '.[rouge]'" in refused("evaluate", "--workdir", run_folder, "--metrics", "rouge")
+    assert len(translators) == 4  # told before anything is loaded
+
+
 def test_evaluate_of_a_split_that_is_not_there_is_refused(refused, evaluated, run_folder):
     assert refused("evaluate", "--workdir", run_folder, "--split", "tset") == "No split tset."
 

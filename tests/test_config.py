@@ -309,6 +309,35 @@ def test_a_value_that_cannot_be_shown_is_refused_all_the_same():
             "halving_start 5 lies within the warm-up of optimizer.warmup_steps 6; use 6 or more",
         ),
         (lambda: DataConfig(min_frequency=2), "acts in words and characters only, and data.vocabulary is unigram"),
+        (
+            lambda: DataConfig(min_frequency=2, target_vocabulary="bpe", joint_vocabulary=False),
+            "acts in words and characters only, and data.vocabulary is unigram and bpe",
+        ),
+        (
+            lambda: DataConfig(vocabulary="characters", target_vocabulary="words"),
+            "target_vocabulary words is not data.vocabulary characters, .* set data.joint_vocabulary False, or",
+        ),
+        (
+            lambda: DataConfig(target_vocabulary="word"),
+            "one of .*, words, None, got 'word'. Did you mean words?",
+        ),
+        (
+            lambda: Config(metrics=("rouge", "token_error")),
+            r"metrics must be a tuple of any of rouge, .*, got \('rouge', 'token_error'\). Did you mean token_errors\?",
+        ),
+        (lambda: Config(metrics="rouge"), "metrics must be a tuple of any of rouge, .*, got 'rouge'"),
+        (
+            lambda: Config(published_metric="rougeL", published_score=23.4, metrics=("distinct",)),
+            "rougeL is reported with rouge among metrics, which are distinct; set metrics distinct rouge",
+        ),
+        (
+            lambda: Config(published_metric="rouge1", published_score=23.4),
+            "rouge1 is reported with rouge among metrics, which are none; set metrics rouge",
+        ),
+        (
+            lambda: Config(published_metric="distinct_1", published_score=101.0, metrics=("distinct",)),
+            "101 is more than 100, and distinct_1 is in percent",
+        ),
         (lambda: OptimizerConfig(beta1=1.0), "optimizer.beta1 must be from 0 to 0.999999, got 1.0"),
         (lambda: TrainConfig(num_steps=0), "train.num_steps must be from 1 to 1,000,000,000, got 0"),
         (lambda: TrainConfig(best_metric="bleu", decode_sentences=0), "train.decode_sentences is 0"),
@@ -363,6 +392,18 @@ def test_a_value_that_cannot_be_shown_is_refused_all_the_same():
 def test_a_bad_value_is_refused_with_field_value_and_way_out(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_sides_may_have_vocabularies_of_their_own():
+    apart = {"vocabulary": "characters", "joint_vocabulary": False}
+    DataConfig(target_vocabulary="words", min_frequency=2, **apart)
+    DataConfig(target_vocabulary="bpe", min_frequency=2, **apart)  # which acts on the characters
+    DataConfig(vocabulary="bpe", target_vocabulary="bpe")
+
+
+def test_scores_that_are_no_shares_may_be_more_than_one_hundred():
+    for metric, name in (("token_errors", "token_error_rate"), ("edit_distance", "edit_distance")):
+        Config(metrics=(metric,), published_metric=name, published_score=120.0)
 
 
 def test_vectors_go_with_the_ties_that_they_leave_possible():

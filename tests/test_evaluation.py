@@ -10,10 +10,11 @@ from flax import nnx
 
 from seq2seq_jax import evaluation
 from seq2seq_jax.build import build_model
-from seq2seq_jax.config import Config, DataConfig, DecodeConfig
+from seq2seq_jax.config import FURTHER_SCORES, Config, DataConfig, DecodeConfig
 from seq2seq_jax.data.encoded import encode_lines
 from seq2seq_jax.data.vocabulary import build_vocabularies
-from seq2seq_jax.evaluation import evaluate_lines, evaluate_split, output_scores, remarks, teacher_forced
+from seq2seq_jax.evaluation import evaluate_lines, evaluate_split, make_items, output_scores, remarks, teacher_forced
+from seq2seq_jax.metrics import score_further
 from seq2seq_jax.translator import Hypothesis, Translator, load, output_limits, vocab_sizes
 from tests.data.pairs import Pairs
 from tests.tiny import rows, sentences, tiny_config
@@ -64,8 +65,10 @@ def outputs(*texts: str) -> list[Hypothesis]:
 
 
 def scores_of(translator, texts, references):
-    targets = encode_lines(translator.vocabularies, [""] * len(references), references).targets
-    return output_scores(translator, outputs(*texts), targets, [""] * len(references), references)
+    sources = [""] * len(references)
+    encoded = encode_lines(translator.vocabularies, sources, references)
+    items = make_items(translator.config, translator.vocabularies, encoded, sources, references)
+    return output_scores(translator, outputs(*texts), items)
 
 
 def test_exact_match_is_with_the_reference_as_the_vocabulary_gives_it_back(translator):
@@ -106,6 +109,95 @@ def test_validation_and_evaluation_of_the_same_text_give_the_same_scores(trained
     assert row.keys() > {"validation_loss", "validation_exact_match", "validation_cut_outputs"}
     for name, value in row.items():
         assert scores[name.removeprefix("validation_")] == pytest.approx(value, rel=1e-6), name
+
+
+# several references
+
+
+def grouping(translator, **settings):
+    """The same model, with the references of a source together."""
+    data = replace(translator.config.data, group_references=True)
+    return Translator(replace(translator.config, data=data, **settings), translator.vocabularies, translator.params)
+
+
+def items_of(translator, sources, targets, most=None):
+    encoded = encode_lines(translator.vocabularies, sources, targets)
+    return make_items(translator.config, translator.vocabularies, encoded, sources, targets, most)
+
+
+SOURCES = ["bee cat", "dog", "bee cat", "", "dog", "bee cat"]
+TARGETS = ["BEE", "DOG", "zebra", "ANT", "EEL  EEL", "BEE CAT"]
+
+
+def test_items_are_the_sources_in_the_order_in_which_they_appear_with_all_of_their_targets(translator):
+    items = items_of(grouping(translator), SOURCES, TARGETS)
+    assert items.sources == ["bee cat", "dog", ""]
+    assert items.references == [["BEE", "zebra", "BEE CAT"], ["DOG", "EEL  EEL"], ["ANT"]]
+    assert items.restored == [["BEE", None, "BEE CAT"], ["DOG", "EEL EEL"], ["ANT"]]
+    ids = encode_lines(translator.vocabularies, items.sources).sources
+    assert [items.ids[index].tolist() for index in range(3)] == [ids[index].tolist() for index in range(3)]
+    few = items_of(grouping(translator), SOURCES, TARGETS, 2)
+    assert (few.sources, few.references, few.restored) == (items.sources[:2], items.references[:2], items.restored[:2])
+    assert len(few.ids) == 2
+
+
+def test_an_item_is_a_pair_unless_the_configuration_says_otherwise(translator):
+    items = items_of(translator, SOURCES, TARGETS)
+    assert items.sources == SOURCES and items.references == [[target] for target in TARGETS]
+
+
+def test_a_source_with_other_tags_is_another_item(translator):
+    items = items_of(grouping(translator), ["bee\tV;PST", "bee\tV", "bee\tV;PST"], ["A", "B", "C"])
+    assert items.references == [["A", "C"], ["B"]]
+
+
+def test_a_source_is_decoded_once_and_any_of_its_references_may_be_matched(translator):
+    scores, hypotheses = evaluate_lines(grouping(translator, metrics=("token_errors",)), SOURCES, TARGETS)
+    assert hypotheses == ["BEE CAT", "DOG", ""] and (scores["sentences"], scores["pairs"]) == (3, 6)
+    assert scores["exact_match"] == pytest.approx(200 / 3)
+    assert scores["sequence_error_rate"] == pytest.approx(100 / 3)
+    assert scores["token_error_rate"] == pytest.approx(100 / 4)  # ANT, of BEE CAT, DOG and ANT
+    assert "nrefs:var" in scores["bleu_signature"]
+    single_scores, _ = evaluate_lines(translator, SOURCES, TARGETS)
+    assert single_scores["exact_match"] == pytest.approx(200 / 6) and "pairs" not in single_scores
+    for name in ("loss", "perplexity", "token_accuracy"):  # over pairs in both
+        assert scores[name] == single_scores[name]
+
+
+def test_sources_that_occur_once_have_the_scores_that_they_have_by_themselves(translator):
+    lines = [*dict.fromkeys(LINES)]
+    references = [line.upper() for line in lines]
+    together, hypotheses = evaluate_lines(grouping(translator), lines, references)
+    alone, same = evaluate_lines(translator, lines, references)
+    clocks = {"sentences_per_second", "pairs", "step"}
+    assert hypotheses == same and together["pairs"] == len(lines)
+    assert {name: together[name] for name in together.keys() - clocks} == {
+        name: alone[name] for name in alone.keys() - clocks
+    }
+
+
+def test_sources_are_written_beside_the_hypotheses_where_these_are_fewer_than_the_lines(translator, tmp_path):
+    evaluate_split(grouping(translator), tmp_path, "held_out", SOURCES, TARGETS)
+    folder = tmp_path / "evaluations"
+    assert (folder / "held_out.sources.txt").read_text() == "bee cat\ndog\n\n"
+    assert (folder / "held_out.hypotheses.txt").read_text() == "BEE CAT\nDOG\n\n"
+    assert json.loads((folder / "held_out.json").read_text())["pairs"] == 6
+    evaluate_split(translator, tmp_path, "single", SOURCES, TARGETS)
+    assert not (folder / "single.sources.txt").exists()
+
+
+def test_further_metrics_are_scored_with_their_signatures(translator):
+    several = ("token_errors", "edit_distance", "distinct")
+    config = replace(translator.config, metrics=several)
+    scores, hypotheses = evaluate_lines(
+        Translator(config, translator.vocabularies, translator.params), LINES, REFERENCES
+    )
+    for metric in several:
+        for name in {*FURTHER_SCORES[metric]} - {"sequence_error_rate"}:
+            expected = score_further(metric, hypotheses, [[text] for text in REFERENCES])[name]
+            assert (scores[name], scores[f"{name}_signature"]) == expected
+    assert scores["sequence_error_rate"] == 100 - scores["exact_match"]
+    assert not {*FURTHER_SCORES["token_errors"]} & evaluate_lines(translator, LINES, REFERENCES)[0].keys()
 
 
 # what is said of the references

@@ -50,6 +50,12 @@ class Rows:
         lengths = self.lengths[:count]
         return Rows(self.flat[: lengths.sum(dtype=np.int64)], lengths, self.unknown)
 
+    def take(self, indices: Sequence[int]) -> "Rows":
+        """Returns the sequences `indices`, in their order."""
+        flat = [self[index] for index in indices]
+        joined = np.concatenate(flat) if flat else np.zeros(0, _DTYPE)
+        return Rows(joined, self.lengths[np.array(indices, np.int64)], self.unknown)
+
     def padded(self, indices: Int[np.ndarray, " n"], num_rows: int, width: int) -> Padded:
         """Returns the sequences `indices` as rows [num_rows, width], int32; rows beyond them are empty."""
         lengths = self.lengths[indices]

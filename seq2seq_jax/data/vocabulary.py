@@ -29,14 +29,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import sentencepiece
 from jaxtyping import Int
 
 from seq2seq_jax.cache import write_whole
-from seq2seq_jax.config import DataConfig
+from seq2seq_jax.config import DataConfig, VocabularyKind
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.symbols import BOS, EOS, NUM_SPECIAL, PAD, UNK
 
@@ -406,18 +406,27 @@ def build_vocabularies(config: DataConfig, train: LinePairs) -> Vocabularies:
     Raises:
       UserError: a side has no text at all, too few different pieces or too many
         characters for `data.vocab_size`, or nothing as frequent as `data.min_frequency`.
+        Sides of different kinds are refused one at a time.
     """
-    sides = {"both sides": (0, 1)} if config.joint_vocabulary else {"the source side": (0,), "the target side": (1,)}
+    kinds = config.vocabulary, config.target_vocabulary or config.vocabulary
+    if config.joint_vocabulary:
+        sides = {"both sides": _Side(config, train, kinds[0], (0, 1))}
+    else:
+        sides = {
+            "the source side": _Side(config, train, kinds[0], (0,)),
+            "the target side": _Side(config, train, kinds[1], (1,)),
+        }
     built: list[Vocabulary] = []
     refusals: dict[str, _Refusal] = {}
-    for where, columns in sides.items():
+    for where, side in sides.items():
         try:
-            built.append(_build(config, train, columns))
+            built.append(_build(side))
         except _Refusal as refusal:
             refusals[where] = refusal
+            if kinds[0] != kinds[1]:  # one value need not suit both, and the bounds may be of different settings
+                raise UserError(_explain(refusals, {})) from refusal
     if refusals:
-        pieces = config.vocabulary not in _SPLITTERS
-        fewest = {where: _num_required(config, train, columns) for where, columns in sides.items() if pieces}
+        fewest = {where: _num_required(side) for where, side in sides.items() if side.kind not in _SPLITTERS}
         raise UserError(_explain(refusals, fewest))
     if config.features:
         built[0] = TaggedVocabulary(built[0], _count_tags(config, train), config.features_separator)
@@ -459,6 +468,15 @@ def load_vocabularies(directory: Path, *, copy: bool = False) -> Vocabularies:
     return Vocabularies(Vocabulary.load(directory, "source"), Vocabulary.load(directory, "target"), copy)
 
 
+class _Side(NamedTuple):
+    """The text that a vocabulary is made of: columns of the training split, 0 for sources and 1 for targets."""
+
+    config: DataConfig
+    train: LinePairs
+    kind: VocabularyKind
+    columns: tuple[int, ...]
+
+
 class _Refusal(Exception):
     """What is wrong with a setting for the text of one side, and the bound of the values that are right."""
 
@@ -494,23 +512,22 @@ def _explain(refusals: dict[str, _Refusal], fewest: dict[str, int]) -> str:
     return f"{problems}; use {max(lower.values())} or more{every}." if lower else f"{problems}."
 
 
-def _build(config: DataConfig, train: LinePairs, sides: tuple[int, ...]) -> Vocabulary:
-    if config.vocabulary in _SPLITTERS:
-        return _build_tokens(config, train, sides)
-    return _build_sentencepiece(config, train, sides)
+def _build(side: _Side) -> Vocabulary:
+    return _build_tokens(side) if side.kind in _SPLITTERS else _build_sentencepiece(side)
 
 
-def _build_tokens(config: DataConfig, train: LinePairs, sides: tuple[int, ...]) -> Vocabulary:
-    counts = _count(_lines(train, sides, config), _SPLITTERS[config.vocabulary])
+def _build_tokens(side: _Side) -> Vocabulary:
+    config, kind = side.config, side.kind
+    counts = _count(_lines(side), _SPLITTERS[kind])
     if not counts:
         raise _Refusal(_NO_TEXT)
     frequent = [token for token, count in counts.items() if count >= config.min_frequency]
     if not frequent:
-        unit = config.vocabulary.removesuffix("s")
+        unit = kind.removesuffix("s")
         problem = f"No {unit} of {{}} occurs as often as data.min_frequency {config.min_frequency}"
         raise _Refusal(problem, at_most=max(counts.values()))
     frequent.sort(key=lambda token: (-counts[token], token))
-    return TokenVocabulary(frequent[: config.vocab_size - NUM_SPECIAL], config.vocabulary, config.lowercase)
+    return TokenVocabulary(frequent[: config.vocab_size - NUM_SPECIAL], kind, config.lowercase)
 
 
 def _count(lines: Iterable[str], split: Any) -> Counter[str]:
@@ -520,14 +537,14 @@ def _count(lines: Iterable[str], split: Any) -> Counter[str]:
     return counts
 
 
-def _build_sentencepiece(config: DataConfig, train: LinePairs, sides: tuple[int, ...]) -> Vocabulary:
+def _build_sentencepiece(side: _Side) -> Vocabulary:
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_trained_text(config, train, sides),
+            sentence_iterator=_trained_text(side),
             model_writer=model,
-            model_type=config.vocabulary,
-            vocab_size=config.vocab_size,
+            model_type=side.kind,
+            vocab_size=side.config.vocab_size,
             # Corpora of one task are clean enough: a character that occurs in
             # training text is never unknown.
             character_coverage=1.0,
@@ -549,13 +566,13 @@ def _build_sentencepiece(config: DataConfig, train: LinePairs, sides: tuple[int,
             minloglevel=2,
         )
     except (RuntimeError, ValueError) as error:
-        raise _refusal(error, config) from error
-    return SentencePieceVocabulary(model.getvalue(), config.vocabulary, config.lowercase)
+        raise _refusal(error, side) from error
+    return SentencePieceVocabulary(model.getvalue(), side.kind, side.config.lowercase)
 
 
-def _refusal(error: Exception, config: DataConfig) -> _Refusal:
+def _refusal(error: Exception, side: _Side) -> _Refusal:
     """Returns what SentencePiece's refusal means."""
-    text, size = str(error), f"data.vocab_size {config.vocab_size}"
+    text, size = str(error), f"data.vocab_size {side.config.vocab_size}"
     if match := re.search(r"size too high \(\d+\).*<= (\d+)", text):
         return _Refusal(f"{size} is more than the text of {{}} supports", at_most=int(match[1]))
     if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", text):
@@ -564,45 +581,46 @@ def _refusal(error: Exception, config: DataConfig) -> _Refusal:
     if "sentences_.empty()" in text:
         return _Refusal(_NO_TEXT)
     words = text.replace("{", "{{").replace("}", "}}")
-    return _Refusal(f"SentencePiece makes no {config.vocabulary} vocabulary of {size} from the text of {{}} ({words})")
+    return _Refusal(f"SentencePiece makes no {side.kind} vocabulary of {size} from the text of {{}} ({words})")
 
 
-def _num_required(config: DataConfig, train: LinePairs, sides: tuple[int, ...]) -> int:
+def _num_required(side: _Side) -> int:
     """Returns the entries that a SentencePiece vocabulary must have: every character, and the blank."""
-    return NUM_SPECIAL + len(set(" ").union(*_trained_text(config, train, sides)))
+    return NUM_SPECIAL + len(set(" ").union(*_trained_text(side)))
 
 
-def _trained_text(config: DataConfig, train: LinePairs, sides: tuple[int, ...]) -> Iterator[str]:
+def _trained_text(side: _Side) -> Iterator[str]:
     """Yields the lines that SentencePiece learns from, as it gets them."""
-    for line in _sample(train, sides, config):
+    for line in _sample(side):
         (line,) = _to_stand_ins([_squeeze(line)])
         if len(line) > _LONGEST_WORD:
             line = _OVERLONG_WORD.sub(r"\g<0> ", line)
         yield from [line] if len(line) <= _LONGEST_PART else _PART.findall(line)
 
 
-def _lines(train: LinePairs, sides: tuple[int, ...], config: DataConfig) -> Iterator[str]:
-    for start in range(0, len(train), _BLOCK):
-        yield from _block(train, start, sides, config)
+def _lines(side: _Side) -> Iterator[str]:
+    for start in range(0, len(side.train), _BLOCK):
+        yield from _block(side, start)
 
 
-def _sample(train: LinePairs, sides: tuple[int, ...], config: DataConfig) -> Iterator[str]:
+def _sample(side: _Side) -> Iterator[str]:
     """Yields all lines, or of a large corpus a fixed random choice of blocks of lines."""
-    blocks = np.random.RandomState(0).permutation(-(-len(train) // _BLOCK))
+    blocks = np.random.RandomState(0).permutation(-(-len(side.train) // _BLOCK))
     num_characters = 0
     for block in blocks:
-        for line in _block(train, int(block) * _BLOCK, sides, config):
+        for line in _block(side, int(block) * _BLOCK):
             yield line
             num_characters += len(line)
         if num_characters > _MAX_CHARACTERS:
             return
 
 
-def _block(train: LinePairs, start: int, sides: tuple[int, ...], config: DataConfig) -> Iterator[str]:
-    columns = train.read(start, min(start + _BLOCK, len(train)))
-    for side in sides:
-        for line in columns[side]:
-            text = line.rpartition("\t")[0] if config.features and side == 0 else line
+def _block(side: _Side, start: int) -> Iterator[str]:
+    config, train = side.config, side.train
+    pairs = train.read(start, min(start + _BLOCK, len(train)))
+    for column in side.columns:
+        for line in pairs[column]:
+            text = line.rpartition("\t")[0] if config.features and column == 0 else line
             yield text.lower() if config.lowercase else text
 
 

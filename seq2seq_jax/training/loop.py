@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -20,7 +20,7 @@ from seq2seq_jax.console import ready_streams
 from seq2seq_jax.data.corpora import Corpus
 from seq2seq_jax.data.pipeline import Batch, training_batches
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.evaluation import evaluate_split, output_scores, teacher_forced
+from seq2seq_jax.evaluation import Items, evaluate_split, make_items, output_scores, teacher_forced
 from seq2seq_jax.metrics import check_packages
 from seq2seq_jax.sharding import make_mesh, replicated
 from seq2seq_jax.training import report
@@ -241,22 +241,30 @@ class Validation:
         self._config, self._material, self._mesh = config, material, mesh
         self._greedy: Translator | None = None
 
-    def __call__(self, params: Params) -> tuple[dict[str, float], list[tuple[str, str, str]]]:
-        """Scores, and what was decoded: source, reference, hypothesis."""
+    def __call__(self, params: Params) -> tuple[dict[str, float], list[tuple[str, list[str], str]]]:
+        """Scores, and what was decoded: source, references, hypothesis."""
         if self._greedy is None:
             decode = replace(self._config.decode, beam_size=1)
             self._greedy = Translator(self._config, self._material.vocabularies, params, decode, self._mesh)
         self._greedy.params = params
         scores = teacher_forced(self._greedy, self._material.validation)
-        encoded = self._material.validation.first(self._config.train.decode_sentences)
-        if not len(encoded):
+        if not self._config.train.decode_sentences:
             return scores, []
-        sources, references = self._material.corpus.split("validation").read(0, len(encoded))
-        outputs = self._greedy.translate_ids(encoded.sources, sources)
+        items = self._items
+        outputs = self._greedy.translate_ids(items.ids, items.sources)
         self._greedy.forget_tables()  # training needs the room
-        found = output_scores(self._greedy, outputs, encoded.targets, sources, references)
+        found = output_scores(self._greedy, outputs, items)
         scores |= {name: value for name, value in found.items() if not name.endswith("_signature")}
-        return scores, list(zip(sources, references, (output.text for output in outputs), strict=True))
+        return scores, list(zip(items.sources, items.references, (output.text for output in outputs), strict=True))
+
+    @cached_property
+    def _items(self) -> Items:
+        """What is decoded of the split."""
+        most, encoded = self._config.train.decode_sentences, self._material.validation
+        if not self._config.data.group_references:  # otherwise more references may come to the end
+            encoded = encoded.first(most)
+        lines = self._material.corpus.split("validation").read(0, len(encoded))
+        return make_items(self._config, self._material.vocabularies, encoded, *lines, most)
 
     @property
     def guessing(self) -> float:

@@ -1,5 +1,6 @@
 """The lines a run prints about itself."""
 
+import itertools
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from seq2seq_jax.config import Config, DecodeConfig
+from seq2seq_jax.config import FURTHER_SCORES, Config, DecodeConfig
 from seq2seq_jax.console import harmless
 from seq2seq_jax.evaluation import remarks
 from seq2seq_jax.training.setup import Material
@@ -25,6 +26,7 @@ HEADLINES = (
     "exact_match",
     "exact_match_raw",
     "token_accuracy",
+    *itertools.chain.from_iterable(FURTHER_SCORES.values()),
     "cut_outputs",
 )
 REMARK_SENTENCES = 1_000  # validation references that are read for what is to be said of them
@@ -37,9 +39,13 @@ def describe(config: Config, material: Material, params: Any, mesh: Mesh) -> Ite
     sizes = [*(f"{name} {len(split):,}" for name, split in others), f"{name} {counted(len(split), 'pair')}"]
     yield f"Corpus      {corpus.name}, {corpus.source} to {corpus.target}: {', '.join(sizes)}"
     yield from (f"            {note}" for note in corpus.notes)
+    if config.data.group_references:
+        sources = {*corpus.split("validation").read(0, len(material.validation))[0]}
+        yield f"            validation: {counted(len(sources), 'source')}, each with all of its targets as references"
     source, target = material.vocabularies.source, material.vocabularies.target
     joint = f"{source.size:,} joint" if source is target else f"{source.size:,} source, {target.size:,} target"
-    yield f"Vocabulary  {config.data.vocabulary}, {joint} entries"
+    kinds = dict.fromkeys([config.data.vocabulary, config.data.target_vocabulary or config.data.vocabulary])
+    yield f"Vocabulary  {' to '.join(kinds)}, {joint} entries"
     for index, (side, found) in enumerate(material.vectors.items()):
         file, size = getattr(config.model, f"{side}_vectors"), getattr(material.vocabularies, side).size
         yield f"{'' if index else 'Vectors':<12}{file}: {len(found.ids):,} of {size:,} {side} entries"
@@ -60,14 +66,14 @@ def describe(config: Config, material: Material, params: Any, mesh: Mesh) -> Ite
 
 
 def validation(
-    step: int, scores: dict[str, float], samples: list[tuple[str, str, str]], seconds: float
+    step: int, scores: dict[str, float], samples: list[tuple[str, list[str], str]], seconds: float
 ) -> Iterator[str]:
-    """One line of scores, and the samples."""
+    """One line of scores, and the samples: source, references, output."""
     numbers = "  ".join(f"{name} {scores[name]:.4g}" for name in shown(scores))
     yield f"Step {step:,} after {duration(seconds)}: validation {numbers}"
-    for source, reference, hypothesis in samples:
+    for source, references, hypothesis in samples:
         yield f"    source     {_shortened(source)}"
-        yield f"    reference  {_shortened(reference)}"
+        yield from (f"    reference  {_shortened(reference)}" for reference in references)
         yield f"    output     {_shortened(hypothesis)}"
 
 
@@ -87,11 +93,18 @@ def test(name: str, scores: dict[str, Any], decode: DecodeConfig) -> Iterator[st
     """Scores of a test split, and what is to be said of them."""
     search = "greedy" if decode.beam_size == 1 else f"beam {decode.beam_size}"
     rate = f"{scores['sentences_per_second']:,.0f} sentences/s"
-    yield f"Split {name}, {counted(scores['sentences'], 'sentence')}, {search}, {rate}:"
+    yield f"Split {name}, {amount(scores)}, {search}, {rate}:"
     for metric in shown(scores):
         signature = scores.get(f"{metric}_signature", "")
         yield f"    {metric:<20} {number(scores[metric]):>9}  {signature}".rstrip()
     yield from (f"    {remark}" for remark in scores.get("remarks", ()))
+
+
+def amount(scores: Mapping[str, Any]) -> str:
+    """How many sentences were decoded and scored; with data.group_references, of how many pairs."""
+    if "pairs" not in scores:
+        return counted(scores["sentences"], "sentence")
+    return f"{counted(scores['sentences'], 'source')} of {counted(scores['pairs'], 'pair')}"
 
 
 def farewell(config: Config, workdir: Path) -> Iterator[str]:

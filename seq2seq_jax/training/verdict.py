@@ -11,7 +11,7 @@ from seq2seq_jax import __version__, run_directory
 from seq2seq_jax.cache import write_whole
 from seq2seq_jax.config import Config
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.training.report import HEADLINES, number, shown
+from seq2seq_jax.training.report import HEADLINES, amount, number, shown
 from seq2seq_jax.wording import counted
 
 FILES = ("reproduction.json", "reproduction.md")
@@ -130,7 +130,8 @@ def lines_of_seeds(outcomes: Sequence[Outcome], found: dict[str, dict[str, Summa
     tested = [outcome for outcome in outcomes if outcome.scores]
     for split, metrics in found.items():
         of = f" of {len(outcomes)}" if len(tested) < len(outcomes) else ""
-        yield f"Split {split}, {len(tested)}{of} seeds, mean ± standard deviation:"
+        tests = f"{amount(tested[0].scores[split])}, {len(tested)}{of} seeds"
+        yield f"Split {split}, {tests}, mean ± standard deviation:"
         for name, summary in metrics.items():
             yield f"    {name:<20} {summary!s:>18}  {summary.signature}".rstrip()
         yield from (f"    {remark}" for remark in tested[0].scores[split].get("remarks", ()))

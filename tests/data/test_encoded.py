@@ -49,6 +49,14 @@ def test_the_first_pairs_are_a_split_of_their_own(pairs, vocabularies, tmp_path)
         assert len(first.sources.flat) == first.source_lengths.sum()
 
 
+def test_chosen_sequences_are_taken_in_the_order_in_which_they_are_named(pairs, vocabularies, tmp_path):
+    sources = encode_split(pairs, vocabularies, tmp_path, "toy").sources
+    for chosen in ([], [299], [7, 3, 3, 0]):
+        taken = sources.take(chosen)
+        assert [taken[index].tolist() for index in range(len(taken))] == [sources[index].tolist() for index in chosen]
+        assert taken.unknown == sources.unknown and taken.flat.dtype == taken.lengths.dtype == np.int32
+
+
 def test_blocks_do_not_matter(pairs, vocabularies, tmp_path, monkeypatch):
     whole = encode_split(pairs, vocabularies, tmp_path / "a", "toy")
     monkeypatch.setattr(module, "_BLOCK", 7)

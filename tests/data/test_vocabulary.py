@@ -248,6 +248,36 @@ def test_a_frequency_that_leaves_nothing_is_refused_with_the_largest_that_leaves
 
 
 @KINDS
+@pytest.mark.parametrize("target", SIZES)
+def test_each_side_may_have_a_kind_of_its_own(kind, target, tmp_path):
+    """Each is the one that it would be if both sides were of its kind."""
+    sides = {name: build(name, vocab_size=30, joint_vocabulary=False) for name in (kind, target)}
+    built = build(kind, vocab_size=30, joint_vocabulary=False, target_vocabulary=target)
+    save_vocabularies(built, tmp_path)
+    for vocabularies in (built, load_vocabularies(tmp_path)):
+        assert (vocabularies.source.kind, vocabularies.target.kind) == (kind, target)
+        assert vocabularies.source.fingerprint == sides[kind].source.fingerprint
+        assert vocabularies.target.fingerprint == sides[target].target.fingerprint
+
+
+def test_letters_are_read_and_phones_of_several_letters_are_written():
+    phones = ["AE B K", "t\u0361s a\u02d0 n\u0303"]
+    built = build("characters", Pairs(["abc", "tsan"], phones), joint_vocabulary=False, target_vocabulary="words")
+    (ids,), targets = built.source.encode(["abc"]), built.target.encode(phones)
+    assert [len(ids), *map(len, targets)] == [3, 3, 3] and built.target.decode(targets) == phones
+
+
+def test_sides_of_different_kinds_are_refused_by_what_is_wrong_with_each():
+    """The bounds are of different settings: one message would mix them up."""
+    pairs = toy_pairs(400)
+    settings = {"joint_vocabulary": False, "target_vocabulary": "bpe", "min_frequency": 100_000}
+    with pytest.raises(UserError, match=r"^No character of the source .*data.min_frequency 100000; use \d+ or less\.$"):
+        build("characters", pairs, vocab_size=5_000, **settings)
+    with pytest.raises(UserError, match=r"^data.vocab_size 5000 is more than the text of the target side supp"):
+        build("characters", pairs, vocab_size=5_000, **settings | {"min_frequency": 1})
+
+
+@KINDS
 def test_a_side_without_text_is_refused(kind):
     with pytest.raises(UserError, match="no text on the target side"):
         build(kind, Pairs(toy_pairs(400).sources, [""] * 400), joint_vocabulary=False)

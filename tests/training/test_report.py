@@ -41,6 +41,21 @@ def test_one_of_anything_is_singular():
     assert report.ending("done", 1, 2.0) == "Trained 1 step in 2 s."
 
 
+def test_sources_are_counted_beside_their_pairs():
+    first = next(report.test("test", TEST | {"sentences": 1_200, "pairs": 1_500}, DecodeConfig()))
+    assert first.startswith("Split test, 1,200 sources of 1,500 pairs, beam 5, ")
+
+
+def test_samples_show_every_reference():
+    _, *lines = report.validation(10, SCORES, [("ant", ["ANT", "BEE"], "CAT")], 1.0)
+    assert [line.split() for line in lines] == [
+        ["source", "ant"],
+        ["reference", "ANT"],
+        ["reference", "BEE"],
+        ["output", "CAT"],
+    ]
+
+
 def test_the_command_to_go_on_with_can_be_pasted_into_a_shell():
     workdir = Path("runs/it's & more")
     *_, line = report.farewell(Config(), workdir)

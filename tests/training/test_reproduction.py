@@ -390,7 +390,7 @@ def test_a_seed_that_diverges_is_told_and_the_others_go_on(folder, config, monke
     assert third.scores and "diverged after step 20" in third.trouble
     found = json.loads((folder / "diverged" / "reproduction.json").read_text())
     assert found["splits"]["test"]["bleu"]["seeds"] == 2 and found["seeds"][1]["scores"] == {}
-    assert "Split test, 2 of 3 seeds, mean ± standard deviation:" in capfd.readouterr().out
+    assert "Split test, 12 sentences, 2 of 3 seeds, mean ± standard deviation:" in capfd.readouterr().out
     assert "| diverged |" in (folder / "diverged" / "reproduction.md").read_text()
     assert not (folder / "diverged" / "seeds" / "1" / "config.json").exists()
 

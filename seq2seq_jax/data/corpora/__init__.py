@@ -75,7 +75,7 @@ def load_corpus(config: DataConfig, *, progress: ProgressCallback | None = None)
     Pairs with an empty side are left out of train; the other splits keep every
     line. If there is no validation split, one is cut from train: one pair in
     twenty, at most 2,000, by a hash of their text, and no pair that train still
-    has. All of it is said in the notes.
+    has; with `group_references`, all pairs of as many sources. All of it is said in the notes.
 
     Args:
       config: corpus, columns and where prepared corpora are kept.
@@ -89,11 +89,12 @@ def load_corpus(config: DataConfig, *, progress: ProgressCallback | None = None)
     existing_folder(root / DATASET / "index", setting)  # before minutes are spent
     with contextlib.nullcontext(progress) if progress else progress_bar() as report:
         raw = name_splits(_find(config, root, report), config.train_split)
-        index = root / DATASET / "index" / f"{_hash(raw)}.json"
+        whole_sources = config.group_references and "validation" not in raw.splits
+        index = root / DATASET / "index" / f"{_hash(raw, whole_sources)}.json"
         found = _read_index(index, root)
         if found is None:
             still = raw.newest < time.time() - _CLOCK_TICK
-            found = survey(raw, report)
+            found = survey(raw, report, whole_sources=whole_sources)
             folder = root / DATASET / found.fingerprint
             if not is_whole(folder):
                 with writing_to(folder, setting):
@@ -127,8 +128,8 @@ def _name(config: DataConfig) -> str:
     return f"files:{','.join(config.train_files)}" if config.train_files else config.corpus
 
 
-def _hash(raw: RawCorpus) -> str:
-    known = [VERSION, raw.signature, list(raw.splits)]
+def _hash(raw: RawCorpus, whole_sources: bool) -> str:
+    known = [VERSION, raw.signature, list(raw.splits), *(["validation by sources"] if whole_sources else [])]
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
 
 

@@ -90,8 +90,13 @@ class Survey:
     held_out: frozenset[int] = frozenset()
 
 
-def survey(raw: RawCorpus, progress: ProgressCallback) -> Survey:
+def survey(raw: RawCorpus, progress: ProgressCallback, *, whole_sources: bool = False) -> Survey:
     """Reads every split of `raw` once.
+
+    Args:
+      raw: the corpus.
+      progress: told what is read.
+      whole_sources: whether a validation split that is cut from train has all pairs of its sources.
 
     Raises:
       UserError: a stream's text is faulty, or a split has no pair.
@@ -99,17 +104,19 @@ def survey(raw: RawCorpus, progress: ProgressCallback) -> Survey:
     counts, digests, notes, num_bytes = {}, [], [], 0
     ranks = None if "validation" in raw.splits else array("Q")
     for name, stream in raw.splits.items():
-        tally = _survey_split(name, stream, ranks if name == "train" else None, progress)
+        tally = _survey_split(name, stream, ranks if name == "train" else None, whole_sources, progress)
         notes += tally.notes(name)
         counts[name], num_bytes = tally.count, num_bytes + tally.num_bytes
         digests.append(f"{name} {tally.count} {tally.digest}")
     held_out: frozenset[int] = frozenset()
     if ranks is not None:
-        held_out = _held_out(ranks)
+        held_out = _held_out(ranks, whole_sources)
         counts = _cut(counts, len(held_out))
         notes.append(
             f"validation: {len(held_out):,} pairs cut from train by a fixed rule, which leaves {counts['train']:,}"
         )
+        if whole_sources:
+            digests.append("validation by sources")
     _check_names(counts)
     fingerprint = hashlib.sha256(os.fsencode("\n".join([VERSION, *sorted(digests)]))).hexdigest()[:32]
     return Survey(fingerprint, counts, num_bytes, tuple(notes), held_out)
@@ -158,8 +165,12 @@ class _Tally(NamedTuple):
             yield f"{name}: {self.empty:,} of {self.count:,} pairs {have} kept"
 
 
-def _survey_split(name: str, stream: Stream, ranks: array | None, progress: ProgressCallback) -> _Tally:
+def _survey_split(
+    name: str, stream: Stream, ranks: array | None, whole_sources: bool, progress: ProgressCallback
+) -> _Tally:
     """Reads a split once and appends to `ranks` a random number for each pair kept, the same for equal pairs.
+
+    With `whole_sources` it is the same for pairs of equal sources.
 
     Raises:
       UserError: no pair of it has text on both sides.
@@ -174,7 +185,8 @@ def _survey_split(name: str, stream: Stream, ranks: array | None, progress: Prog
         text = f"{source}\n{target}\n".encode()
         digest.update(text)
         if ranks is not None:
-            ranks.append(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little"))
+            ranked = source.encode() if whole_sources else text
+            ranks.append(int.from_bytes(hashlib.blake2b(ranked, digest_size=8).digest(), "little"))
         count, num_bytes = count + 1, num_bytes + len(text)
     if count == (empty if _keeps_empty(name) else 0):
         raise UserError(f"Split {name} is empty: it has no pair of lines that are both filled.")
@@ -191,22 +203,25 @@ def _check_names(names: Iterable[str]) -> None:
             raise UserError(f"Splits {other} and {name} cannot be told apart on disk; rename one.")
 
 
-def _held_out(ranks: array) -> frozenset[int]:
+def _held_out(ranks: array, whole_sources: bool) -> frozenset[int]:
     """Returns the positions of the pairs held out: a twentieth of all, at least one and at most two thousand.
 
     They are those of lowest rank among the pairs that occur once; only where
     there are too few follow those with two copies, and so on. Copies stay
     together: no pair is on both sides, and what a corpus repeats to be learnt,
-    as SCAN its primitives, stays in train.
+    as SCAN its primitives, stays in train. With `whole_sources` they are the
+    pairs of the sources of lowest rank, whatever number of pairs these have.
     """
     pairs, places, copies = np.unique(np.frombuffer(ranks, np.uint64), return_inverse=True, return_counts=True)
     if len(pairs) < 2:
+        one = "source" if whole_sources else "pair"
         raise UserError(
-            f"train has one pair{f', {len(ranks):,} times' if len(ranks) > 1 else ''}, and there is no validation"
-            " split: one pair cannot be cut in two. Give more pairs, or a validation split."
+            f"train has one {one}{f', {len(ranks):,} times' if len(ranks) > 1 else ''}, and there is no validation"
+            f" split: one {one} cannot be cut in two. Give more pairs, or a validation split."
         )
     number = min(max(len(ranks) // _VALIDATION_SHARE, 1), _LARGEST_VALIDATION)
-    order = np.argsort(copies, kind="stable")  # `pairs` rises, so that ranks decide among as many copies
+    # `pairs` rises, so that ranks decide among as many copies.
+    order = np.arange(len(pairs)) if whole_sources else np.argsort(copies, kind="stable")
     chosen = order[: max(np.searchsorted(np.cumsum(copies[order]), number, side="right"), 1)]
     return frozenset(np.flatnonzero(np.isin(places, chosen)).tolist())
 

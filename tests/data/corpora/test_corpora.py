@@ -3,6 +3,7 @@ import os
 import pickle
 import random
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,37 @@ def test_no_pair_of_the_validation_split_is_in_train(config, lines, held_out):
     assert not set(train) & set(validation)
     assert sorted(train + validation) == sorted(zip(lines, lines, strict=True))
     assert len(validation) == held_out
+
+
+def test_the_pairs_of_a_source_stay_together_where_its_references_do(config):
+    """A source of 1 to 3 pairs, not beside one another: no source is on both sides, and all numbers are held out."""
+    pairs = [(f"de {number}", f"en {copy}") for copy in range(3) for number in range(300) if number % 3 >= copy]
+    for column, path in enumerate(map(Path, config.train_files)):
+        write(path, [pair[column] for pair in pairs])
+    apart, together = load_corpus(config), load_corpus(replace(config, group_references=True))
+    assert apart.fingerprint != together.fingerprint
+    train, validation = (everything(together.split(name)) for name in ("train", "validation"))
+    held_out = Counter(source for source, _ in validation)
+    assert not held_out.keys() & {source for source, _ in train} and {*held_out.values()} == {1, 2, 3}
+    assert len(pairs) // 20 - 2 <= len(validation) <= len(pairs) // 20
+    assert sorted(train + validation) == sorted(pairs)
+    assert {s for s, _ in everything(apart.split("train"))} & {s for s, _ in everything(apart.split("validation"))}
+
+
+def test_a_corpus_with_a_validation_split_is_one_and_the_same_however_it_is_scored(config, tmp_path):
+    files = []
+    for column in ("de", "en"):
+        write(tmp_path / f"valid.{column}", [column] * 3)
+        files.append(str(tmp_path / f"valid.{column}"))
+    config = replace(config, validation_files=tuple(files))
+    assert load_corpus(config).fingerprint == load_corpus(replace(config, group_references=True)).fingerprint
+
+
+def test_one_source_many_times_cannot_be_cut_in_two(config):
+    write(Path(config.train_files[0]), ["again"] * 50)
+    write(Path(config.train_files[1]), [str(number) for number in range(50)])
+    with pytest.raises(UserError, match="train has one source, 50 times.* one source cannot be cut in two"):
+        load_corpus(replace(config, group_references=True))
 
 
 def test_what_is_held_out_depends_on_the_text_and_not_on_its_order(config):
