@@ -502,7 +502,7 @@ def _check_turns(data: DataConfig) -> None:
         raise UserError(f"{given} by the column data.turns, which is not set; name it, or set data.context_turns 0.")
     if data.features:
         raise UserError(
-            f"{given}, and data.features {data.features} tags behind it; set one of them, data.context_turns 0 or"
+            f"{given}, and data.features {data.features} puts tags behind it; set one of them, data.context_turns 0 or"
             " data.features None."
         )
     if not data.joint_vocabulary:
