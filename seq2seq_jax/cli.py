@@ -15,6 +15,7 @@ import shlex
 import signal
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -122,6 +123,9 @@ class TranslateArguments:
     num_best: int | None = None
     """Hypotheses to write for each line, best first, up to decode.beam_size: lines of the input line's number, the
     score and the text, with tabs between; by default the text of the best alone."""
+    context_turns: int | None = None
+    """Of the prompt: turns, what was typed and the answers, that are read before a line; by default data.context_turns
+    of the run. A line of a file holds its turns itself, the oldest first and tabs between."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
 
     def __post_init__(self) -> None:
@@ -355,32 +359,62 @@ def _run_corpus(workdirs: Sequence[Path], config: Config) -> "Corpus":
 
 def _translate(given: Sequence[Given], repository: Path | None) -> int:
     arguments = _parse_for_run("translate", TranslateArguments, given)
-    if arguments.input is None and arguments.output is None and console.is_terminal(sys.stdin):
-        _prompt(_translation(arguments))
+    at_prompt = arguments.input is None and arguments.output is None and console.is_terminal(sys.stdin)
+    turns = _context_turns(arguments, at_prompt)
+    if at_prompt:
+        _prompt(_translation(arguments), turns)
         return 0
     with text_files.open_input(arguments.input) as source, text_files.open_output(arguments.output) as target:
         text_files.check_apart(source, target, arguments.output)
         translate = _translation(arguments)
         for lines in text_files.chunks(source, str(arguments.input or "standard input")):
-            target.write("".join(f"{text}\n" for text in translate(lines)).encode())
+            target.write("".join(f"{text}\n" for answer in translate(lines) for text in answer.lines).encode())
             target.flush()
     return 0
 
 
-def _translation(arguments: TranslateArguments) -> Callable[[Sequence[str]], list[str]]:
-    """What the model of a run makes of lines: the lines to write."""
+def _context_turns(arguments: TranslateArguments, at_prompt: bool) -> int:
+    """Turns that the prompt reads before a line; UserError where it cannot be as many."""
+    wanted, workdir = arguments.context_turns, arguments.workdir[0]
+    trained = read_config(workdir).data.context_turns
+    if wanted is None:
+        return trained
+    if not at_prompt:
+        raise UserError(
+            f"--context-turns {wanted} is of the prompt at a terminal; a line of a file holds its turns itself, the"
+            " oldest first and tabs between. Leave it out."
+        )
+    if not 0 <= wanted <= trained:
+        choice = f"use 0 to {trained}" if trained else "leave it out"
+        raise UserError(f"--context-turns {wanted}: {workdir} was trained with data.context_turns {trained}; {choice}.")
+    return wanted
+
+
+class _Answer(NamedTuple):
+    """What becomes of a line: the text of the best hypothesis, and the lines to write."""
+
+    best: str
+    lines: list[str]
+
+
+def _translation(arguments: TranslateArguments) -> Callable[[Sequence[str]], list[_Answer]]:
+    """What the model of a run makes of lines."""
     model = _load(arguments.workdir, arguments.decode)
     from seq2seq_jax.data.progress import progress_bar
 
     numbers = itertools.count(1)
 
-    def translate(lines: Sequence[str]) -> list[str]:
+    def translate(lines: Sequence[str]) -> list[_Answer]:
         with progress_bar() as progress:
             if arguments.num_best is None:
-                return [hypothesis.text for hypothesis in model.translate(lines, progress=progress)]
+                texts = [hypothesis.text for hypothesis in model.translate(lines, progress=progress)]
+                return [_Answer(text, [text]) for text in texts]
             found = model.translate(lines, num_best=arguments.num_best, progress=progress)
         numbered = zip(itertools.islice(numbers, len(found)), found, strict=True)
-        return [f"{number}\t{each.score:.4f}\t{each.text}" for number, best in numbered for each in best]
+        return [
+            _Answer(best[0].text, [f"{number}\t{each.score:.4f}\t{each.text}" for each in best])
+            for number, best in numbered
+        ]
 
     return translate
 
@@ -495,10 +529,20 @@ def _digest(*paths: Path) -> str:
     return hashlib.sha256(os.fsencode(places)).hexdigest()[:8]
 
 
-def _prompt(translate: Callable[[Sequence[str]], list[str]]) -> None:
-    """Translates what is typed, line by line, until the end of input. The answers are UTF-8 if they go to a file."""
-    print("A sentence a line; Ctrl-D ends.", file=sys.stderr)
-    watched = console.is_terminal(sys.stdout)
+def _prompt(translate: Callable[[Sequence[str]], list[_Answer]], context_turns: int) -> None:
+    """Translates what is typed, line by line, until the end of input. The answers are UTF-8 if they go to a file.
+
+    Before a line are read the last `context_turns` of what was typed and answered
+    since the beginning or an empty line.
+    """
+    if context_turns:
+        turns = counted(context_turns, "turn")
+        print(
+            f"A line is read after the last {turns}; an empty one begins a new dialogue. Ctrl-D ends.", file=sys.stderr
+        )
+    else:
+        print("A sentence a line; Ctrl-D ends.", file=sys.stderr)
+    watched, before = console.is_terminal(sys.stdout), deque[str](maxlen=context_turns)
     with text_files.open_output(None) as file:
         for number in itertools.count(1):
             try:
@@ -509,11 +553,17 @@ def _prompt(translate: Callable[[Sequence[str]], list[str]]) -> None:
             except UnicodeDecodeError as error:
                 _complain(str(text_files.refusal(error.object, "standard input", number)))
                 continue
-            for answer in translate([line]):
+            said = line.replace("\t", " ") if context_turns else line
+            if not said.strip():
+                before.clear()
+            (answer,) = translate(["\t".join([*before, said])])
+            if said.strip():
+                before += [said, answer.best]
+            for text in answer.lines:
                 if watched:
-                    print(console.harmless(answer), flush=True)
+                    print(console.harmless(text), flush=True)
                 else:
-                    file.write(f"{answer}\n".encode())
+                    file.write(f"{text}\n".encode())
                     file.flush()
 
 

@@ -436,8 +436,8 @@ class DataConfig:
     """Corpus, vocabulary and batches."""
 
     corpus: str = "scan/simple"
-    """scan/simple, scan/length, scan/addprim_jump, scan/addprim_turn_left, files:DIR, or the name of a dataset of TFDS,
-    or of one in docs/recipes.md."""
+    """scan/simple, scan/length, scan/addprim_jump, scan/addprim_turn_left, formal/parity, formal/modular_arithmetic,
+    formal/reverse, formal/duplicate, files:DIR, or the name of a dataset of TFDS, or of one in docs/recipes.md."""
     source: str | None = None
     """Column (feature) that is read; by default the corpus's own first key."""
     target: str | None = None
@@ -451,6 +451,12 @@ class DataConfig:
     before those of the source, see model.features."""
     features_separator: str = ";"
     """What stands between two tags."""
+    turns: str | None = None
+    """Column that says where a source stands in a dialogue: the dialogue, a tab or blank, and its position among all
+    utterances, from 0; the target is the utterance after it."""
+    context_turns: Annotated[int, Bounds(0, 1_000)] = 0
+    """Turns before the source that are read with it, the oldest first, with a symbol of their own between them; by
+    data.turns. Where a source is longer than max_length with them, the oldest are left out, and counted."""
     train_files: tuple[str, str] | None = None
     """Source and target file of the training split, instead of a corpus."""
     validation_files: tuple[str, str] | None = None
@@ -510,8 +516,32 @@ class DataConfig:
                 f"data.features {self.features} is a column of data.corpus, and data.train_files are two files; put"
                 f" train.{self.features} beside them into a folder, and set data.corpus files:FOLDER."
             )
+        _check_turns(self)
         if "\t" in self.features_separator:
             raise UserError("data.features_separator has a tab, which stands between a source and its tags.")
+
+
+def _check_turns(data: DataConfig) -> None:
+    if not data.context_turns:
+        return
+    given = f"data.context_turns {data.context_turns} puts turns of a dialogue before the source"
+    if data.train_files:
+        raise UserError(
+            f"{given} by a column of data.corpus, and data.train_files are two files; put train.{data.turns or 'turn'}"
+            f" beside them into a folder, and set data.corpus files:FOLDER and data.turns {data.turns or 'turn'}."
+        )
+    if not data.turns:
+        raise UserError(f"{given} by the column data.turns, which is not set; name it, or set data.context_turns 0.")
+    if data.features:
+        raise UserError(
+            f"{given}, and data.features {data.features} puts tags behind it; set one of them, data.context_turns 0 or"
+            " data.features None."
+        )
+    if not data.joint_vocabulary:
+        raise UserError(
+            f"{given}, so what is written is read later: it needs one vocabulary for both. Set data.joint_vocabulary"
+            " True, or data.context_turns 0."
+        )
 
 
 @dataclass(frozen=True)

@@ -182,6 +182,9 @@ def remarks(
     if num_long := int((encoded.source_lengths > longest).sum()):
         some = part_of(num_long, len(encoded), f"{kind}source")
         yield f"{some} longer than data.max_length {longest}, so than any in training"
+    if num_shortened := len(encoded.sources.with_turns_left_out()):
+        some = part_of(num_shortened, len(encoded), f"{kind}source")
+        yield f"{some} read without the oldest turns, to fit data.max_length {longest}"
     yield from _remark_on_limit(encoded, decode.max_length_ratio, kind)
     if num_unknown := len(encoded.sources.with_unknown()):
         some = part_of(num_unknown, len(encoded), f"{kind}source")

@@ -140,7 +140,9 @@ class Translator:
 
         So does, of score minus infinity, a line far longer than models read, see `LONGEST_SOURCE`.
         Warns of such lines, of lines longer than any in training or with symbols that the vocabulary
-        lacks, and of best outputs that were cut.
+        lacks, of turns that were left out, and of best outputs that were cut.
+
+        Turns of a dialogue stand before the line they belong to, the oldest first and tabs between.
 
         Args:
           lines: to translate.
@@ -159,6 +161,7 @@ class Translator:
         sources = encode_lines(self.vocabularies, lines).sources
         self._warn_of_long_lines(lines, sources.lengths)
         _warn_of_unknown(lines, sources, "source")
+        self._warn_of_turns_left_out(lines, sources)
         found = self._hypotheses(sources, lines, num_best or 1, alignments, progress)
         best = [each[0] for each in found]
         self._warn_of_cut_outputs(best)
@@ -202,7 +205,7 @@ class Translator:
     def score(self, sources: Iterable[str], targets: Iterable[str]) -> list[float]:
         """Returns the log-probability of each target, its end included, given its source, in nats.
 
-        Warns of lines with symbols that the vocabulary lacks.
+        Warns of lines with symbols that the vocabulary lacks, and of turns that were left out.
 
         Raises:
           TypeError: as `translate`.
@@ -213,6 +216,7 @@ class Translator:
             raise ValueError(f"{len(sources)} sources and {len(targets)} targets; there must be one for each.")
         encoded = encode_lines(self.vocabularies, sources, targets)
         _warn_of_unknown(sources, encoded.sources, "source")
+        self._warn_of_turns_left_out(sources, encoded.sources)
         _warn_of_unknown(targets, encoded.targets, "target")
         return (-self.token_scores(encoded).loss).tolist()
 
@@ -289,6 +293,14 @@ class Translator:
             warnings.warn(
                 f"{number:,} of {counted(len(lines), 'line')} have more than {self._longest_source:,} tokens, the most"
                 " that are translated; each gets an empty line. Split them.",
+                stacklevel=3,
+            )
+
+    def _warn_of_turns_left_out(self, lines: Sequence[str], sources: Rows) -> None:
+        if number := len(sources.with_turns_left_out()):
+            warnings.warn(
+                f"{part_of(number, len(lines), 'source line')} read without the oldest turns, to fit data.max_length"
+                f" {self.config.data.max_length}, as in training.",
                 stacklevel=3,
             )
 

@@ -44,7 +44,7 @@ class Hypothesis(NamedTuple):
 
 
 class Translator:
-    """Upper case for a translation; remembers the batches it was given."""
+    """Upper case for a translation, of the last turn where there are several; remembers the batches it was given."""
 
     config = Config()
 
@@ -54,7 +54,7 @@ class Translator:
 
     def translate(self, lines, *, num_best=None, progress):
         self.calls.append(list(lines))
-        best = [Hypothesis(line.upper(), 0.0) for line in lines]
+        best = [Hypothesis(line.rpartition("\t")[2].upper(), 0.0) for line in lines]
         if num_best is None:
             return best
         return [[each._replace(score=-rank / 8) for rank in range(num_best if each.text else 1)] for each in best]
@@ -589,6 +589,68 @@ def test_translate_is_a_prompt_on_a_terminal(call, translators, run_folder, monk
     assert (code, out) == (0, "HELLO\n\nYOU\n")
     assert "Ctrl-D ends" in err
     assert translators[0].calls == [["hello"], [""], ["you"]]
+
+
+@pytest.fixture
+def dialogue_run(run_folder):
+    """A run directory whose model was trained with two turns before the source."""
+    config = Config(data=DataConfig(turns="turn", context_turns=2), decode=DecodeConfig(beam_size=3))
+    (run_folder / "config.json").write_text(to_json(config))
+    return run_folder
+
+
+@pytest.mark.parametrize(
+    ("options", "read"),
+    [
+        ([], ["a", "a\tA\tb", "b\tB\tc c", "", "d", "d\tD\te"]),
+        (["--context-turns", "1"], ["a", "A\tb", "B\tc c", "", "d", "D\te"]),
+        (["--context-turns", "0"], ["a", "b", "c\tc", "", "d", "e"]),
+        (["--num-best", "2"], ["a", "a\tA\tb", "b\tB\tc c", "", "d", "d\tD\te"]),
+    ],
+)
+def test_the_prompt_reads_the_last_turns_until_an_empty_line(
+    call, translators, dialogue_run, monkeypatch, options, read
+):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal("a\nb\nc\tc\n\nd\ne\n"))
+    code, out, err = call("translate", "--workdir", dialogue_run, *options)
+    assert code == 0
+    assert [line for (line,) in translators[0].calls] == read
+    if "--num-best" in options:
+        assert out.startswith("1\t0.0000\tA\n1\t-0.1250\tA\n2\t0.0000\tB\n")
+    elif options != ["--context-turns", "0"]:
+        assert out == "A\nB\nC C\n\nD\nE\n"
+    turns = {"1": "the last 1 turn; an empty one", "0": "A sentence a line"}.get(options[-1] if options else "", "")
+    assert (turns or "the last 2 turns; an empty one begins a new dialogue") in err
+
+
+def test_a_line_of_a_file_holds_its_turns_itself(call, translators, dialogue_run, typed):
+    typed(b"a\tb\nc\n")
+    assert call("translate", "--workdir", dialogue_run) == (0, "B\nC\n", "")
+    assert translators[0].calls == [["a\tb", "c"]]
+    typed(b"a\n")
+    code, _, err = call("translate", "--workdir", dialogue_run, "--context-turns", "1")
+    assert code == 2
+    assert "--context-turns 1 is of the prompt at a terminal; a line of a file holds its turns itself" in err
+
+
+@pytest.mark.parametrize("wanted", ["3", "-1"])
+def test_turns_that_a_model_does_not_read_are_refused(call, translators, dialogue_run, run_folder, monkeypatch, wanted):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal("a\n"))
+    code, _, err = call("translate", "--workdir", dialogue_run, "--context-turns", wanted)
+    assert (code, translators) == (2, [])
+    assert f"--context-turns {wanted}: {dialogue_run} was trained with data.context_turns 2; use 0 to 2." in err
+    (run_folder / "config.json").write_text(to_json(Config()))
+    code, _, err = call("translate", "--workdir", run_folder, "--context-turns", wanted)
+    assert (code, translators) == (2, [])
+    assert "was trained with data.context_turns 0; leave it out." in err
 
 
 def test_what_is_typed_in_another_encoding_is_told_and_the_prompt_goes_on(call, translators, run_folder, monkeypatch):

@@ -183,6 +183,19 @@ def test_a_value_that_cannot_be_shown_is_refused_all_the_same():
             lambda: DataConfig(features="tags", train_files=("a", "b")),
             "data.features tags is a column .* put train.tags beside them into a folder",
         ),
+        (
+            lambda: DataConfig(context_turns=2, turns="place", train_files=("a", "b")),
+            "data.context_turns 2 .* put train.place beside them .* and data.turns place",
+        ),
+        (lambda: DataConfig(context_turns=2), "by the column data.turns, which is not set; name it, or set"),
+        (
+            lambda: DataConfig(context_turns=2, turns="turn", features="tags"),
+            "data.features tags puts tags behind it; set one of them",
+        ),
+        (
+            lambda: DataConfig(context_turns=2, turns="turn", joint_vocabulary=False),
+            "it needs one vocabulary for both. Set data.joint_vocabulary True",
+        ),
         (lambda: DataConfig(features="tags", features_separator="\t"), "data.features_separator has a tab"),
         (
             lambda: ModelConfig(copy=True, attention="none", input_feeding=False),

@@ -244,6 +244,38 @@ def test_a_mistake_in_a_process_of_its_own_is_one_message_and_exit_code_2(folder
     assert told.err.startswith("error: data.train_files: there is no file") and told.err.count("\n") == 1
 
 
+def test_a_dialogue_is_read_with_the_turns_before(call, folder, tmp_path):
+    """In every dialogue the third utterance is the first one: what comes before the second tells, and nothing else."""
+    openings = [line for line in dict.fromkeys(sentences(900, seed=3)) if len(line.split()) == 2]
+    turns = [(line, "and", line) for line in openings]
+    for split, dialogues in (("train", turns), ("validation", turns[:16]), ("test", turns[:20])):
+        rows = [
+            (each[place], each[place + 1], f"{name} {place}") for name, each in enumerate(dialogues) for place in (0, 1)
+        ]
+        for column, lines in zip(("source", "target", "turn"), zip(*rows, strict=True), strict=True):
+            (tmp_path / f"{split}.{column}").write_text("".join(f"{line}\n" for line in lines))
+    code, out, err = call("train", "--config", folder / "copy.py", "--workdir", tmp_path / "run",
+                          "--data.corpus", f"files:{tmp_path}", "--data.turns", "turn", "--data.context-turns", "1",
+                          "--data.joint-vocabulary", "True")  # fmt: skip
+    assert code == 0, err
+    assert "source: with up to 1 turn before it, by the column turn" in out
+    scores = json.loads((tmp_path / "run" / "evaluations" / "test.json").read_text())
+    assert scores["exact_match"] > 90
+    (tmp_path / "in").write_text(f"{openings[0]}\tand\n{openings[1]}\n")
+    options = ["--workdir", tmp_path / "run", "--input", tmp_path / "in"]
+    assert call("translate", *options) == (0, f"{openings[0]}\nand\n", "")
+    (tmp_path / "references").write_text(f"{openings[0]}\nand\n")
+    told = call("evaluate", "--workdir", tmp_path / "run", "--source-file", tmp_path / "in",
+                "--target-file", tmp_path / "references")  # fmt: skip
+    assert told.code == 0 and "exact_match 100" in " ".join(told.out.split())
+    (tmp_path / "in").write_text("a\tb\tc\n")
+    assert "has 3 turns, with tabs between, and this model reads 2" in call("translate", *options).err
+    (tmp_path / "in").write_text(f"ant ant ant ant\t{openings[0]} ant\n")
+    told = call("translate", *options)
+    assert told.code == 0
+    assert "1 of 1 source line is read without the oldest turns, to fit data.max_length 8, as in training." in told.err
+
+
 def test_an_epoch_of_real_text_teaches_and_compiles_nothing_once_every_part_has_run(corpora, compiled, tmp_path):
     """Ten thousand Japanese-English pairs, by a small model, with an evaluation every forty steps."""
     from seq2seq_jax.training import loop

@@ -205,7 +205,7 @@ def test_further_metrics_are_scored_with_their_signatures(translator):
 
 def said(sources, targets, **data) -> list[str]:
     """Remarks on lines of the words a to e and A to E."""
-    config = Config(data=DataConfig(vocabulary="words", joint_vocabulary=False, **data))
+    config = Config(data=DataConfig(**{"vocabulary": "words", "joint_vocabulary": False} | data))
     vocabularies = build_vocabularies(config.data, Pairs(["a b c d e"], ["A B C D E"]))
     encoded = encode_lines(vocabularies, sources, targets)
     return list(remarks(config, DecodeConfig(), encoded, targets, "validation "))
@@ -227,6 +227,13 @@ def test_the_ratio_told_is_the_least_of_one_decimal(seed):
     ratio = evaluation._needed_ratio(source, target)
     assert (target <= output_limits(source, ratio)).all()
     assert (target > output_limits(source, round(ratio - 0.1, 1))).any()
+
+
+def test_sources_that_lose_turns_are_told():
+    settings = {"turns": "turn", "context_turns": 1, "joint_vocabulary": True, "max_length": 5}
+    assert said(["a b\tc", "a b c\td"], ["A B", "B C"], **settings) == [
+        "1 of 2 validation sources is read without the oldest turns, to fit data.max_length 5"
+    ]
 
 
 def test_what_no_model_could_have_right_is_told():

@@ -26,12 +26,17 @@ class Rows:
     Attributes:
       lengths: ids of each sequence.
       unknown: ids that stand for what the vocabulary lacks.
+      left_out: ids that stand for turns of a dialogue that are left out.
     """
 
     def __init__(
-        self, flat: Int[np.ndarray, " N"], lengths: Int[np.ndarray, " R"], unknown: tuple[int, ...] = (UNK,)
+        self,
+        flat: Int[np.ndarray, " N"],
+        lengths: Int[np.ndarray, " R"],
+        unknown: tuple[int, ...] = (UNK,),
+        left_out: tuple[int, ...] = (),
     ) -> None:
-        self.flat, self.lengths, self.unknown = flat, lengths, unknown
+        self.flat, self.lengths, self.unknown, self.left_out = flat, lengths, unknown, left_out
         self._starts = np.cumsum(lengths, dtype=np.int64) - lengths
 
     def __len__(self) -> int:
@@ -43,12 +48,19 @@ class Rows:
 
     def with_unknown(self) -> Int[np.ndarray, " n"]:
         """Returns the indices of the sequences that have an unknown symbol."""
-        return np.unique(np.repeat(np.arange(len(self)), self.lengths)[np.isin(self.flat, self.unknown)])
+        return self._having(self.unknown)
+
+    def with_turns_left_out(self) -> Int[np.ndarray, " n"]:
+        """Returns the indices of the sequences whose oldest turns are left out."""
+        return self._having(self.left_out)
+
+    def _having(self, ids: tuple[int, ...]) -> Int[np.ndarray, " n"]:
+        return np.unique(np.repeat(np.arange(len(self)), self.lengths)[np.isin(self.flat, ids)])
 
     def first(self, count: int) -> "Rows":
         """Returns the first `count` sequences, or all where there are fewer; nothing is copied."""
         lengths = self.lengths[:count]
-        return Rows(self.flat[: lengths.sum(dtype=np.int64)], lengths, self.unknown)
+        return Rows(self.flat[: lengths.sum(dtype=np.int64)], lengths, self.unknown, self.left_out)
 
     def take(self, indices: Sequence[int]) -> "Rows":
         """Returns the sequences `indices`, in their order."""
@@ -110,8 +122,9 @@ def encode_lines(
     sources, targets = vocabularies.source.encode_sources(source_lines), vocabularies.target.encode(target_lines)
     if vocabularies.copy:
         _mark_copies(vocabularies.source, source_lines, target_lines, sources, targets)
+    source, target = vocabularies.source, vocabularies.target
     return EncodedSplit(
-        Rows(*_ended(sources), vocabularies.source.unknown), Rows(*_ended(targets), vocabularies.target.unknown)
+        Rows(*_ended(sources), source.unknown, source.left_out), Rows(*_ended(targets), target.unknown, target.left_out)
     )
 
 
@@ -152,8 +165,8 @@ def encode_split(split: LinePairs, vocabularies: Vocabularies, cache: Path, key:
         with writing_to(folder, "SEQ2SEQ_JAX_CACHE"), whole_directory(folder) as beside, progress_bar() as progress:
             _write(split, vocabularies, beside, progress)
     return EncodedSplit(
-        _open_side(folder, "source", len(split), vocabularies.source.unknown),
-        _open_side(folder, "target", len(split), vocabularies.target.unknown),
+        _open_side(folder, "source", len(split), vocabularies.source),
+        _open_side(folder, "target", len(split), vocabularies.target),
     )
 
 
@@ -165,12 +178,12 @@ def _ended(rows: Sequence[Ids]) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, 
     return np.concatenate(flat) if flat else np.zeros(0, np.int32), lengths
 
 
-def _open_side(folder: Path, side: str, num_pairs: int, unknown: tuple[int, ...]) -> Rows:
+def _open_side(folder: Path, side: str, num_pairs: int, vocabulary: Vocabulary) -> Rows:
     lengths = np.load(folder / f"{side}_lengths.npy", allow_pickle=False)
     flat = np.memmap(folder / f"{side}.ids", _DTYPE, "r") if num_pairs else np.zeros(0, _DTYPE)
     if len(lengths) != num_pairs or len(flat) != lengths.sum(dtype=np.int64):
         raise ValueError(f"{folder} holds {len(lengths)} sequences of {num_pairs}")
-    return Rows(flat, lengths, unknown)
+    return Rows(flat, lengths, vocabulary.unknown, vocabulary.left_out)
 
 
 def _write(split: LinePairs, vocabularies: Vocabularies, folder: Path, progress: ProgressCallback) -> None:

@@ -17,6 +17,11 @@ text like any other: it is given others in their place.
 Where sources have tags, "walk<tab>V;PST" is the source walk with two of them.
 Each tag is an entry of its own, after those of the text, and its id stands
 before the text's.
+
+Where turns of a dialogue stand before the source, "hello<tab>hi<tab>how are
+you" is the source how are you with two of them. What stands between turns is
+one entry, whatever the text consists of. Another one stands in the place of the
+oldest turns where they are left out, so that the source fits `data.max_length`.
 """
 
 import functools
@@ -85,8 +90,9 @@ class Vocabulary(ABC):
       kind: unigram, bpe, words or characters.
       lowercase: whether text is lowercased first.
       size: number of ids, the four special ones and those of tags included.
-      num_tags: entries, the last ones, that are tags of sources.
+      num_tags: entries, the last ones, that are tags of sources, or what stands between turns.
       unknown: ids that stand for what it lacks.
+      left_out: ids that stand for turns that are left out.
     """
 
     kind: str
@@ -94,16 +100,17 @@ class Vocabulary(ABC):
     size: int
     num_tags: int = 0
     unknown: tuple[int, ...] = (UNK,)
+    left_out: tuple[int, ...] = ()
 
     def encode(self, lines: Sequence[str]) -> list[Ids]:
         """Returns the int32 ids of each line, without begin and end."""
         return self._encode([line.lower() for line in lines] if self.lowercase else list(lines))
 
     def encode_sources(self, lines: Sequence[str]) -> list[Ids]:
-        """Returns the ids of lines that are read: as `encode`, and where sources have tags, those first.
+        """Returns the ids of lines that are read: as `encode`, but with the tags of sources, or with their turns.
 
         Raises:
-          UserError: sources have tags, and a line that is not empty has none.
+          UserError: sources have tags, and a line that is not empty has none; or it has more turns than were learnt.
         """
         return self.encode(lines)
 
@@ -289,40 +296,15 @@ class TokenVocabulary(Vocabulary):
         return cls([json.loads(line) for line in model.decode().split("\n")[:-1]], kind, lowercase)
 
 
-class TaggedVocabulary(Vocabulary):
-    """A vocabulary of text, and behind its entries an unknown tag and those that sources have.
+class _WithTags(Vocabulary):
+    """A vocabulary of text, and behind its entries some that only sources have."""
 
-    Args:
-      text: what stands before the tab of a source.
-      tags: what stands behind it, cut at the separator.
-      separator: of tags.
-    """
-
-    _suffix = ".tagged"
-
-    def __init__(self, text: Vocabulary, tags: Sequence[str], separator: str) -> None:
-        self.kind, self.lowercase = _TAGGED + text.kind, text.lowercase
-        self._text, self._tags, self._separator = text, list(tags), separator
-        self._ids = {tag: index for index, tag in enumerate(self._tags, text.size + 1)}
-        self.num_tags = len(self._tags) + 1
-        self.size, self.unknown = text.size + self.num_tags, (UNK, text.size)
+    def __init__(self, prefix: str, text: Vocabulary, num_tags: int) -> None:
+        self.kind, self.lowercase = prefix + text.kind, text.lowercase
+        self._text, self.num_tags, self.size = text, num_tags, text.size + num_tags
 
     def entry_ids(self) -> dict[str, int]:
         return self._text.entry_ids()
-
-    def encode_sources(self, lines: Sequence[str]) -> list[Ids]:
-        rows, texts = [], []
-        for line in lines:
-            text, tab, tags = line.rpartition("\t")
-            if line and not tab:
-                raise UserError(
-                    f"The source {line[:60]!r} has no tab and tags behind it, as every source of this model has; write"
-                    f" SOURCE<tab>TAG{self._separator}TAG."
-                )
-            found = [self._ids.get(tag, self._text.size) for tag in split_tags(tags, self._separator)]
-            rows.append(np.array(found, np.int32))
-            texts.append(text)
-        return [np.concatenate(parts) for parts in zip(rows, self.encode(texts), strict=True)]
 
     def _encode(self, lines: list[str]) -> list[Ids]:
         return self._text._encode(lines)
@@ -341,18 +323,116 @@ class TaggedVocabulary(Vocabulary):
     def _split(self, line: str) -> list[str]:
         return self._text._split(line)
 
+    def _joined(self, head: Mapping[str, Any]) -> bytes:
+        """Returns the bytes that `_parts` takes apart again."""
+        return json.dumps(head, ensure_ascii=False).encode() + b"\n" + self._text._model()
+
+
+def _parts(model: bytes, kind: str, prefix: str, lowercase: bool) -> tuple[dict[str, Any], Vocabulary]:
+    head, _, rest = model.partition(b"\n")
+    kind = kind.removeprefix(prefix)
+    return json.loads(head), _KINDS[kind]._from_model(rest, kind, lowercase)
+
+
+class TaggedVocabulary(_WithTags):
+    """A vocabulary of text, and behind its entries an unknown tag and those that sources have.
+
+    Args:
+      text: what stands before the tab of a source.
+      tags: what stands behind it, cut at the separator.
+      separator: of tags.
+    """
+
+    _suffix = ".tagged"
+
+    def __init__(self, text: Vocabulary, tags: Sequence[str], separator: str) -> None:
+        super().__init__(_TAGGED, text, len(tags) + 1)
+        self._tags, self._separator = list(tags), separator
+        self._ids = {tag: index for index, tag in enumerate(self._tags, text.size + 1)}
+        self.unknown = (UNK, text.size)
+
+    def encode_sources(self, lines: Sequence[str]) -> list[Ids]:
+        rows, texts = [], []
+        for line in lines:
+            text, tab, tags = line.rpartition("\t")
+            if line and not tab:
+                raise UserError(
+                    f"The source {line[:60]!r} has no tab and tags behind it, as every source of this model has; write"
+                    f" SOURCE<tab>TAG{self._separator}TAG."
+                )
+            found = [self._ids.get(tag, self._text.size) for tag in split_tags(tags, self._separator)]
+            rows.append(np.array(found, np.int32))
+            texts.append(text)
+        return [np.concatenate(parts) for parts in zip(rows, self.encode(texts), strict=True)]
+
     def source_tokens(self, source: str) -> list[str]:
         return self.tokens(source.rpartition("\t")[0])
 
     def _model(self) -> bytes:
-        head = json.dumps({"separator": self._separator, "tags": self._tags}, ensure_ascii=False)
-        return head.encode() + b"\n" + self._text._model()
+        return self._joined({"separator": self._separator, "tags": self._tags})
 
     @classmethod
     def _from_model(cls, model: bytes, kind: str, lowercase: bool) -> "TaggedVocabulary":
-        head, _, rest = model.partition(b"\n")
-        values, kind = json.loads(head), kind.removeprefix(_TAGGED)
-        return cls(_KINDS[kind]._from_model(rest, kind, lowercase), values["tags"], values["separator"])
+        head, text = _parts(model, kind, _TAGGED, lowercase)
+        return cls(text, head["tags"], head["separator"])
+
+
+class DialogueVocabulary(_WithTags):
+    """A vocabulary of text, and behind its entries what stands between turns and what stands for turns left out.
+
+    Args:
+      text: of turns.
+      context_turns: most turns before the source.
+      max_length: tokens of a source, end mark included, beyond which its oldest turns are left out.
+    """
+
+    _suffix = ".dialogue"
+
+    def __init__(self, text: Vocabulary, context_turns: int, max_length: int) -> None:
+        super().__init__(_DIALOGUE, text, 2)
+        self._context_turns, self._max_length = context_turns, max_length
+        self._between, left_out = range(text.size, self.size)
+        self.left_out = (left_out,)
+
+    def encode_sources(self, lines: Sequence[str]) -> list[Ids]:
+        turns = [self._turns(line) for line in lines]
+        ids = iter(self.encode([turn for each in turns for turn in each]))
+        return [
+            np.array(self._fitting([next(ids).tolist() for _ in each], self._between, self.left_out[0]), np.int32)
+            for each in turns
+        ]
+
+    def source_tokens(self, source: str) -> list[str]:
+        return self._fitting([self.tokens(turn) for turn in self._turns(source)], "\t", "\t")
+
+    def _turns(self, line: str) -> list[str]:
+        turns = line.split("\t")
+        if len(turns) > self._context_turns + 1:
+            raise UserError(
+                f"The source {line[:60]!r} has {len(turns)} turns, with tabs between, and this model reads"
+                f" {self._context_turns + 1} (data.context_turns and the source); leave out the oldest."
+            )
+        return turns
+
+    def _fitting(self, turns: list[list[Any]], between: Any, left_out: Any) -> list[Any]:
+        """Returns the turns joined; as few of the oldest as need be are left out, and the source never."""
+        joined: list[Any] = []
+        for number in range(len(turns)):
+            joined = [left_out] if number else []
+            for turn in turns[number:-1]:
+                joined += [*turn, between]
+            joined += turns[-1]
+            if len(joined) < self._max_length:
+                break
+        return joined
+
+    def _model(self) -> bytes:
+        return self._joined({"context_turns": self._context_turns, "max_length": self._max_length})
+
+    @classmethod
+    def _from_model(cls, model: bytes, kind: str, lowercase: bool) -> "DialogueVocabulary":
+        head, text = _parts(model, kind, _DIALOGUE, lowercase)
+        return cls(text, head["context_turns"], head["max_length"])
 
 
 def split_tags(tags: str, separator: str) -> list[str]:
@@ -360,14 +440,16 @@ def split_tags(tags: str, separator: str) -> list[str]:
     return [tag.strip() for tag in tags.split(separator) if tag.strip()]
 
 
-_TAGGED = "tagged "
+_TAGGED, _DIALOGUE = "tagged ", "dialogue "
 _KINDS: dict[str, type[Vocabulary]] = {
     "unigram": SentencePieceVocabulary,
     "bpe": SentencePieceVocabulary,
     "words": TokenVocabulary,
     "characters": TokenVocabulary,
 }
-_KINDS |= {_TAGGED + kind: TaggedVocabulary for kind in _KINDS}
+_KINDS |= {_TAGGED + kind: TaggedVocabulary for kind in _KINDS} | {
+    _DIALOGUE + kind: DialogueVocabulary for kind in _KINDS
+}
 
 
 def _split_words(line: str) -> list[str]:
@@ -428,6 +510,8 @@ def build_vocabularies(config: DataConfig, train: LinePairs) -> Vocabularies:
     if refusals:
         fewest = {where: _num_required(side) for where, side in sides.items() if side.kind not in _SPLITTERS}
         raise UserError(_explain(refusals, fewest))
+    if config.context_turns:
+        built[0] = DialogueVocabulary(built[0], config.context_turns, config.max_length)
     if config.features:
         built[0] = TaggedVocabulary(built[0], _count_tags(config, train), config.features_separator)
     return Vocabularies(built[0], built[0] if config.joint_vocabulary else built[1])
@@ -620,7 +704,11 @@ def _block(side: _Side, start: int) -> Iterator[str]:
     pairs = train.read(start, min(start + _BLOCK, len(train)))
     for column in side.columns:
         for line in pairs[column]:
-            text = line.rpartition("\t")[0] if config.features and column == 0 else line
+            text = line
+            if config.features and column == 0:
+                text = line.rpartition("\t")[0]
+            if config.context_turns and column == 0:  # the turns before it are sources or targets of other pairs
+                text = line.rpartition("\t")[2]
             yield text.lower() if config.lowercase else text
 
 

@@ -13,7 +13,7 @@ from seq2seq_jax.config import FURTHER_SCORES, Config, DecodeConfig
 from seq2seq_jax.console import harmless
 from seq2seq_jax.evaluation import remarks
 from seq2seq_jax.training.setup import Material
-from seq2seq_jax.wording import counted, duration
+from seq2seq_jax.wording import counted, duration, part_of
 
 SAMPLE_CHARACTERS = 140
 HEADLINES = (
@@ -55,6 +55,9 @@ def describe(config: Config, material: Material, params: Any, mesh: Mesh) -> Ite
     if batching.num_too_long:
         pairs, limit = counted(batching.num_too_long, "training pair"), config.data.max_length
         yield f"            {pairs} longer than data.max_length {limit} left out"
+    if num_shortened := len(material.train.sources.with_turns_left_out()):
+        some = part_of(num_shortened, len(material.train), "training source")
+        yield f"            {some} read without the oldest turns, to fit data.max_length {config.data.max_length}"
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     model = config.model
     yield f"Model       {model.cell} {model.hidden_size}, {model.attention} attention: {count:,} parameters"

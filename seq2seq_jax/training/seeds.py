@@ -95,13 +95,14 @@ def initial_seeds(
 def abstract_seeds(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh, num_seeds: int) -> SeedsState:
     """Shapes, dtypes and shardings of the state."""
     places, sharding = len(seeds_of_places(config, num_seeds, mesh)), by_run(mesh)
-    alone = jax.eval_shape(lambda: first_state(config, vocab_sizes, jax.random.key(0), {}))
 
-    def stacked(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((places, *leaf.shape), leaf.dtype, sharding=sharding)
+    def initial() -> SeedsState:
+        alone = first_state(config, vocab_sizes, jax.random.key(0), {})
+        runs = jax.tree.map(lambda leaf: jnp.stack([leaf] * places), alone)
+        return SeedsState(runs, runs.evaluated, jnp.ones(places, bool))
 
-    runs = jax.tree.map(stacked, alone)
-    return SeedsState(runs, runs.evaluated, jax.ShapeDtypeStruct((places,), bool, sharding=sharding))
+    shapes = jax.eval_shape(initial)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
 
 
 def _key_data(config: Config, num_seeds: int, mesh: Mesh) -> np.ndarray:

@@ -238,3 +238,28 @@ def test_words_of_real_lines_that_the_vocabulary_lacks_are_copied(name, columns,
         known = set(sources[index].split())
         for word, token in zip(words, after[index], strict=False):
             assert (token >= plain.target.size) == (word in known and before[index][words.index(word)] == UNK)
+
+
+@pytest.mark.parametrize("kind", ["words", "characters", "unigram", "bpe"])
+@pytest.mark.parametrize("max_length", [100, 11])
+def test_words_of_all_turns_that_are_read_can_be_copied(kind, max_length):
+    config = DataConfig(vocabulary=kind, vocab_size=14, turns="turn", context_turns=2, max_length=max_length)
+    vocabularies = replace(build_vocabularies(config, COPIED), copy=True)
+    source = "ba ba ba ba ke\tdo 字\tß do"
+    encoded = encode_lines(vocabularies, [source], ["ß 字 ba"])
+    size, tokens = vocabularies.target.size, vocabularies.source.source_tokens(source)
+    places = [next(place for place, token in enumerate(tokens) if sign in token) for sign in "ß字"]
+    assert [token for token in encoded.targets[0] if token >= size] == [size + place for place in places]
+    assert [token for token in encoded.sources[0] if token >= size] == [size + place for place in sorted(places)]
+    assert vocabularies.target.decode([encoded.targets[0]], vocabularies.copies([source])) == ["ß 字 ba"]
+    assert encoded.sources.with_turns_left_out().tolist() == ([0] if max_length == 11 else [])
+
+
+def test_sources_that_lost_turns_are_known_by_their_ids(tmp_path):
+    pairs = Pairs(["a", "a\tb b", "a\tb b\tc", "c"], ["b b", "c", "d", "d"])
+    vocabularies = build_vocabularies(DataConfig(vocabulary="words", turns="t", context_turns=2, max_length=6), pairs)
+    encoded = encode_split(pairs, vocabularies, tmp_path, "key")
+    assert encoded.source_lengths.tolist() == [2, 5, 6, 2]
+    assert encoded.sources.with_turns_left_out().tolist() == [2]
+    assert encoded.first(2).sources.with_turns_left_out().tolist() == []
+    assert encoded.targets.with_turns_left_out().tolist() == []

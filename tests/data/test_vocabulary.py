@@ -421,3 +421,56 @@ def test_a_source_without_its_tags_is_refused():
 def test_sources_of_which_none_has_a_tag_are_refused():
     with pytest.raises(UserError, match=r"data\.features tags: no source of the training split has a tag"):
         build("words", Pairs(["ba\t", "do\t"], ["x", "y"]), features="tags")
+
+
+def in_dialogues(text: Pairs) -> Pairs:
+    """The same sources with the two before them."""
+    sources = ["\t".join(text.sources[max(0, index - 2) : index + 1]) for index in range(len(text))]
+    return Pairs(sources, text.targets)
+
+
+@KINDS
+def test_turns_are_joined_by_an_entry_of_its_own(kind, tmp_path):
+    text = toy_pairs(400)
+    plain = build(kind, text).source
+    built = build(kind, in_dialogues(text), turns="turn", context_turns=2)
+    save_vocabularies(built, tmp_path)
+    for vocabularies in (built, load_vocabularies(tmp_path)):
+        vocabulary = vocabularies.source
+        assert vocabularies.joint
+        assert vocabulary.entry_ids() == plain.entry_ids()  # as without turns: the text of each is counted once
+        assert (vocabulary.size, vocabulary.num_tags, vocabulary.left_out) == (plain.size + 2, 2, (plain.size + 1,))
+        for turns in (text.sources[:3], text.sources[:2], text.sources[:1], ["ba", "", "字"], [""]):
+            (own,), parts = vocabulary.encode_sources(["\t".join(turns)]), plain.encode(turns)
+            expected = [index for part in parts for index in (*part.tolist(), plain.size)][:-1]
+            assert own.tolist() == expected
+            tokens = vocabulary.source_tokens("\t".join(turns))
+            assert len(tokens) == len(own)
+            assert [token == "\t" for token in tokens] == (own == plain.size).tolist()
+        assert vocabulary.decode([[*own, plain.size, plain.size + 1]]) == [plain.decode([[*own, UNK, UNK]])[0]]
+        assert built.source.fingerprint == vocabulary.fingerprint
+
+
+def test_the_oldest_turns_are_left_out_until_a_source_fits():
+    """Against all ways to leave some of the oldest out, by hand."""
+    random = np.random.default_rng(0)
+    pairs = Pairs(["a b c d e f"], ["a"])
+    for _ in range(300):
+        most, limit = int(random.integers(1, 5)), int(random.integers(2, 14))
+        turns = [" ".join(random.choice(list("abcdef"), random.integers(0, 6))) for _ in range(most + 1)]
+        vocabulary = build("words", pairs, turns="turn", context_turns=most, max_length=limit).source
+        plain = build("words", pairs).source
+        ways = []
+        for first in range(len(turns)):
+            joined = f" {plain.size} ".join(" ".join(map(str, row)) for row in plain.encode(turns[first:]))
+            ways.append([plain.size + 1] * bool(first) + [int(number) for number in joined.split()])
+        expected = next((way for way in ways if len(way) + 1 <= limit), ways[-1])
+        assert vocabulary.encode_sources(["\t".join(turns)])[0].tolist() == expected
+
+
+def test_more_turns_than_were_learnt_are_refused():
+    vocabulary = build("words", in_dialogues(toy_pairs(400)), turns="turn", context_turns=2).source
+    with pytest.raises(
+        UserError, match=r"The source 'a.*' has 4 turns, .* reads 3 \(data.context_turns and the source"
+    ):
+        vocabulary.encode_sources(["a\tb\tc", "a\tb\tc\td"])

@@ -23,10 +23,10 @@ from seq2seq_jax.cache import cache_dir, existing_folder, is_whole, write_whole,
 from seq2seq_jax.checksums import text_checksum
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.corpora.files import find_files, find_folder
+from seq2seq_jax.data.corpora.generated import find_generated, is_generated
 from seq2seq_jax.data.corpora.prepare import DATASET, VERSION, Split, Survey, open_splits, survey, write
 from seq2seq_jax.data.corpora.raw import RawCorpus, name_splits, named_path
 from seq2seq_jax.data.corpora.registered import find_registered
-from seq2seq_jax.data.corpora.scan_corpus import find_scan_corpus
 from seq2seq_jax.data.progress import ProgressCallback, progress_bar
 from seq2seq_jax.errors import UserError, did_you_mean
 
@@ -117,10 +117,8 @@ def _find(config: DataConfig, root: Path, progress: ProgressCallback) -> RawCorp
     kind, colon, rest = config.corpus.partition(":")
     if colon and kind == "files":
         return find_folder(rest, config)
-    if config.corpus.partition("/")[0] == "scan":
-        if config.features:
-            raise UserError(f"data.features {config.features}: {config.corpus} has commands and actions, and no tags.")
-        return find_scan_corpus(config.corpus.removeprefix("scan").removeprefix("/"))
+    if is_generated(config.corpus):
+        return find_generated(config)
     return find_registered(config, root, progress)
 
 

@@ -13,11 +13,13 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from seq2seq_jax.config import DataConfig
-from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream, as_pair, named_path, resolve_columns
+from seq2seq_jax.data.corpora.dialogue import as_pairs, turns_notes, turns_signature
+from seq2seq_jax.data.corpora.raw import RawCorpus, Stream, named_path, resolve_columns
 from seq2seq_jax.errors import UserError, did_you_mean
 from seq2seq_jax.text_files import names_beside, read_lines
 
@@ -52,7 +54,7 @@ def find_folder(name: str, config: DataConfig) -> RawCorpus:
                 _check_file(path, f"data.corpus files:{folder}")
         elif len(missing) < len(chosen) and (split in ("train", "validation") or split.startswith("test")):
             raise UserError(f"{folder}: split {split} has no column {missing[0]}; it has {', '.join(parallel[split])}.")
-    return _parallel_corpus(chosen[0], chosen[1], complete)
+    return _parallel_corpus(chosen[0], chosen[1], complete, config)
 
 
 def find_files(config: DataConfig) -> RawCorpus:
@@ -71,7 +73,7 @@ def find_files(config: DataConfig) -> RawCorpus:
     source, target = (_file_column(path) for path in splits["train"])
     if source == target:
         source, target = "source", "target"
-    return _parallel_corpus(config.source or source, config.target or target, splits)
+    return _parallel_corpus(config.source or source, config.target or target, splits, config)
 
 
 def parallel_lines(*paths: Path) -> Iterator[tuple[str, ...]]:
@@ -106,19 +108,24 @@ def _find_tables(folder: Path, listing: Folder, config: DataConfig) -> RawCorpus
     places = [columns.index(column) for column in chosen]
 
     def stream(path: Path) -> Stream:
-        return lambda: _table_pairs(path, columns, places)
+        return lambda: as_pairs(_table_rows(path, columns, places), config, partial(_place, path))
 
     return RawCorpus(
         chosen[0],
         chosen[1],
         splits={split: stream(path) for split, path in tables.items()},
-        signature=["tsv", len(columns), *places, {split: _stamp(path) for split, path in tables.items()}],
+        signature=[
+            *("tsv", len(columns), *places),
+            {split: _stamp(path) for split, path in tables.items()},
+            *turns_signature(config),
+        ],
         newest=max(path.stat().st_mtime for path in tables.values()),
         largest_train=_largest_train({split: [path] for split, path in tables.items()}),
+        notes=turns_notes(config),
     )
 
 
-def _table_pairs(path: Path, columns: tuple[str, ...], places: Sequence[int]) -> Iterator[Pair]:
+def _table_rows(path: Path, columns: tuple[str, ...], places: Sequence[int]) -> Iterator[list[str]]:
     with closing(read_lines(path)) as lines:
         for number, line in enumerate(lines, 1):
             fields = line.split("\t")
@@ -130,21 +137,26 @@ def _table_pairs(path: Path, columns: tuple[str, ...], places: Sequence[int]) ->
                         f"{path}, line {number:,} has {len(fields)} tab-separated fields, and data.columns names"
                         f" {len(columns)} ({', '.join(columns)}): {_excerpt(line)}"
                     )
-            yield as_pair([fields[place] for place in places])
+            yield [fields[place] for place in places]
 
 
-def _parallel_corpus(source: str, target: str, splits: dict[str, tuple[Path, ...]]) -> RawCorpus:
+def _parallel_corpus(source: str, target: str, splits: dict[str, tuple[Path, ...]], config: DataConfig) -> RawCorpus:
     def stream(files: tuple[Path, ...]) -> Stream:
-        return lambda: map(as_pair, parallel_lines(*files))
+        return lambda: as_pairs(parallel_lines(*files), config, partial(_place, files[-1]))
 
     everything = [path for files in splits.values() for path in files]
     return RawCorpus(
         source,
         target,
         splits={split: stream(files) for split, files in splits.items()},
-        signature=["lines", {split: [_stamp(path) for path in files] for split, files in splits.items()}],
+        signature=[
+            "lines",
+            {split: [_stamp(path) for path in files] for split, files in splits.items()},
+            *turns_signature(config),
+        ],
         newest=max((path.stat().st_mtime for path in everything), default=0.0),
         largest_train=_largest_train(splits),
+        notes=turns_notes(config),
     )
 
 
@@ -217,6 +229,10 @@ def _own_names(columns: Any) -> tuple[str, str] | None:
 def _file_column(path: Path) -> str:
     """Returns what sets the file's name apart: de for train.de.gz."""
     return Path(path.name.removesuffix(".gz")).suffix.removeprefix(".") or path.name
+
+
+def _place(path: Path, number: int) -> str:
+    return f"{path}, line {number:,}"
 
 
 def _largest_train(splits: dict[str, Any]) -> str | None:

@@ -9,7 +9,8 @@ from seq2seq_jax.config import DataConfig
 from seq2seq_jax.errors import UserError, did_you_mean
 
 Pair = tuple[str, str]
-"""Source and target; tags of the source, where a corpus has them, follow it after a tab."""
+"""Source and target; tags of the source, where a corpus has them, follow it after a tab, and turns of the dialogue
+before it, where they are wanted, stand before it with tabs between."""
 TAB = "\t"
 Stream = Callable[[], Iterator[Pair]]
 """Starts a new pass over the (source, target) lines of a split."""
@@ -89,13 +90,13 @@ def name_splits(raw: RawCorpus, train: str) -> RawCorpus:
 def resolve_columns(
     config: DataConfig, columns: Sequence[str], defaults: tuple[str, str] | None, where: str
 ) -> tuple[str, ...]:
-    """Returns the columns to read and to write, and that of the source's tags, if there is one.
+    """Returns the columns to read and to write, and that of the source's tags, or turns before it, if they are wanted.
 
     A side that is not given is the corpus's own default; or the other one, if
     the given side names one of the two.
 
     Args:
-      config: says which, in data.source, data.target and data.features.
+      config: says which, in data.source, data.target, data.features and data.turns.
       columns: the columns there are.
       defaults: source and target of the corpus's own, if it has them.
       where: what has these columns, for messages.
@@ -103,14 +104,15 @@ def resolve_columns(
     Raises:
       UserError: a column is not there, not chosen, or chosen twice.
     """
-    source, target, features = config.source, config.target, config.features
+    source, target = config.source, config.target
+    others = {field: name for field in ("features", "turns") if (name := getattr(config, field)) is not None}
     have = f"{where} has the columns {', '.join(columns)}"
-    for field, name in (("source", source), ("target", target), ("features", features)):
+    for field, name in (("source", source), ("target", target), *others.items()):
         if name is not None and name not in columns:
             raise UserError(f"data.{field} {name}: there is no such column; {have}.{did_you_mean(name, columns)}")
     if defaults and source is None and target is None:
         source, target = defaults
-    sides = [column for column in columns if column != features]
+    sides = [column for column in columns if column not in others.values()]
     pair = defaults or (tuple(sides) if len(sides) == 2 else ())
     if source is None and target in pair:
         source = pair[1 - pair.index(target)]
@@ -120,10 +122,13 @@ def resolve_columns(
         raise UserError(f"{have}; say with data.source and data.target which is read and which is written.")
     if source == target:
         raise UserError(f"data.source and data.target are both {source}; {have}.")
-    if features in (source, target):
-        side = "source" if features == source else "target"
-        raise UserError(f"data.features and data.{side} are both {features}; {have}.")
-    return (source, target) if features is None else (source, target, features)
+    for field, name in others.items():
+        if name in (source, target):
+            raise UserError(
+                f"data.{field} and data.{'source' if name == source else 'target'} are both {name}; {have}."
+            )
+    third = config.turns if config.context_turns else config.features
+    return (source, target) if third is None else (source, target, third)
 
 
 def as_pair(columns: Sequence[str]) -> Pair:

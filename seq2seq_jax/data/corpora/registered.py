@@ -34,9 +34,10 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 
 from seq2seq_jax.cache import existing_folder
 from seq2seq_jax.config import DataConfig
+from seq2seq_jax.data.corpora.dialogue import as_pairs, turns_notes, turns_signature
+from seq2seq_jax.data.corpora.generated import NAMES
 from seq2seq_jax.data.corpora.published import Published
-from seq2seq_jax.data.corpora.raw import Pair, RawCorpus, Stream, as_pair, resolve_columns
-from seq2seq_jax.data.corpora.scan_corpus import CONFIGS
+from seq2seq_jax.data.corpora.raw import RawCorpus, Stream, resolve_columns
 from seq2seq_jax.data.corpora.tfrecords import read_tfrecords
 from seq2seq_jax.data.corpora.without_tensorflow import file_functions
 from seq2seq_jax.data.progress import ProgressCallback
@@ -94,15 +95,23 @@ def _open(folder: Path, config: DataConfig) -> RawCorpus:
     chosen = resolve_columns(config, columns, defaults, config.corpus)
 
     def stream(split: str) -> Stream:
-        return lambda: _pairs(builder, folder, split, chosen)
+        return lambda: as_pairs(
+            _rows(builder, folder, split, chosen),
+            config,
+            lambda number: f"{config.corpus}, split {split}, example {number:,}",
+        )
 
     return RawCorpus(
         chosen[0],
         chosen[1],
         splits={name: stream(name) for name, split in builder.info.splits.items() if split.num_examples},
-        signature=["tfds", os.fspath(folder), *chosen, [[s.st_size, s.st_mtime_ns] for s in stats]],
+        signature=[
+            *("tfds", os.fspath(folder), *chosen),
+            [[s.st_size, s.st_mtime_ns] for s in stats],
+            *turns_signature(config),
+        ],
         newest=max(stat.st_mtime for stat in stats),
-        notes=(f"{config.corpus}: {chosen[0]} to {chosen[1]}, from {folder}",),
+        notes=(f"{config.corpus}: {chosen[0]} to {chosen[1]}, from {folder}", *turns_notes(config)),
     )
 
 
@@ -150,7 +159,7 @@ def _check_files(builder: Any, files: Iterable[Path]) -> None:
         raise ValueError(f"{min(stray)} belongs to no split of dataset_info.json")
 
 
-def _pairs(builder: Any, folder: Path, split: str, columns: Sequence[str]) -> Iterator[Pair]:
+def _rows(builder: Any, folder: Path, split: str, columns: Sequence[str]) -> Iterator[list[str]]:
     """Yields the text of some features of every example.
 
     Raises:
@@ -163,7 +172,7 @@ def _pairs(builder: Any, folder: Path, split: str, columns: Sequence[str]) -> It
             for record in read(path) if length or path.exists() else ():
                 count += 1
                 example = features.deserialize_example_np(record)
-                yield as_pair([_line(example[column]) for column in columns])
+                yield [_line(example[column]) for column in columns]
         except UnicodeDecodeError as error:
             raise UserError(f"{path}, record {count:,}: its text is not UTF-8 ({error.reason}).") from error
         except Exception as error:  # whatever the reader of records makes of it
@@ -261,13 +270,12 @@ def _missing_package(error: ImportError) -> str:
 
 def _unknown(name: str) -> str:
     plain = name.partition("/")[0].partition(":")[0]
-    own = [f"scan/{config}" for config in CONFIGS]
-    near = did_you_mean(name, own) or did_you_mean(plain, registered.list_imported_builders())
+    near = did_you_mean(name, NAMES) or did_you_mean(plain, registered.list_imported_builders())
     for path in (name, name.partition(":")[2]):
         if path and os.path.isdir(os.path.expanduser(path)):
             near = f" Did you mean files:{path}?"
     return (
-        f"data.corpus {name}: there is no such corpus.{near} There are {', '.join(own)}, files:DIR for a folder of"
+        f"data.corpus {name}: there is no such corpus.{near} There are {', '.join(NAMES)}, files:DIR for a folder of"
         " text files, and the datasets of TFDS."
     )
 
