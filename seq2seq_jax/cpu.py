@@ -41,8 +41,8 @@ def share_cores(num_runs: int) -> None:
     Call it before JAX has looked for devices. Nothing happens where the user has
     said how many (`JAX_NUM_CPU_DEVICES`, or in `XLA_FLAGS`), nor on a GPU or TPU.
     """
-    said = jax.config.values["jax_num_cpu_devices"] > 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not said:
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jax.config.values["jax_num_cpu_devices"] < 1 and "host_platform_device_count" not in flags:
         # Not every system says which cores a process may use.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jax.config.update("jax_num_cpu_devices", min(cores, num_runs))
