@@ -312,13 +312,12 @@ def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
     workdir = arguments.workdir[0]
     config = read_config(workdir)
     given_here = {name: getattr(arguments, name) for name in ("bleu_tokenizer", "metrics")}
-    settings = {name: value for name, value in given_here.items() if value is not None}
-    config = replace(config, **settings)
+    config = replace(config, **{name: value for name, value in given_here.items() if value is not None})
     from seq2seq_jax.metrics import check_packages
 
     check_packages(config)
     model = _load(arguments.workdir, arguments.decode)
-    model.config = replace(model.config, **settings)
+    model.config = config
     from seq2seq_jax import evaluation
 
     about: dict[str, Any] = {}
