@@ -32,5 +32,5 @@ def get_config() -> Config:
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine", warmup_steps=200),
         train=TrainConfig(num_steps=6_000, evaluate_every=1_000, checkpoint_every=1_000),
-        decode=DecodeConfig(beam_size=5, length_penalty=1.0),
+        decode=DecodeConfig(beam_size=5, length_penalty=1.0, max_length_ratio=8.0),  # after "Yes ." come long stories
     )

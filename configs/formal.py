@@ -1,4 +1,11 @@
-"""draft"""
+"""Formal languages (Delétang et al. 2023): strings of 1 to 40 symbols in training, of up to 500 in test.
+
+    python train.py --config configs/formal.py --data.corpus formal/parity
+
+or formal/modular_arithmetic, formal/reverse, formal/duplicate; `--model.cell min_gru` for a cell whose gates do not see
+the state. An answer is read off the encoder's last state: one direction, no attention. The paper trains a million
+steps on new strings, we on 20,000 of them; it scores by the mean over the lengths from 41 to 500.
+"""
 
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig, ModelConfig, OptimizerConfig, TrainConfig
 
@@ -25,7 +32,12 @@ def get_config() -> Config:
             batch_size=128,
             num_shapes=4,
         ),
-        optimizer=OptimizerConfig(learning_rate=1e-3, clip_norm=1.0),
-        train=TrainConfig(num_steps=3_000, evaluate_every=250, checkpoint_every=1_000, best_metric="loss"),
+        optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0),
+        train=TrainConfig(num_steps=5_000, evaluate_every=1_000, checkpoint_every=1_000),
         decode=DecodeConfig(beam_size=1, batch_size=128),
+        bleu_tokenizer="char",
+        published=(
+            "LSTMs solve parity and modular arithmetic beyond the trained lengths, and neither reverse nor duplicate"
+            " (Delétang et al. 2023)"
+        ),
     )
