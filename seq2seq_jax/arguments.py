@@ -6,8 +6,11 @@ answer is a box of many lines. Options may be spelled with `-` or `_`.
 """
 
 import contextlib
+import csv
 import dataclasses
 import io
+import itertools
+import math
 import os
 import shlex
 import types
@@ -23,6 +26,7 @@ Arguments = TypeVar("Arguments")
 
 HELP = frozenset({"-h", "--h", "-help", "--help"})
 LONGEST_PATH = 4095  # bytes, as Linux has it
+MOST_COMBINATIONS = 1_000  # each takes tyro a tenth of a second
 
 
 class Given(NamedTuple):
@@ -106,6 +110,50 @@ def values_of(given: Sequence[Given], name: str) -> list[str] | None:
     """Returns the values that were given last for option `name` (with underscores), or None where it was not given."""
     values = [option.values for option in given if option.name == name]
     return values[-1] if values else None
+
+
+def combinations(cls: Any, sweeps: Sequence[str], given: Sequence[Given]) -> list[tuple[Given, ...]]:
+    """Returns all combinations of values of some options, those of the last option one after another.
+
+    Args:
+      cls: a dataclass; its fields are the options, as of `read`.
+      sweeps: each the name of a field and its values: `model.cell=lstm,gru`. A value that holds a comma
+        stands in double quotes.
+      given: the options beside them.
+
+    Raises:
+      UserError: no values, an empty one, an unknown field, one twice or also in `given`, or far too many combinations.
+    """
+    options, axes = options_of(cls), dict[str, list[Given]]()
+    if not sweeps:
+        raise UserError("--sweep takes a field and its values, as in model.cell=lstm,gru, and none was given.")
+    for sweep in sweeps:
+        typed, _, values = sweep.partition("=")
+        name = typed.replace("-", "_")
+        if name not in options:
+            match = _nearest_option(name, list(options))
+            hint = f" Did you mean {match}?" if match else ""
+            raise UserError(f"--sweep {shortened(sweep)}: there is no field {shown(typed)}.{hint}")
+        if name in axes:
+            raise UserError(f"--sweep names {name} twice; give all its values at once.")
+        if any(option.name == name for option in given):
+            raise UserError(f"{name} is given by --sweep and by {_dashed(name)}; give it once.")
+        axes[name] = [_tidy(Given(name, [value]), options[name]) for value in _listed(sweep, values)]
+    if (number := math.prod(map(len, axes.values()))) > MOST_COMBINATIONS:
+        raise UserError(f"--sweep makes {number:,} combinations, and {MOST_COMBINATIONS:,} at most are tried.")
+    return list(itertools.product(*axes.values()))
+
+
+def _listed(sweep: str, values: str) -> list[str]:
+    """Returns the values between commas."""
+    try:
+        (listed,) = csv.reader([values], strict=True)
+    except (csv.Error, ValueError) as error:
+        said = f"--sweep {shortened(sweep)}: {error}"
+        raise UserError(f"{said}; a value that holds a comma or quotes stands in double quotes.") from None
+    if not listed or "" in listed:
+        raise UserError(f"--sweep {shortened(sweep)}: a value is empty; it takes FIELD=VALUE,VALUE.")
+    return listed
 
 
 def options_of(cls: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 import tyro
 
 from seq2seq_jax import __version__, console, text_files
-from seq2seq_jax.arguments import HELP, Given, options_of, parse, read, value_of, values_of
+from seq2seq_jax.arguments import HELP, Given, combinations, options_of, parse, read, value_of, values_of
 from seq2seq_jax.config import (
     PUBLISHED,
     BleuTokenizer,
@@ -37,7 +37,7 @@ from seq2seq_jax.config import (
 )
 from seq2seq_jax.config_file import find_config, load_config
 from seq2seq_jax.errors import UserError, did_you_mean, shortened
-from seq2seq_jax.run_directory import check_text, read_config, read_configs
+from seq2seq_jax.run_directory import check_text, members, read_config, read_configs
 from seq2seq_jax.signals import EXIT_CODES
 from seq2seq_jax.troubles import check_address_space, machine_trouble
 from seq2seq_jax.wording import counted
@@ -79,10 +79,16 @@ class ReproduceArguments(TrainArguments):
     """Directory of the seeds' runs; by default runs/, the config's name and -seeds."""
     num_seeds: int = 5
     """How many: train.seed and those after it."""
+    sweep: tuple[str, ...] = ()
+    """A field and values of it, as in model.cell=lstm,gru; can be given for several fields. Every combination is
+    trained with its seeds, in a folder of its own in workdir (by default runs/, the config's name and -sweep), and
+    they are compared by what they reach on the validation split."""
 
     def __post_init__(self) -> None:
-        if self.num_seeds < 2:
+        if self.num_seeds < 2 and not self.sweep:
             raise UserError(f"--num-seeds must be 2 or more, got {self.num_seeds}: one has no standard deviation.")
+        if self.num_seeds < 1:
+            raise UserError(f"--num-seeds must be 1 or more, got {self.num_seeds}.")
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class EvaluateArguments:
     """Decodes a split or a pair of files with a trained model and scores the result."""
 
     workdir: tuple[Path, ...]
-    """Run directory; several make an ensemble."""
+    """Run directory, or that of the seeds of reproduce; several runs make an ensemble."""
     split: str | None = None
     """Split of the run's corpus; by default test."""
     source_file: Path | None = None
@@ -115,7 +121,7 @@ class TranslateArguments:
     """Translates lines, one output line for each input line; a prompt where standard input is a terminal."""
 
     workdir: tuple[Path, ...]
-    """Run directory; several make an ensemble."""
+    """Run directory, or that of the seeds of reproduce; several runs make an ensemble."""
     input: Path | None = None
     """File to translate; by default standard input."""
     output: Path | None = None
@@ -138,7 +144,7 @@ class ScoreArguments:
     """Prints, for each pair of lines, the log-probability in nats of the target, its end included, given the source."""
 
     workdir: tuple[Path, ...]
-    """Run directory; several make an ensemble."""
+    """Run directory, or that of the seeds of reproduce; several runs make an ensemble."""
     source_file: Path
     """Sources, a sentence a line."""
     target_file: Path
@@ -262,6 +268,8 @@ def _train(given: Sequence[Given], repository: Path | None) -> int:
 
 
 def _reproduce(given: Sequence[Given], repository: Path | None) -> int:
+    if any(option.name == "sweep" for option in given):
+        return _sweep(given, repository)
     settings, workdir, arguments = _experiment("reproduce", ReproduceArguments, given, repository, "-seeds")
     _configure_jax()
     from seq2seq_jax.cpu import share_cores
@@ -270,6 +278,23 @@ def _reproduce(given: Sequence[Given], repository: Path | None) -> int:
     from seq2seq_jax.training.reproduction import reproduce
 
     return _code_of(reproduce(settings, arguments.num_seeds, workdir).status)
+
+
+def _sweep(given: Sequence[Given], repository: Path | None) -> int:
+    sweeps = [value for option in given if option.name == "sweep" for value in option.values]
+    others = [option for option in given if option.name != "sweep"]
+    points = combinations(Config, sweeps, others)
+    others.append(Given("sweep", sweeps))
+    found = _experiments("reproduce", ReproduceArguments, others, repository, "-sweep", points)
+    _, workdir, arguments = found[0]
+    _configure_jax()
+    from seq2seq_jax.cpu import share_cores
+
+    share_cores(arguments.num_seeds)
+    from seq2seq_jax.training.sweep import sweep
+
+    fields, configs = [option.name for option in points[0]], [settings for settings, _, _ in found]
+    return _code_of(sweep(fields, configs, arguments.num_seeds, workdir))
 
 
 def _code_of(status: str) -> int:
@@ -291,16 +316,36 @@ def _experiment(
     command: str, cls: type[Experiment], given: Sequence[Given], repository: Path | None, suffix: str = ""
 ) -> tuple[Config, Path, Experiment]:
     """The settings of the config file with the command line's in their place, the run directory, and all options."""
+    return _experiments(command, cls, given, repository, suffix, [()])[0]
+
+
+def _experiments(
+    command: str,
+    cls: type[Experiment],
+    given: Sequence[Given],
+    repository: Path | None,
+    suffix: str,
+    variants: Sequence[Sequence[Given]],
+) -> list[tuple[Config, Path, Experiment]]:
+    """`_experiment` with each of some further groups of options."""
     path = find_config(value_of(given, "config"), repository)
     default = cls(path, settings=load_config(path))
     program = _program()
     program = f"python {program}" if program.endswith(".py") else f"{program} {command}"
-    arguments = parse(cls, given, default=default, prog=program)
-    settings, workdir = arguments.settings, arguments.workdir or Path("runs") / f"{path.stem}{suffix}"
-    if _published(settings) == _published(default.settings) and _is_another_task(settings.data, default.settings.data):
-        nothing = {name: getattr(Config, name) for name in PUBLISHED}
-        settings = replace(settings, **nothing)  # nobody published anything about it
-    return settings, workdir, arguments
+    experiments = []
+    for variant in variants:
+        try:
+            arguments = parse(cls, [*given, *variant], default=default, prog=program)
+        except UserError as error:
+            words = " ".join(f"{option.name}={shortened(option.values[0])}" for option in variant)
+            raise UserError(f"{words}: {error}" if words else str(error)) from None
+        settings, workdir = arguments.settings, arguments.workdir or Path("runs") / f"{path.stem}{suffix}"
+        unchanged = _published(settings) == _published(default.settings)
+        if unchanged and _is_another_task(settings.data, default.settings.data):
+            nothing = {name: getattr(Config, name) for name in PUBLISHED}
+            settings = replace(settings, **nothing)  # nobody published anything about it
+        experiments.append((settings, workdir, arguments))
+    return experiments
 
 
 def _published(settings: Config) -> list[Any]:
@@ -308,15 +353,15 @@ def _published(settings: Config) -> list[Any]:
 
 
 def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
-    arguments = _parse_for_run("evaluate", EvaluateArguments, given)
+    arguments, runs = _parse_for_run("evaluate", EvaluateArguments, given)
     workdir = arguments.workdir[0]
-    config = read_config(workdir)
+    config = read_config(runs[0])
     given_here = {name: getattr(arguments, name) for name in ("bleu_tokenizer", "metrics")}
     config = replace(config, **{name: value for name, value in given_here.items() if value is not None})
     from seq2seq_jax.metrics import check_packages
 
     check_packages(config)
-    model = _load(arguments.workdir, arguments.decode)
+    model = _load(runs, arguments.decode)
     model.config = config
     from seq2seq_jax import evaluation
 
@@ -330,11 +375,12 @@ def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
         sources, targets = _read_pairs(arguments.source_file, arguments.target_file)
     else:
         name = arguments.split or "test"
-        pairs = _run_corpus(arguments.workdir, model.config).split(name)
+        pairs = _run_corpus(runs, model.config).split(name)
         sources, targets = pairs.read(0, len(pairs))
     if len(arguments.workdir) > 1:
         name = f"{_name_of_ensemble(arguments.workdir)}/{name}"
-        about["workdirs"] = [str(path.absolute()) for path in arguments.workdir]
+    if runs != (workdir,):
+        about["workdirs"] = [str(path.absolute()) for path in runs]
     scores = evaluation.evaluate_split(model, workdir, name, sources, targets, about)
     print("\n".join([_table(scores), *scores.get("remarks", ())]))
     print(f"written to {workdir / 'evaluations' / name}.json, beam {arguments.decode.beam_size}")
@@ -357,25 +403,24 @@ def _run_corpus(workdirs: Sequence[Path], config: Config) -> "Corpus":
 
 
 def _translate(given: Sequence[Given], repository: Path | None) -> int:
-    arguments = _parse_for_run("translate", TranslateArguments, given)
+    arguments, runs = _parse_for_run("translate", TranslateArguments, given)
     at_prompt = arguments.input is None and arguments.output is None and console.is_terminal(sys.stdin)
-    turns = _context_turns(arguments, at_prompt)
+    turns = _context_turns(arguments, runs[0], at_prompt)
     if at_prompt:
-        _prompt(_translation(arguments), turns)
+        _prompt(_translation(arguments, runs), turns)
         return 0
     with text_files.open_input(arguments.input) as source, text_files.open_output(arguments.output) as target:
         text_files.check_apart(source, target, arguments.output)
-        translate = _translation(arguments)
+        translate = _translation(arguments, runs)
         for lines in text_files.chunks(source, str(arguments.input or "standard input")):
             target.write("".join(f"{text}\n" for answer in translate(lines) for text in answer.lines).encode())
             target.flush()
     return 0
 
 
-def _context_turns(arguments: TranslateArguments, at_prompt: bool) -> int:
+def _context_turns(arguments: TranslateArguments, run: Path, at_prompt: bool) -> int:
     """Turns that the prompt reads before a line; UserError where it cannot be as many."""
-    wanted, workdir = arguments.context_turns, arguments.workdir[0]
-    trained = read_config(workdir).data.context_turns
+    wanted, trained = arguments.context_turns, read_config(run).data.context_turns
     if wanted is None:
         return trained
     if not at_prompt:
@@ -385,7 +430,7 @@ def _context_turns(arguments: TranslateArguments, at_prompt: bool) -> int:
         )
     if not 0 <= wanted <= trained:
         choice = f"use 0 to {trained}" if trained else "leave it out"
-        raise UserError(f"--context-turns {wanted}: {workdir} was trained with data.context_turns {trained}; {choice}.")
+        raise UserError(f"--context-turns {wanted}: {run} was trained with data.context_turns {trained}; {choice}.")
     return wanted
 
 
@@ -396,9 +441,9 @@ class _Answer(NamedTuple):
     lines: list[str]
 
 
-def _translation(arguments: TranslateArguments) -> Callable[[Sequence[str]], list[_Answer]]:
-    """What the model of a run makes of lines."""
-    model = _load(arguments.workdir, arguments.decode)
+def _translation(arguments: TranslateArguments, runs: Sequence[Path]) -> Callable[[Sequence[str]], list[_Answer]]:
+    """What the models of runs make of lines."""
+    model = _load(runs, arguments.decode)
     from seq2seq_jax.data.progress import progress_bar
 
     numbers = itertools.count(1)
@@ -420,18 +465,18 @@ def _translation(arguments: TranslateArguments) -> Callable[[Sequence[str]], lis
 
 def _score(given: Sequence[Given], repository: Path | None) -> int:
     console.check_output()
-    arguments = _parse_for_run("score", ScoreArguments, given)
+    arguments, runs = _parse_for_run("score", ScoreArguments, given)
     sources, targets = _read_pairs(arguments.source_file, arguments.target_file)
-    decode = read_config(arguments.workdir[0]).decode
+    decode = read_config(runs[0]).decode
     decode = replace(decode, ensemble=arguments.ensemble or decode.ensemble)
-    for log_prob in _load(arguments.workdir, decode).score(sources, targets):
+    for log_prob in _load(runs, decode).score(sources, targets):
         print(f"{log_prob:.4f}")
     return 0
 
 
 def _average(given: Sequence[Given], repository: Path | None) -> int:
     console.check_output()
-    arguments = _parse_for_run("average", AverageArguments, given)
+    arguments, _ = _parse_for_run("average", AverageArguments, given)
     output = arguments.output or arguments.workdir / f"average-{arguments.last}"
     _configure_jax(TO_TRANSLATE)
     from seq2seq_jax.averaging import average
@@ -489,15 +534,19 @@ def _is_another_task(data: DataConfig, configured: DataConfig) -> bool:
     )
 
 
-def _parse_for_run(command: str, cls: type, given: Sequence[Given]) -> Any:
-    """Parses the options of a command on run directories; its `decode` options default to those of the first run."""
+def _parse_for_run(command: str, cls: type, given: Sequence[Given]) -> tuple[Any, tuple[Path, ...]]:
+    """The options of a command, and the runs that its run directories stand for, see `members`.
+
+    Its `decode` options default to those of the first run.
+    """
     workdirs = values_of(given, "workdir")
-    default = None
+    default, runs = None, ()
     if workdirs is not None:
         paths = tuple(map(Path, workdirs))
-        configs = read_configs(paths)  # a wrong directory is told at once, before JAX is imported
+        runs = members(paths)
+        configs = read_configs(runs)  # a wrong directory is told at once, before JAX is imported
         default = cls(paths, decode=configs[0].decode) if "decode.beam_size" in options_of(cls) else None
-    return parse(cls, given, default=default, prog=f"{_program()} {command}")
+    return parse(cls, given, default=default, prog=f"{_program()} {command}"), runs
 
 
 def _read_pairs(source: Path, target: Path) -> tuple[list[str], list[str]]:

@@ -21,11 +21,14 @@ from seq2seq_jax.cache import existing_folder, try_lock, write_whole
 from seq2seq_jax.config import PUBLISHED, Config, differences, from_json, to_json
 from seq2seq_jax.errors import UserError, nearest
 from seq2seq_jax.signals import undoing
+from seq2seq_jax.wording import counted
 
 VOCABULARY = "vocabulary"
 """Folder of the vocabularies."""
 SEEDS = "seeds"
 """Folder of the run directories of several seeds, 0, 1 and so on."""
+REPRODUCTION = "reproduction.json"
+"""What became of several seeds, once they are done."""
 _FINGERPRINT = Path(VOCABULARY, "corpus.txt")  # hash of the text that the run reads
 _LOCK = "lock"
 _FILES = ("train_files", "validation_files", "test_files")
@@ -51,6 +54,38 @@ def read_config(workdir: Path) -> Config:
             f"{path}: {reason}\nPut it back from a copy; or remove it and give the command that trained the run again,"
             " for its checkpoints know the configuration."
         ) from None
+
+
+def members(workdirs: Sequence[Path]) -> tuple[Path, ...]:
+    """Returns the run directories that `workdirs` stand for: one of several seeds is all of them that were tested.
+
+    A seed that had diverged, so that it was not tested, is left out with a warning.
+
+    Raises:
+      UserError: all seeds had diverged, or the note of what became of them is damaged.
+    """
+    return tuple(run for workdir in workdirs for run in _tested_seeds(workdir))
+
+
+def _tested_seeds(workdir: Path) -> list[Path]:
+    """The run directories of the seeds that `reproduce` has tested in `workdir`; itself, where there are none."""
+    path = workdir / REPRODUCTION
+    try:
+        seeds = json.loads(path.read_text(encoding="utf-8"))["seeds"]
+        tested = [workdir / SEEDS / str(index) for index, seed in enumerate(seeds) if seed["scores"]]
+        untested = [seed["seed"] for seed in seeds if not seed["scores"]]
+    except (FileNotFoundError, NotADirectoryError):
+        return [workdir]
+    except (ValueError, KeyError, TypeError, RecursionError, IsADirectoryError) as error:
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}). The command reproduce that made it, given again, makes it"
+            " anew, and trains nothing."
+        ) from None
+    if not tested:
+        raise UserError(f"All seeds of {workdir} have diverged, see {path}; there is no model to use.")
+    for seed in untested:
+        warnings.warn(f"Seed {seed} of {workdir} had diverged and is left out of the ensemble.", stacklevel=5)
+    return tested
 
 
 def read_configs(workdirs: Sequence[Path]) -> list[Config]:
@@ -164,14 +199,14 @@ class Origin(NamedTuple):
       source: fingerprint of the source vocabulary.
       target: fingerprint of the target vocabulary.
       corpus: hash of the text, or None where an older version kept none.
-      num_seeds: 1, or how many seeds it holds that are trained together.
+      seeds_together: how many seeds it holds that `reproduce` trains; None for a run by itself.
     """
 
     config: Config
     source: str
     target: str
     corpus: str | None
-    num_seeds: int = 1
+    seeds_together: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Returns what JSON can hold."""
@@ -190,8 +225,8 @@ def check_origin(workdir: Path, checkpoint: Path, kept: dict[str, Any], here: Or
     Raises:
       UserError: names the file that differs and, of the configuration, the fields.
     """
-    if (num_seeds := kept.get("num_seeds", 1)) != here.num_seeds:
-        raise UserError(_of_other_seeds(workdir, checkpoint, num_seeds, here.num_seeds))
+    if (together := _seeds_together(kept)) != here.seeds_together:
+        raise UserError(_of_other_seeds(workdir, checkpoint, together, here.seeds_together))
     if changed := _differences(from_json(json.dumps(kept["config"])), here.config):
         fields = "\n  ".join(changed)
         raise UserError(
@@ -213,17 +248,22 @@ def check_origin(workdir: Path, checkpoint: Path, kept: dict[str, Any], here: Or
         )
 
 
-def _of_other_seeds(workdir: Path, checkpoint: Path, kept: int, here: int) -> str:
-    if kept == 1:
-        return f"Checkpoint {checkpoint} is of a run by itself, and not of {here} seeds. Choose another --workdir."
-    if here > 1:
-        return (
-            f"Checkpoint {checkpoint} holds {kept} seeds, and --num-seeds is {here}. Give --num-seeds {kept}, or choose"
-            " another --workdir."
-        )
+def _seeds_together(kept: dict[str, Any]) -> int | None:
+    """`Origin.seeds_together` of a checkpoint; earlier ones say `num_seeds`, which is 1 for a run by itself."""
+    earlier = kept.get("num_seeds", 1)
+    return kept.get("seeds_together", earlier if earlier > 1 else None)
+
+
+def _of_other_seeds(workdir: Path, checkpoint: Path, kept: int | None, here: int | None) -> str:
+    if kept is None:
+        of = counted(here or 0, "seed")
+        return f"Checkpoint {checkpoint} is of a run by itself, and not of {of}. Choose another --workdir."
+    holds = f"Checkpoint {checkpoint} holds {counted(kept, 'seed')}"
+    if here is not None:
+        return f"{holds}, and --num-seeds is {here}. Give --num-seeds {kept}, or choose another --workdir."
     return (
-        f"Checkpoint {checkpoint} holds {kept} seeds, which the command reproduce trains. When it is done, each of them"
-        f" is a run directory: {workdir / SEEDS / '0'} and so on."
+        f"{holds}, which the command reproduce trains. When it is done, {workdir} is read as the ensemble of its seeds,"
+        f" and each is a run directory: {workdir / SEEDS / '0'} and so on."
     )
 
 

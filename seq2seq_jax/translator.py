@@ -329,13 +329,16 @@ def output_limits(source_lengths: Int[np.ndarray, " N"], max_length_ratio: float
 def load(workdir: Path | str | Sequence[Path | str], decode: DecodeConfig | None = None) -> Translator:
     """Returns the translator of a run directory, with its best parameters; or of several, as an ensemble.
 
-    What is set for a run and not for its model, such as the search, is that of the first.
+    The directory of several seeds, which `reproduce` makes, is that of all of them
+    that were tested, see `run_directory.members`. What is set for a run and not for
+    its model, such as the search, is that of the first.
 
     Raises:
       UserError: not a run directory, no checkpoint, a damaged file, files of different runs,
         or runs that make no ensemble, see `run_directory.check_ensemble`.
     """
     workdirs = [Path(workdir)] if isinstance(workdir, Path | str) else [Path(each) for each in workdir]
+    workdirs = run_directory.members(workdirs)
     configs = run_directory.read_configs(workdirs)
     vocabularies, belong = [], {}
     for workdir, config in zip(workdirs, configs, strict=True):

@@ -298,6 +298,12 @@ class Run:
         return self.loop_state.stopped
 
     @property
+    def best_validation(self) -> float | None:
+        """Best value of train.best_metric so far."""
+        value = self.loop_state.best_value
+        return -value if value is not None and self._config.train.best_metric == "loss" else value
+
+    @property
     def progress(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the arrays."""
         return asdict(self.loop_state)

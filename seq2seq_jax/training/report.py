@@ -2,7 +2,7 @@
 
 import itertools
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +118,17 @@ def farewell(config: Config, workdir: Path) -> Iterator[str]:
     yield f"Use it      python -m seq2seq_jax translate --workdir {shlex.quote(str(workdir))}"
 
 
-def farewell_of_seeds(config: Config, sentence: str, workdir: Path) -> Iterator[str]:
-    """The published result, the verdict, and where to look next."""
+def farewell_of_seeds(config: Config, sentence: str, workdir: Path, tested: Sequence[int]) -> Iterator[str]:
+    """The published result, the verdict, and where to look next; `tested` are the places of the seeds that were."""
     if config.published:
         yield f"Published   {config.published}"
     if sentence:
         yield f"Verdict     {sentence}"
     yield f"Outputs     {workdir}/reproduction.md and .json, a run directory a seed in {workdir}/seeds"
-    yield f"Use it      python -m seq2seq_jax translate --workdir {shlex.quote(str(workdir / 'seeds' / '0'))}"
+    one, everything = (shlex.quote(str(path)) for path in (workdir / "seeds" / str(tested[0]), workdir))
+    yield f"Use one     python -m seq2seq_jax translate --workdir {one}"
+    if len(tested) > 1:
+        yield f"Use all     python -m seq2seq_jax evaluate --workdir {everything}"
 
 
 def shown(scores: Mapping[str, Any]) -> list[str]:

@@ -39,10 +39,12 @@ from seq2seq_jax.training.step import abstract_state, empty_window
 from seq2seq_jax.training.verdict import (
     Outcome,
     Verdict,
+    all_diverged,
     conclusion,
     lines_of_seed,
     lines_of_seeds,
     published_split,
+    remove_results,
     summaries,
     write_results,
 )
@@ -72,8 +74,8 @@ def reproduce(config: Config, num_seeds: int, workdir: Path) -> Reproduction:
       UserError: as `train`; at the end only if all seeds have diverged.
     """
     workdir = Path(workdir)
-    if num_seeds < 2:
-        raise UserError(f"--num-seeds must be 2 or more, got {num_seeds}: one has no standard deviation. Use train.")
+    if num_seeds < 1:
+        raise UserError(f"--num-seeds must be 1 or more, got {num_seeds}.")
     if config.train.seed + num_seeds - 1 > SEED.largest:
         raise UserError(
             f"train.seed {config.train.seed} and the {num_seeds - 1} seeds after it go beyond {SEED.largest:,.0f}; use"
@@ -91,7 +93,7 @@ def _reproduce(config: Config, num_seeds: int, workdir: Path) -> Reproduction:
     groups = grouped(mesh, num_seeds)
     material = prepare(config, groups.shape[DATA], workdir)
     split = published_split(config, tested_splits(material.corpus), material.corpus.name)
-    belongs = origin(config, material.vocabularies, material.corpus.fingerprint)._replace(num_seeds=num_seeds)
+    belongs = origin(config, material.vocabularies, material.corpus.fingerprint)._replace(seeds_together=num_seeds)
     check_belongs(workdir, belongs)
     sizes = vocab_sizes(material.vocabularies)
     abstract = abstract_seeds(config, sizes, groups, num_seeds)
@@ -102,9 +104,12 @@ def _reproduce(config: Config, num_seeds: int, workdir: Path) -> Reproduction:
     say = partial(print, flush=True)
     for line in report.describe(config, material, abstract_state(config, sizes, mesh).params, mesh):
         say(line)
-    say(f"Seeds       {num_seeds}, {seeds[0]} to {seeds[-1]}, trained in one program")
+    several = f"Seeds       {num_seeds}, {seeds[0]} to {seeds[-1]}, trained in one program"
+    say(several if num_seeds > 1 else f"Seed        {seeds[0]}")
     compiled = compile_steps(config, material, groups, abstract, say, num_seeds)
     check_fits(config, material, groups, abstract, compiled, num_seeds)
+    if not run_directory.is_claimed(workdir):
+        remove_results(workdir)  # of a run whose other files have been removed since
     begin(config, material, workdir)
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(_SeedWriter(workdir, config, index)) for index in range(num_seeds)]
@@ -137,11 +142,12 @@ def _reproduce(config: Config, num_seeds: int, workdir: Path) -> Reproduction:
     scores = summaries(outcomes, config.published_metric)
     verdict, sentence = conclusion(config, split, scores)
     write_results(workdir, config, outcomes, scores, verdict, sentence)
-    for line in lines_of_seeds(outcomes, scores):
+    for line in lines_of_seeds(config, outcomes, scores):
         say(line)
     if not scores:
-        raise UserError(f"All {num_seeds} seeds have diverged. {outcomes[0].trouble}")
-    for line in report.farewell_of_seeds(config, sentence, workdir):
+        raise UserError(all_diverged([outcome.trouble for outcome in outcomes]))
+    tested = [index for index, outcome in enumerate(outcomes) if outcome.scores]
+    for line in report.farewell_of_seeds(config, sentence, workdir, tested):
         say(line)
     return Reproduction(status, step, tuple(outcomes), verdict)
 
@@ -287,9 +293,9 @@ class _Seeds:
             try:
                 run.check_last(best_step)
             except UserError as error:
-                yield Outcome(seed, best_step, scores, str(error))
+                yield Outcome(seed, best_step, scores, str(error), run.best_validation)
             else:
-                yield Outcome(seed, best_step, scores)
+                yield Outcome(seed, best_step, scores, validation=run.best_validation)
 
     def _make_run(self, workdir: Path, index: int, params: Any, best_step: int) -> None:
         """Makes the folder of a seed a run directory, which is read like any other; last of all its config.json.

@@ -14,7 +14,7 @@ from seq2seq_jax.errors import UserError
 from seq2seq_jax.training.report import HEADLINES, amount, number, shown
 from seq2seq_jax.wording import counted
 
-FILES = ("reproduction.json", "reproduction.md")
+FILES = (run_directory.REPRODUCTION, "reproduction.md")
 Verdict = Literal["REPRODUCED", "ABOVE", "BELOW"]
 
 
@@ -28,6 +28,8 @@ class Outcome(NamedTuple):
     """By test split; none where training had diverged."""
     trouble: str = ""
     """In what way it has diverged."""
+    validation: float | None = None
+    """Best value of train.best_metric on the validation split; None where there are no scores."""
 
 
 class Summary(NamedTuple):
@@ -63,6 +65,12 @@ def summaries(outcomes: Sequence[Outcome], also: str | None = None) -> dict[str,
             for name in names
         }
     return found
+
+
+def best_validation(outcomes: Sequence[Outcome]) -> Summary | None:
+    """Best validation values over the seeds that were tested, if there are any."""
+    values = [outcome.validation for outcome in outcomes if outcome.validation is not None]
+    return summarize(values) if values else None
 
 
 def judge(summary: Summary, score: float, band: float | None) -> Verdict | None:
@@ -125,13 +133,16 @@ def lines_of_seed(outcome: Outcome) -> Iterator[str]:
         yield f"Seed {outcome.seed:<6} {split} at step {outcome.best_step:,}: {numbers}"
 
 
-def lines_of_seeds(outcomes: Sequence[Outcome], found: dict[str, dict[str, Summary]]) -> Iterator[str]:
+def lines_of_seeds(config: Config, outcomes: Sequence[Outcome], found: dict[str, dict[str, Summary]]) -> Iterator[str]:
     """Mean and standard deviation of every metric, and what is to be said of them."""
     tested = [outcome for outcome in outcomes if outcome.scores]
+    if validation := best_validation(outcomes):
+        yield f"Validation  best {config.train.best_metric} {validation}"
     for split, metrics in found.items():
-        of = f" of {len(outcomes)}" if len(tested) < len(outcomes) else ""
-        tests = f"{amount(tested[0].scores[split])}, {len(tested)}{of} seeds"
-        yield f"Split {split}, {tests}, mean ± standard deviation:"
+        some = f"{len(tested)} of " if len(tested) < len(outcomes) else ""
+        tests = f"{amount(tested[0].scores[split])}, {some}{counted(len(outcomes), 'seed')}"
+        spread = ", mean ± standard deviation" if len(tested) > 1 else ""
+        yield f"Split {split}, {tests}{spread}:"
         for name, summary in metrics.items():
             yield f"    {name:<20} {summary!s:>18}  {summary.signature}".rstrip()
         yield from (f"    {remark}" for remark in tested[0].scores[split].get("remarks", ()))
@@ -147,21 +158,15 @@ def write_results(
 ) -> None:
     """Writes `reproduction.json` and `reproduction.md`, each as a whole."""
     published = {name: getattr(config, f"published_{name}") for name in ("metric", "score", "band", "split")}
+    validation = best_validation(outcomes)
     content = {
         "version": __version__,
         "published": {"text": config.published, **published},
         "verdict": verdict,
         "conclusion": sentence,
+        "validation": validation and {"metric": config.train.best_metric, **_as_json(validation)},
         "splits": {
-            split: {
-                name: {
-                    "mean": _plain(summary.mean),
-                    "standard_deviation": _plain(summary.deviation),
-                    "seeds": summary.count,
-                    "signature": summary.signature,
-                }
-                for name, summary in metrics.items()
-            }
+            split: {name: {**_as_json(summary), "signature": summary.signature} for name, summary in metrics.items()}
             for split, metrics in found.items()
         },
         "seeds": [
@@ -170,6 +175,7 @@ def write_results(
                 "workdir": f"{run_directory.SEEDS}/{index}",
                 "best_step": outcome.best_step,
                 "trouble": outcome.trouble,
+                "validation": _plain(outcome.validation),
                 "scores": {
                     split: {name: _plain(outcome.scores[split][name]) for name in metrics}
                     for split, metrics in found.items()
@@ -183,12 +189,35 @@ def write_results(
     write_whole(workdir / FILES[1], "".join(f"{line}\n" for line in _markdown(config, outcomes, found, sentence)))
 
 
+def all_diverged(troubles: Sequence[str]) -> str:
+    """What to say where no seed is left, given what became of each."""
+    many = f"All {len(troubles)} seeds have diverged. " if len(troubles) > 1 else ""
+    return f"{many}{troubles[0]}"
+
+
+def remove_results(workdir: Path) -> None:
+    """Removes what `write_results` wrote."""
+    for name in FILES:
+        (workdir / name).unlink(missing_ok=True)
+
+
+def _as_json(summary: Summary) -> dict[str, Any]:
+    return {
+        "mean": _plain(summary.mean),
+        "standard_deviation": _plain(summary.deviation),
+        "seeds": summary.count,
+    }
+
+
 def _markdown(
     config: Config, outcomes: Sequence[Outcome], found: dict[str, dict[str, Summary]], sentence: str
 ) -> Iterator[str]:
     columns = ["split", "metric", "mean ± standard deviation", *(f"seed {outcome.seed}" for outcome in outcomes)]
     yield f"| {' | '.join(columns)} |"
     yield f"|{'---|' * len(columns)}"
+    if validation := best_validation(outcomes):
+        values = ["diverged" if each.validation is None else number(each.validation) for each in outcomes]
+        yield f"| {' | '.join(['validation, best', config.train.best_metric, str(validation), *values])} |"
     for split, metrics in found.items():
         for name, summary in metrics.items():
             scores = [number(each.scores[split][name]) if each.scores else "diverged" for each in outcomes]
