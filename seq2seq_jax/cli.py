@@ -70,6 +70,13 @@ Experiment = TypeVar("Experiment", bound=TrainArguments)
 class PlanArguments(TrainArguments):
     """Says what training would cost: parameters, memory, operations, time. Takes train's options; trains nothing."""
 
+    num_seeds: int | None = None
+    """Seeds trained in one program, for the cost of reproduce; by default that of train."""
+
+    def __post_init__(self) -> None:
+        if self.num_seeds is not None and self.num_seeds < 2:
+            raise UserError(f"--num-seeds must be 2 or more, got {self.num_seeds}; leave it out for one.")
+
 
 @dataclass(frozen=True)
 class ReproduceArguments(TrainArguments):
@@ -304,11 +311,15 @@ def _code_of(status: str) -> int:
 
 def _plan(given: Sequence[Given], repository: Path | None) -> int:
     console.check_output()
-    settings, _, _ = _experiment("plan", PlanArguments, given, repository)
+    settings, _, arguments = _experiment("plan", PlanArguments, given, repository)
     _configure_jax()
+    if arguments.num_seeds is not None:
+        from seq2seq_jax.cpu import share_cores
+
+        share_cores(arguments.num_seeds)
     from seq2seq_jax.training.costs.planning import plan
 
-    plan(settings, lambda line: print(line, flush=True))
+    plan(settings, lambda line: print(line, flush=True), arguments.num_seeds)
     return 0
 
 

@@ -342,3 +342,22 @@ def test_freed_memory_is_kept_only_where_its_gaps_fit_too(
     room(times * max(shape.footprint.total for shape in planned[0].shapes))
     check_fits(config, material, mesh, abstract, compiled)
     assert bool(calls) == kept
+
+
+def test_a_plan_of_several_seeds_is_that_of_one_times_their_number(config, planned, quickly):
+    (alone, _), lines = planned, []
+    found = plan(config, lines.append, num_seeds=3)
+    assert found.state.count == 3 * (alone.state.count + alone_parameters(alone)) + 3  # and who is trained
+    assert [shape.products.flops for shape in found.shapes] == [3 * shape.products.flops for shape in alone.shapes]
+    assert all(
+        several.footprint.fixed > 3 * one.footprint.fixed - 10_000
+        for several, one in zip(found.shapes, alone.shapes, strict=True)
+    )
+    tokens = 3 * sum(shape.target_tokens for shape in alone.shapes)
+    assert found.target_tokens_per_second == pytest.approx(tokens / (found.num_batches * found.step_seconds))
+    assert any("all devices and 3 seeds" in line for line in lines)
+
+
+def alone_parameters(costs):
+    """Those of one seed: what it was validated with at its best is kept beside them."""
+    return sum(part.count for part in costs.parts.values())

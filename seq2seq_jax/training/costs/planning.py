@@ -19,12 +19,13 @@ from seq2seq_jax.metrics import check_packages
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.recurrence import Plan
 from seq2seq_jax.seq2seq import Seq2Seq
-from seq2seq_jax.sharding import make_mesh
+from seq2seq_jax.sharding import DATA, grouped, make_mesh
 from seq2seq_jax.training import report
 from seq2seq_jax.training.costs.available import available_bytes
 from seq2seq_jax.training.costs.counts import footprint, parameters_by_part, products, size
 from seq2seq_jax.training.costs.fits import check_fits, check_state_fits
 from seq2seq_jax.training.costs.summary import Costs, ShapeCosts, cost_lines, parameter_lines, step_lines
+from seq2seq_jax.training.seeds import SeedsState, abstract_seeds, initial_seeds, seeds_of_places
 from seq2seq_jax.training.setup import CompiledStep, Material, compile_steps, prepare
 from seq2seq_jax.training.step import TrainState, abstract_state, initial_state
 from seq2seq_jax.translator import vocab_sizes
@@ -33,8 +34,10 @@ _PROBE_BATCHES = 3  # of each shape, different ones
 _PROBE_SECONDS = 0.5  # at least, on each shape
 
 
-def plan(config: Config, say: Callable[[str], None]) -> Costs:
+def plan(config: Config, say: Callable[[str], None], num_seeds: int | None = None) -> Costs:
     """Says what training `config` will cost, by compiling its steps and doing a few of them; writes no run directory.
+
+    With `num_seeds` it is what `reproduce` will cost: a step is one of each seed.
 
     What is prepared on the way (corpus, ids, compiled programs) stays in the
     caches, and the run starts the sooner for it.
@@ -44,22 +47,32 @@ def plan(config: Config, say: Callable[[str], None]) -> Costs:
     """
     check_packages(config)
     mesh = make_mesh(config.mesh)
-    material = prepare(config, mesh.size)
+    groups = mesh if num_seeds is None else grouped(mesh, num_seeds)
+    material = prepare(config, groups.shape[DATA])
     sizes = vocab_sizes(material.vocabularies)
-    abstract = abstract_state(config, sizes, mesh)
-    parts, state_size = parameters_by_part(abstract.params), size(abstract)
+    alone = abstract_state(config, sizes, mesh)
+    abstract = alone if num_seeds is None else abstract_seeds(config, sizes, groups, num_seeds)
+    parts, state_size = parameters_by_part(alone.params), size(abstract)
     largest = material.batching.shapes[-1]
-    step = _decoder_plan(config, sizes, abstract.params, replace(largest, batch=largest.batch // mesh.size))
-    described = report.describe(config, material, abstract.params, mesh)
+    step = _decoder_plan(config, sizes, alone.params, replace(largest, batch=largest.batch // groups.shape[DATA]))
+    described = report.describe(config, material, alone.params, mesh)
     for line in (*described, *parameter_lines(parts, state_size), *step_lines(step)):
         say(line)
-    check_state_fits(mesh, abstract)
-    compiled = compile_steps(config, material, mesh, abstract, say)
+    check_state_fits(groups, abstract, num_seeds)
+    compiled = compile_steps(config, material, groups, abstract, say, num_seeds)
     available = available_bytes(mesh.devices.flat)
-    check_fits(config, material, mesh, abstract, compiled)
-    state, shapes = initial_state(config, sizes, mesh), []
+    check_fits(config, material, groups, abstract, compiled, num_seeds)
+    if num_seeds is None:
+        places, state = None, initial_state(config, sizes, mesh)
+    else:
+        places = len(seeds_of_places(config, num_seeds, groups))
+        state = initial_seeds(config, sizes, groups, num_seeds)
+    shapes = []
     for step, share in zip(compiled, _epoch(material), strict=True):
-        state, seconds = _probe(step, state, share.batches(material))
+        batches = share.batches(material)
+        if places is not None:  # the same for every seed: the shape is what costs
+            batches = [jax.tree.map(lambda rows: np.stack([rows] * places), batch) for batch in batches]
+        state, seconds = _probe(step, state, batches)
         shapes.append(
             ShapeCosts(
                 step.shape,
@@ -72,7 +85,7 @@ def plan(config: Config, say: Callable[[str], None]) -> Costs:
                 seconds,
             )
         )
-    costs = Costs(parts, state_size, tuple(shapes), available, config.train.num_steps)
+    costs = Costs(parts, state_size, tuple(shapes), available, config.train.num_steps, num_seeds or 1)
     for line in cost_lines(costs):
         say(line)
     return costs
@@ -121,7 +134,9 @@ def _epoch(material: Material) -> list[_Share]:
     return shares
 
 
-def _probe(step: CompiledStep, state: TrainState, batches: Sequence[Batch]) -> tuple[TrainState, float]:
+def _probe(
+    step: CompiledStep, state: TrainState | SeedsState, batches: Sequence[Batch]
+) -> tuple[TrainState | SeedsState, float]:
     """Trains on some batches of one shape for a moment; the state afterwards and the seconds of an update."""
     if not batches:
         return state, 0.0

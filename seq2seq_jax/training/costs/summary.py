@@ -46,6 +46,8 @@ class Costs(NamedTuple):
     available: int | None
     """Bytes that a step may use on each device, where that is known."""
     num_steps: int
+    num_seeds: int = 1
+    """Runs that take every step as one."""
 
     @property
     def num_batches(self) -> int:
@@ -71,8 +73,8 @@ class Costs(NamedTuple):
 
     @property
     def target_tokens_per_second(self) -> float:
-        """Real target tokens, all devices."""
-        tokens = sum(shape.target_tokens for shape in self.shapes)
+        """Real target tokens, all devices and seeds."""
+        tokens = self.num_seeds * sum(shape.target_tokens for shape in self.shapes)
         return tokens / (self.num_batches * self.step_seconds)
 
 
@@ -106,9 +108,10 @@ def cost_lines(costs: Costs) -> Iterator[str]:
     if largest:
         room = "" if costs.available is None else f" of {megabytes(costs.available)} MB available"
         yield f"Memory      {megabytes(largest.total)} MB{room} on each device, at the peak of the largest step"
+    seeds = f" and {costs.num_seeds} seeds" if costs.num_seeds > 1 else ""
     rates = costs.target_tokens_per_second, costs.products.flops / costs.step_seconds / 1e9
     yield (
-        f"Speed       {rates[0]:,.0f} target tokens/s, all devices, padding not counted;"
+        f"Speed       {rates[0]:,.0f} target tokens/s, all devices{seeds}, padding not counted;"
         f" {figures(rates[1])} GFLOP/s in products on each"
     )
     seconds = duration(costs.num_steps * costs.step_seconds)
