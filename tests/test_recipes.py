@@ -28,8 +28,8 @@ from seq2seq_jax.data.vocabulary import build_vocabularies
 from seq2seq_jax.errors import UserError
 
 CONFIGS = {path.stem: path for path in sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.py"))}
-WITH_DATA_ELSEWHERE = {"default", "multi30k_de_en", "multi30k_en_de", "sigmorphon2017"}
-RECIPES = sorted(CONFIGS.keys() - WITH_DATA_ELSEWHERE)
+CORPORA = {name: load_config(path).data.corpus for name, path in CONFIGS.items()}
+RECIPES = sorted(name for name, corpus in CORPORA.items() if not corpus.startswith(("files:", "scan/", "formal/")))
 
 
 # ---- models

@@ -349,10 +349,8 @@ def test_a_plan_of_several_seeds_is_that_of_one_times_their_number(config, plann
     found = plan(config, lines.append, num_seeds=3)
     assert found.state.count == 3 * (alone.state.count + alone_parameters(alone)) + 3  # and who is trained
     assert [shape.products.flops for shape in found.shapes] == [3 * shape.products.flops for shape in alone.shapes]
-    assert all(
-        several.footprint.fixed > 3 * one.footprint.fixed - 10_000
-        for several, one in zip(found.shapes, alone.shapes, strict=True)
-    )
+    for several, one in zip(found.shapes, alone.shapes, strict=True):
+        assert several.footprint and one.footprint and several.footprint.fixed > 3 * one.footprint.fixed
     tokens = 3 * sum(shape.target_tokens for shape in alone.shapes)
     assert found.target_tokens_per_second == pytest.approx(tokens / (found.num_batches * found.step_seconds))
     assert any("all devices and 3 seeds" in line for line in lines)
