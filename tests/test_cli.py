@@ -347,15 +347,25 @@ def test_a_published_score_is_not_held_against_another_task(call, trained, tmp_p
 # plan
 
 
-def test_plan_takes_the_options_of_train_and_prints_what_it_is_told(call, stub, trained, tmp_path):
-    planned = []
-    stub("training.costs.planning", plan=lambda config, say: planned.append(config) or say("Speed  fast"))
+def test_plan_takes_the_options_of_train_and_prints_what_it_is_told(call, stub, trained, tmp_path, monkeypatch):
+    planned, seeds, shared = [], [], []
+
+    def plan(config, say, num_seeds):
+        planned.append(config)
+        seeds.append(num_seeds)
+        say("Speed  fast")
+
+    stub("training.costs.planning", plan=plan)
+    monkeypatch.setattr("seq2seq_jax.cpu.share_cores", shared.append)
     path = write_config(tmp_path / "small.py", train="TrainConfig(seed=7)")
     options = ["--config", path, "--model.hidden-size", "8", "--workdir", "here"]
     assert call("plan", *options) == (0, "Speed  fast\n", "")
     assert planned == [Config(model=ModelConfig(hidden_size=8), train=TrainConfig(seed=7))]
     assert call("train", *options).code == 0
     assert planned == [config for config, _ in trained]
+    assert call("plan", *options, "--num-seeds", "4").code == 0
+    assert seeds == [None, 4] and shared == [4]
+    assert "--num-seeds must be 2 or more, got 1" in call("plan", *options, "--num-seeds", "1").err
 
 
 # mistakes

@@ -1,5 +1,6 @@
 """Freed memory stays with the process, and programs use it again."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -78,3 +79,27 @@ def test_a_program_in_the_calling_thread_finds_its_memory_again():
     assert elsewhere[0] and here[0]
     assert elsewhere[1] > 30_000  # no other thread's arena holds an array of 144 MB
     assert here[1] < 1_000
+
+
+DEVICES = """
+import jax
+from seq2seq_jax.cpu import share_cores
+share_cores(3)
+print(jax.device_count())
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, min(3, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)),
+        ({"JAX_NUM_CPU_DEVICES": "5"}, 5),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, 4),
+    ],
+)
+def test_every_core_is_a_device_unless_the_user_has_said_how_many(repository, said, expected):
+    others = {name: value for name, value in os.environ.items() if name not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
+    command = [sys.executable, "-c", DEVICES]
+    done = subprocess.run(command, cwd=repository, env=others | said, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == expected
