@@ -139,6 +139,7 @@ import json, sys, jax, numpy as np
 from seq2seq_jax.config import MeshConfig
 from seq2seq_jax.sharding import grouped, make_mesh
 from seq2seq_jax.training import seeds
+from tests.hlo import collectives
 from tests.training.test_reproduction import DROPOUT, N, SIZES, at_once, stacked_pairs
 if sys.argv[1] == "at once":
     seeds._over_seeds = lambda _: at_once
@@ -149,7 +150,9 @@ for devices in (1, 2, 4, 6):
     places = seeds.seeds_of_places(DROPOUT, N, mesh)
     for step in range(2):
         fill = lambda rows: np.concatenate([rows, rows[: len(places) - N]])
-        state = update(state, *jax.tree.map(fill, stacked_pairs(step)))
+        batch = jax.tree.map(fill, stacked_pairs(step))
+        meetings = collectives(update.lower(state, *batch).compile().as_text())
+        state = update(state, *batch)
     kept = seeds.saved(state, N)
     state = seeds.restored(kept, mesh)
     again = jax.tree.leaves(seeds.saved(state, N))
@@ -160,6 +163,7 @@ for devices in (1, 2, 4, 6):
         "active": state.active.tolist(),
         "same": all((one == other).all() for one, other in zip(jax.tree.leaves(kept), again, strict=True)),
         "leaves": leaves,
+        "meetings": sum(sum(kinds.values()) for kinds in meetings.values()),
     }
 print(json.dumps(found))
 """
@@ -174,6 +178,7 @@ def test_groups_of_devices_take_the_seeds_and_those_of_a_group_the_rows(reposito
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert [each["shape"] for each in found.values()] == [[1, 1], [2, 1], [2, 2], [3, 2]]
+    assert [bool(each["meetings"]) for each in found.values()] == [False, False, True, True]  # those of one group only
     assert [each["places"] for each in found.values()] == [[0, 1, 2], [0, 1, 2, 0], [0, 1, 2, 0], [0, 1, 2]]
     for each in found.values():
         assert each["active"] == [index < N for index in range(len(each["places"]))] and each["same"]
