@@ -457,6 +457,9 @@ class DataConfig:
     context_turns: Annotated[int, Bounds(0, 1_000)] = 0
     """Turns before the source that are read with it, the oldest first, with a symbol of their own between them; by
     data.turns. Where a source is longer than max_length with them, the oldest are left out, and counted."""
+    hallucinate: Annotated[int, Bounds(0, 10_000_000)] = 0
+    """Pairs to add to train, whose words are invented: what source and target have in common, with other characters
+    (Anastasopoulos and Neubig 2019). For inflection with little text."""
     train_files: tuple[str, str] | None = None
     """Source and target file of the training split, instead of a corpus."""
     validation_files: tuple[str, str] | None = None
@@ -517,6 +520,13 @@ class DataConfig:
                 f" train.{self.features} beside them into a folder, and set data.corpus files:FOLDER."
             )
         _check_turns(self)
+        kinds = {self.vocabulary, self.target_vocabulary or self.vocabulary}
+        if self.hallucinate and kinds != {"characters"}:
+            other = min(kinds - {"characters"})
+            raise UserError(
+                f"data.hallucinate {self.hallucinate} invents words of characters, and the vocabulary is {other}; set"
+                " data.vocabulary characters, or data.hallucinate 0."
+            )
         if "\t" in self.features_separator:
             raise UserError("data.features_separator has a tab, which stands between a source and its tags.")
 

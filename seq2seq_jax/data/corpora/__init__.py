@@ -24,6 +24,7 @@ from seq2seq_jax.checksums import text_checksum
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.corpora.files import find_files, find_folder
 from seq2seq_jax.data.corpora.generated import find_generated, is_generated
+from seq2seq_jax.data.corpora.hallucination import with_hallucinated
 from seq2seq_jax.data.corpora.prepare import DATASET, VERSION, Split, Survey, open_splits, survey, write
 from seq2seq_jax.data.corpora.raw import RawCorpus, name_splits, named_path
 from seq2seq_jax.data.corpora.registered import find_registered
@@ -89,6 +90,8 @@ def load_corpus(config: DataConfig, *, progress: ProgressCallback | None = None)
     existing_folder(root / DATASET / "index", setting)  # before minutes are spent
     with contextlib.nullcontext(progress) if progress else progress_bar() as report:
         raw = name_splits(_find(config, root, report), config.train_split)
+        if config.hallucinate:
+            raw = with_hallucinated(raw, config.hallucinate)
         whole_sources = config.group_references and "validation" not in raw.splits
         index = root / DATASET / "index" / f"{_hash(raw, whole_sources)}.json"
         found = _read_index(index, root)
