@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import pytest
 import tyro
 
-from seq2seq_jax.arguments import Given, describe, options_of, parse, read, value_of
+from seq2seq_jax.arguments import Given, combinations, describe, options_of, parse, read, value_of
 from seq2seq_jax.config import Config, DataConfig, ModelConfig
 from seq2seq_jax.errors import UserError
 
@@ -167,3 +167,45 @@ def test_names_as_long_as_the_system_takes_are_taken():
 
     for name in ("x" * 255, "/".join(["x" * 200] * 20)):
         assert parse(Places, read(Places, ["--place", name]), default=None, prog="it").place == Path(name)
+
+
+def test_combinations_are_all_of_them_in_order_as_options_are_read():
+    sweeps = ["model.cell=lstm,gru", "model.coverage=TRUE,false", "data.batch-size=none"]
+    found = combinations(Config, sweeps, [Given("workdir", ["here"])])
+    assert found == [
+        (Given("model.cell", [cell]), Given("model.coverage", [coverage]), Given("data.batch_size", ["None"]))
+        for cell in ("lstm", "gru")
+        for coverage in ("True", "False")
+    ]
+
+
+def test_a_value_with_a_comma_stands_in_quotes():
+    (first,), (second,) = combinations(Config, ['model.source_vectors="a,b.vec",c=d.vec'], [])
+    assert (first.values, second.values) == (["a,b.vec"], ["c=d.vec"])
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "message"),
+    [
+        ([], "--sweep takes a field and its values, as in model.cell=lstm,gru, and none was given."),
+        (["modle.cell=a"], "--sweep modle.cell=a: there is no field 'modle.cell'. Did you mean model.cell?"),
+        (["cell=a"], "--sweep cell=a: there is no field 'cell'. Did you mean model.cell?"),
+        (["=a"], "--sweep =a: there is no field ''."),
+        (["model.cell=lstm", "model.cell=gru"], "--sweep names model.cell twice; give all its values at once."),
+        (["train.seed=1"], "train.seed is given by --sweep and by --train.seed; give it once."),
+        (["model.cell"], "--sweep model.cell: a value is empty; it takes FIELD=VALUE,VALUE."),
+        (["model.cell="], "--sweep model.cell=: a value is empty; it takes FIELD=VALUE,VALUE."),
+        (["model.cell=lstm,,gru"], "--sweep model.cell=lstm,,gru: a value is empty; it takes FIELD=VALUE,VALUE."),
+        (
+            ['model.cell="lstm'],
+            '--sweep model.cell="lstm: unexpected end of data; a value that holds a comma or quotes',
+        ),
+        (["model.cell=a\nb"], "--sweep model.cell=a\nb: "),
+        (["model.cell=" + "a," * 1000 + "a"], "--sweep makes 1,001 combinations, and 1,000 at most are tried."),
+        (["published=a\0b"], r"--published holds a NUL character, got 'a\x00b'."),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused(sweeps, message):
+    with pytest.raises(UserError) as refused:
+        combinations(Config, sweeps, [Given("train.seed", ["3"])])
+    assert str(refused.value).startswith(message)

@@ -282,6 +282,59 @@ def test_one_seed_is_not_reproduced(refused, reproduced, tmp_path, number):
     assert not reproduced
 
 
+@pytest.fixture
+def swept(stub, tmp_path, monkeypatch):
+    """A stub of a sweep; the list of what it was called with. Runs in an empty folder."""
+    calls = []
+    stub("training.sweep", sweep=lambda *arguments: calls.append(arguments) or "interrupted")
+    monkeypatch.chdir(tmp_path)
+    return calls
+
+
+def test_a_sweep_is_every_combination_as_options_make_it(call, swept, tmp_path):
+    path = write_config(tmp_path / "small.py", train="TrainConfig(seed=7)")
+    options = ["--sweep", "optimizer.halving-start=10,20", "--optimizer.schedule", "halving", "--num-seeds", "1"]
+    options += ["--sweep=model.decoder_cell=None,gru", "--optimizer.halving-every=5", "--model.bridge", "zero"]
+    assert call("reproduce", "--config", path, *options).code == 130
+    assert call("reproduce", "--config", path, "--sweep", "model.hidden_size=8", "--workdir", "here").code == 130
+    config = Config(model=ModelConfig(bridge="zero"), train=TrainConfig(seed=7))
+    configs = [
+        replace(
+            config,
+            model=replace(config.model, decoder_cell=cell),
+            optimizer=OptimizerConfig(schedule="halving", halving_start=start, halving_every=5),
+        )
+        for start in (10, 20)
+        for cell in (None, "gru")
+    ]
+    one = Config(model=ModelConfig(hidden_size=8), train=TrainConfig(seed=7))
+    assert swept == [
+        (["optimizer.halving_start", "model.decoder_cell"], configs, 1, Path("runs/small-sweep")),
+        (["model.hidden_size"], [one], 5, Path("here")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["model.hidden_size=8,many"], "model.hidden_size=many: --model.hidden-size takes a whole number, got many."),
+        (["model.hidden_size=8,0"], "model.hidden_size=0: model.hidden_size must be from 1 to 65,536, got 0."),
+        (["model.cell=gru,lsmt"], "layer_norm_gru, min_lstm, min_gru, slstm, got lsmt. Did you mean lstm?"),
+        (
+            ["model.num_layers=2,1", "model.residual_from=0,2"],
+            "model.num_layers=1 model.residual_from=2: model.residual_from 2 is above the top one",
+        ),
+        (["model.cell=gru", "--num-seeds", "0"], "--num-seeds must be 1 or more, got 0."),
+        (["model.cell=gru", "--model.cell", "gru"], "model.cell is given by --sweep and by --model.cell"),
+        ([], "--sweep takes a field and its values"),
+    ],
+)
+def test_a_bad_value_or_combination_is_refused_before_anything_is_trained(refused, swept, tmp_path, options, message):
+    write_config(tmp_path / "configs" / "default.py")
+    assert message in refused("reproduce", "--sweep", *options)
+    assert swept == []
+
+
 def test_a_published_score_is_not_held_against_another_task(call, trained, tmp_path):
     published = {"published": "'99.8 %'", "published_metric": "'exact_match'", "published_score": "99.8"}
     path = write_config(tmp_path / "scan_corpus.py", **published, published_band="0.1")

@@ -11,11 +11,14 @@ from seq2seq_jax import run_directory
 from seq2seq_jax.config import Config, DataConfig, ModelConfig, from_json
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.run_directory import (
+    Origin,
     check_is_free,
+    check_origin,
     check_text,
     claim,
     is_claimed,
     locked,
+    members,
     read_config,
     with_absolute_paths,
     write_fingerprint,
@@ -37,6 +40,61 @@ def test_a_directory_is_free_for_any_run_until_claimed_and_for_the_same_one_afte
     claim(tmp_path, config)
     assert is_claimed(tmp_path)
     check_is_free(tmp_path, config)
+
+
+# several seeds
+
+
+def note(folder: Path, *tested: bool) -> Path:
+    """A note of what became of seeds 5 and so on: whether each was tested."""
+    seeds = [{"seed": 5 + index, "scores": {"test": {}} if each else {}} for index, each in enumerate(tested)]
+    folder.mkdir()
+    (folder / "reproduction.json").write_text(json.dumps({"seeds": seeds}))
+    return folder
+
+
+def test_a_directory_of_seeds_stands_for_those_that_were_tested(tmp_path):
+    one, all_of_them, some = tmp_path / "one", note(tmp_path / "all", True, True), note(tmp_path / "some", False, True)
+    assert members([one, all_of_them]) == (one, all_of_them / "seeds" / "0", all_of_them / "seeds" / "1")
+    with pytest.warns(UserWarning, match=f"^Seed 5 of {some} had diverged and is left out of the ensemble"):
+        assert members([some, one]) == (some / "seeds" / "1", one)
+    assert members([]) == ()
+
+
+def test_a_directory_whose_seeds_have_all_diverged_or_whose_note_is_damaged_is_refused(tmp_path):
+    with pytest.raises(UserError, match="All seeds of .*hopeless have diverged, see .*reproduction.json"):
+        members([note(tmp_path / "hopeless", False, False)])
+    for number, content in enumerate([b"", b"{", b"\xff", b"[]", b"{}", b'{"seeds": [1]}', b'{"seeds": null}']):
+        folder = note(tmp_path / str(number), True)
+        (folder / "reproduction.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"reproduction.json is damaged \(\w+\). The command reproduce"):
+            members([folder])
+
+
+@pytest.mark.parametrize(
+    ("kept", "here", "message"),
+    [
+        ({"seeds_together": 3}, 4, "holds 3 seeds, and --num-seeds is 4. Give --num-seeds 3"),
+        ({"seeds_together": 1}, 2, "holds 1 seed, and --num-seeds is 2. Give --num-seeds 1"),
+        ({"seeds_together": 1}, None, "holds 1 seed, which the command reproduce trains"),
+        ({"seeds_together": None}, 1, "is of a run by itself, and not of 1 seed. Choose another"),
+        ({"num_seeds": 3}, None, "holds 3 seeds, which the command reproduce trains"),  # by an earlier version
+        ({"num_seeds": 1}, 1, "is of a run by itself, and not of 1 seed."),
+        ({}, 2, "is of a run by itself, and not of 2 seeds."),
+        ({"num_seeds": 3}, 3, None),
+        ({"num_seeds": 1}, None, None),
+        ({"seeds_together": 1}, 1, None),
+        ({}, None, None),
+    ],
+)
+def test_checkpoints_of_one_run_and_of_seeds_are_told_apart(tmp_path, kept, here, message):
+    origin = Origin(tiny_config(tmp_path / "corpus"), "source", "target", "text", here)
+    kept = {name: value for name, value in origin.as_json().items() if name != "seeds_together"} | kept
+    if message is None:
+        check_origin(tmp_path, tmp_path / "5", kept, origin)
+        return
+    with pytest.raises(UserError, match=message):
+        check_origin(tmp_path, tmp_path / "5", kept, origin)
 
 
 # one training at a time

@@ -121,7 +121,7 @@ def _check_comparable(field: str, metric: str) -> None:
         raise UserError("--sweep train.seed compares chances; give --num-seeds, of which each point has the mean.")
     if section == "decode":
         raise UserError(
-            f"--sweep {field}: it acts when a model is trained. Train once, and compare by evaluate --split validation"
+            f"--sweep {field}: it acts once a model is trained. Train it, and compare by evaluate --split validation"
             f" --{field.replace('_', '-')} VALUE."
         )
     if field in _AFTERWARDS:

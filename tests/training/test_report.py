@@ -50,6 +50,14 @@ def test_the_command_to_go_on_with_can_be_pasted_into_a_shell():
     ]
 
 
+def test_the_farewell_of_seeds_names_one_that_was_tested_and_all_where_there_are_several():
+    workdir = Path("runs/it's & more")
+    *_, one, everything = report.farewell_of_seeds(Config(), "", workdir, [1, 2])
+    assert shlex.split(one)[-3:] == ["translate", "--workdir", str(workdir / "seeds" / "1")]
+    assert shlex.split(everything)[-3:] == ["evaluate", "--workdir", str(workdir)]
+    assert not any("evaluate" in line for line in report.farewell_of_seeds(Config(), "", workdir, [1]))
+
+
 def test_a_description_says_what_the_decoder_cannot_write(tmp_path):
     """Eight tokens of source are 26 of output at most; a line of 30 needs 21 after the ten more, so a ratio of 2.6."""
     config = tiny_config(tmp_path)

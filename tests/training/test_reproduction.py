@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from seq2seq_jax import cli
 from seq2seq_jax.averaging import average
 from seq2seq_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from seq2seq_jax.errors import UserError
@@ -213,11 +214,49 @@ def test_a_seeds_run_directory_is_read_and_not_trained(unbroken, config):
 
 
 def test_the_directory_of_all_seeds_is_no_run_of_one(unbroken, config, folder):
-    for use in (lambda: load(unbroken), lambda: train(config, unbroken), lambda: average(unbroken, 1, folder / "mean")):
+    for use in (lambda: train(config, unbroken), lambda: average(unbroken, 1, folder / "mean")):
         with pytest.raises(UserError, match=r"holds 3 seeds, which the command reproduce trains.*seeds/0"):
             use()
     with pytest.raises(UserError, match="holds 3 seeds, and --num-seeds is 4. Give --num-seeds 3"):
         reproduce(config, 4, unbroken)
+
+
+def test_the_directory_of_all_seeds_is_their_ensemble(unbroken, folder, capfd):
+    runs = [unbroken / "seeds" / str(index) for index in range(N)]
+    lines = ["ant bee", "cat"]
+    ensemble, expected = load(unbroken), load(runs)
+    assert ensemble.num_models == N and ensemble.translate(lines) == expected.translate(lines)
+    with pytest.raises(UserError, match="seeds/1 is given twice"):
+        load([unbroken, runs[1]])
+    before = {path: path.read_bytes() for path in (unbroken / "seeds").rglob("*") if path.is_file()}
+    assert cli.main(["evaluate", "--workdir", str(unbroken)]) == 0
+    assert f"written to {unbroken}/evaluations/test.json" in capfd.readouterr().out
+    written = json.loads((unbroken / "evaluations" / "test.json").read_text())
+    assert written["workdirs"] == [str(run) for run in runs] and written["step"] == list(expected.step)
+    assert {path: path.read_bytes() for path in (unbroken / "seeds").rglob("*") if path.is_file()} == before
+
+
+def test_the_directory_of_all_seeds_goes_with_other_runs(unbroken, folder, capfd):
+    other = Path(shutil.copytree(unbroken / "seeds" / "0", folder / "other"))
+    (folder / "in").write_text("ant bee\n")
+    expected = load([other, unbroken])
+    assert expected.num_models == N + 1
+    code = cli.main(["translate", "--workdir", str(other), str(unbroken), "--input", str(folder / "in")])
+    assert (code, capfd.readouterr().out) == (0, f"{expected.translate(['ant bee'])[0].text}\n")
+
+
+def test_the_best_values_on_validation_are_told(unbroken):
+    found = json.loads((unbroken / "reproduction.json").read_text())
+    best = [
+        min(row["validation_loss"] for row in rows(unbroken / seed["workdir"]) if "validation_loss" in row)
+        for seed in found["seeds"]
+    ]
+    assert [seed["validation"] for seed in found["seeds"]] == best
+    spread = pytest.approx(np.std(best, ddof=1))
+    expected = {"metric": "loss", "mean": pytest.approx(np.mean(best)), "standard_deviation": spread, "seeds": N}
+    assert found["validation"] == expected
+    row = f"| validation, best | loss | {np.mean(best):.4f} ± {np.std(best, ddof=1):.4f} | {best[0]:.4f} |"
+    assert row in (unbroken / "reproduction.md").read_text()
 
 
 def test_a_run_of_one_is_not_that_of_several(folder, config):
@@ -242,12 +281,16 @@ def test_another_band_is_another_verdict_on_the_same_runs(unbroken, config, tmp_
     assert same_runs(workdir, unbroken)
 
 
-def test_what_an_earlier_run_left_of_a_seed_is_replaced(unbroken, config, tmp_path):
+def test_what_an_earlier_run_left_of_a_seed_is_replaced(unbroken, config, tmp_path, monkeypatch):
     workdir = Path(shutil.copytree(unbroken, tmp_path / "copied"))
     for name in ("checkpoints", "vocabulary"):
         shutil.rmtree(workdir / name)
     (workdir / "config.json").unlink()
     shorter = replace(config, train=replace(config.train, num_steps=4, seed=0, evaluate_every=4))
+    with monkeypatch.context() as patch:
+        interrupt_at(1, signal.SIGTERM, patch)
+        reproduce(shorter, 2, workdir)
+    assert not (workdir / "reproduction.json").exists()  # it would be taken for what came of this run
     reproduce(shorter, 2, workdir)
     left = load(workdir / "seeds" / "1")
     assert left.step == 4 and left.config.train.seed == 1
@@ -371,6 +414,9 @@ def test_a_seed_that_diverges_is_told_and_the_others_go_on(folder, config, monke
     assert found["splits"]["test"]["bleu"]["seeds"] == 2 and found["seeds"][1]["scores"] == {}
     assert "Split test, 2 of 3 seeds, mean ± standard deviation:" in capfd.readouterr().out
     assert "| diverged |" in (folder / "diverged" / "reproduction.md").read_text()
+    assert [seed["validation"] for seed in found["seeds"]] == [1, None, 2] and found["validation"]["seeds"] == 2
+    with pytest.warns(UserWarning, match="Seed 5 of .* had diverged and is left out of the ensemble"):
+        assert load(folder / "diverged").num_models == 2
     assert not (folder / "diverged" / "seeds" / "1" / "config.json").exists()
 
 
@@ -406,7 +452,7 @@ def test_where_all_seeds_diverge_it_is_an_error_with_what_to_try(folder, config,
 
 @pytest.mark.parametrize(
     ("num_seeds", "seed", "message"),
-    [(1, 0, "--num-seeds must be 2 or more, got 1"), (3, 2**32 - 2, "the 2 seeds after it go beyond 4,294,967,295")],
+    [(0, 0, "--num-seeds must be 1 or more, got 0"), (3, 2**32 - 2, "the 2 seeds after it go beyond 4,294,967,295")],
 )
 def test_seeds_that_cannot_be_are_refused_and_nothing_is_written(folder, config, num_seeds, seed, message):
     with pytest.raises(UserError, match=message):
