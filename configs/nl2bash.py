@@ -2,9 +2,9 @@
 
     python -m seq2seq_jax reproduce --config configs/nl2bash.py --data.corpus files:DIR
 
-with `train.nl[.gz]`, `train.bash`, `validation.*`, `test.*` in DIR. File names, numbers and patterns that the vocabulary
-lacks can be copied (See et al. 2017). The paper's split needs its own parser of bash and is not at hand, so that its
-numbers are for orientation only: a sub-token CopyNet has a character BLEU of 50.9 with its best command.
+with `train.nl[.gz]`, `train.bash`, `validation.*`, `test.*` in DIR. File names, numbers and patterns that the
+vocabulary lacks can be copied (See et al. 2017). The paper's split needs its own parser of bash and is not at hand, so
+that its numbers are for orientation only: a sub-token CopyNet has a character BLEU of 50.9 with its best command.
 """
 
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig, ModelConfig, OptimizerConfig, TrainConfig
