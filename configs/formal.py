@@ -32,8 +32,8 @@ def get_config() -> Config:
             batch_size=128,
             num_shapes=4,
         ),
-        optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0),
-        train=TrainConfig(num_steps=5_000, evaluate_every=1_000, checkpoint_every=1_000),
+        optimizer=OptimizerConfig(learning_rate=3e-3, clip_norm=1.0),
+        train=TrainConfig(num_steps=3_000, evaluate_every=250, checkpoint_every=1_000),
         decode=DecodeConfig(beam_size=1, batch_size=128),
         bleu_tokenizer="char",
         published=(

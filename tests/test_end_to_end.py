@@ -244,6 +244,7 @@ def test_a_mistake_in_a_process_of_its_own_is_one_message_and_exit_code_2(folder
     assert told.err.startswith("error: data.train_files: there is no file") and told.err.count("\n") == 1
 
 
+@pytest.mark.filterwarnings("always:.*without the oldest turns")  # to be told, as it is where pytest is not
 def test_a_dialogue_is_read_with_the_turns_before(call, folder, tmp_path):
     """In every dialogue the third utterance is the first one: what comes before the second tells, and nothing else."""
     openings = [line for line in dict.fromkeys(sentences(900, seed=3)) if len(line.split()) == 2]
