@@ -1,5 +1,6 @@
 """What makes programs quicker on a CPU: where they run, how they are compiled, what becomes of the memory they free."""
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -38,14 +39,15 @@ def share_cores(num_runs: int) -> None:
     The cores then take a run each. One run by itself has little for a second core:
     that of the default experiment is no slower on one.
 
-    Call it before JAX has looked for devices. Nothing happens where the user has
-    said how many (`JAX_NUM_CPU_DEVICES`, or in `XLA_FLAGS`), nor on a GPU or TPU.
+    Nothing happens once JAX has looked for devices, where the user has said how many
+    (`JAX_NUM_CPU_DEVICES`, or in `XLA_FLAGS`), nor on a GPU or TPU.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if jax.config.values["jax_num_cpu_devices"] < 1 and "host_platform_device_count" not in flags:
         # Not every system says which cores a process may use.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jax.config.update("jax_num_cpu_devices", min(cores, num_runs))
+        with contextlib.suppress(RuntimeError):  # what JAX says when it has its devices already
+            jax.config.update("jax_num_cpu_devices", min(cores, num_runs))
 
 
 def keep_freed_memory() -> bool:

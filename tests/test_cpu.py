@@ -82,24 +82,28 @@ def test_a_program_in_the_calling_thread_finds_its_memory_again():
 
 
 DEVICES = """
-import jax
+import jax, sys
 from seq2seq_jax.cpu import share_cores
+if "late" in sys.argv:
+    jax.devices()
 share_cores(3)
 print(jax.device_count())
 """
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("said", "when", "expected"),
     [
-        ({}, min(3, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)),
-        ({"JAX_NUM_CPU_DEVICES": "5"}, 5),
-        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, 4),
+        ({}, "early", min(3, CORES)),
+        ({}, "late", 1),
+        ({"JAX_NUM_CPU_DEVICES": "5"}, "early", 5),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, "early", 4),
     ],
 )
-def test_every_core_is_a_device_unless_the_user_has_said_how_many(repository, said, expected):
+def test_every_core_is_a_device_unless_it_is_too_late_or_the_user_has_said_how_many(repository, said, when, expected):
     others = {name: value for name, value in os.environ.items() if name not in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS")}
-    command = [sys.executable, "-c", DEVICES]
+    command = [sys.executable, "-c", DEVICES, when]
     done = subprocess.run(command, cwd=repository, env=others | said, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == expected
