@@ -91,7 +91,7 @@ def load_corpus(config: DataConfig, *, progress: ProgressCallback | None = None)
     with contextlib.nullcontext(progress) if progress else progress_bar() as report:
         raw = name_splits(_find(config, root, report), config.train_split)
         if config.hallucinate:
-            raw = with_hallucinated(raw, config.hallucinate)
+            raw = with_hallucinated(raw, config.hallucinate, lowercase=config.lowercase)
         whole_sources = config.group_references and "validation" not in raw.splits
         index = root / DATASET / "index" / f"{_hash(raw, whole_sources)}.json"
         found = _read_index(index, root)

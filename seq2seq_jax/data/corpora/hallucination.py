@@ -33,8 +33,15 @@ _VERSION = 1  # of the rule: part of what tells prepared text apart
 _RUN = re.compile(rf"\S{{{LEAST},}}")
 
 
-def with_hallucinated(raw: RawCorpus, number: int) -> RawCorpus:
-    """Returns `raw` with `number` invented pairs at the end of train, a function of its pairs and the number alone.
+def with_hallucinated(raw: RawCorpus, number: int, *, lowercase: bool = False) -> RawCorpus:
+    """Returns `raw` with `number` invented pairs at the end of train, a function of its pairs and the arguments alone.
+
+    Reads train once for its notes, which say how many pairs have no stem.
+
+    Args:
+      raw: the corpus.
+      number: of pairs to invent.
+      lowercase: whether text will be lowercased, so that Haus and haus are one stem; invented pairs then are.
 
     Raises:
       UserError: there is no validation split; one cut from train would have invented pairs.
@@ -46,13 +53,18 @@ def with_hallucinated(raw: RawCorpus, number: int) -> RawCorpus:
         )
     train = raw.splits["train"]
 
+    def models() -> list[Pair]:
+        return [_lowercased(pair) for pair in train()] if lowercase else list(train())
+
     def stream() -> Iterator[Pair]:
-        pairs = list(train())
-        return itertools.chain(pairs, hallucinated(pairs, number))
+        return itertools.chain(train(), hallucinated(models(), number))
 
     splits: dict[str, Stream] = raw.splits | {"train": stream}
+    stemless = sum(not stem(_word(source), target) for source, target in models())
     note = f"train: {number:,} of its pairs are invented (data.hallucinate)"
-    signature = [raw.signature, "hallucinated", _VERSION, number]
+    if stemless:
+        note += f"; {stemless:,} of the others share no {LEAST} characters in a row and are no model for them"
+    signature = [raw.signature, "hallucinated", _VERSION, number, *(["lowercase"] if lowercase else [])]
     return replace(raw, splits=splits, signature=signature, notes=(*raw.notes, note))
 
 
@@ -101,6 +113,12 @@ def _invent(
         if is_chosen:
             word[here] = form[there] = alphabet[int(draw % len(alphabet))]
     return "".join(word) + source[len(word) :], "".join(form)
+
+
+def _lowercased(pair: Pair) -> Pair:
+    source, target = pair
+    word = _word(source)
+    return word.lower() + source[len(word) :], target.lower()
 
 
 def _word(source: str) -> str:

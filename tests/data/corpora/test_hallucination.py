@@ -101,6 +101,24 @@ def test_they_are_trained_on_and_said_and_the_text_is_another(tmp_path):
     assert len(corpus.split("validation")) == 1
 
 
+def test_pairs_without_a_stem_are_counted(tmp_path):
+    config = tables(tmp_path)
+    assert not any("are no model" in note for note in load_corpus(config).notes)
+    with (tmp_path / "train.tsv").open("a") as file:
+        file.write("go\twent\tV;PST\nbe\twas\tV;PST\n")
+    assert any("; 2 of the others share no 3 characters in a row" in note for note in load_corpus(config).notes)
+
+
+def test_where_text_is_lowercased_case_does_not_hide_a_stem(tmp_path):
+    config = tables(tmp_path)
+    (tmp_path / "train.tsv").write_text("WALK\twalked\tV;PST\n" * 3)
+    with pytest.raises(UserError, match="no training pair shares 3 characters in a row"):
+        load_corpus(config)
+    train = load_corpus(replace(config, lowercase=True)).split("train")
+    pairs = list(zip(*train.read(0, len(train)), strict=True))
+    assert pairs[3:] == hallucinated([("walk\tV;PST", "walked")], 30)  # tags keep their case
+
+
 def test_without_a_validation_split_or_a_stem_it_is_refused(tmp_path):
     with pytest.raises(UserError, match="data.hallucinate 30 needs a validation split of its own"):
         load_corpus(tables(tmp_path, validation=False))
