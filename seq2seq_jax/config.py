@@ -82,6 +82,7 @@ PublishedMetric = Literal[
 ]
 BEYOND_PERCENT = ("loss", "perplexity", "token_error_rate", "edit_distance")
 """Those that may be more than 100."""
+LOWER_IS_BETTER = ("loss", "perplexity", "token_error_rate", "sequence_error_rate", "edit_distance")
 Mixture = Literal["linear", "log_linear"]
 BleuTokenizer = Literal["13a", "intl", "zh", "char", "none", "ja-mecab", "ko-mecab"]
 

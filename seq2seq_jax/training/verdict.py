@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from seq2seq_jax import __version__, run_directory
 from seq2seq_jax.cache import write_whole
-from seq2seq_jax.config import Config
+from seq2seq_jax.config import LOWER_IS_BETTER, Config
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.training.report import HEADLINES, amount, number, shown
 from seq2seq_jax.wording import counted
@@ -118,9 +118,10 @@ def conclusion(config: Config, split: str | None, found: dict[str, dict[str, Sum
     width = config.published_band if config.published_band is not None else summary.deviation
     reach = f"{by} is {number(width)}" if width is not None else "one seed has no standard deviation; give a band"
     signature = f" [{summary.signature}]" if summary.signature else ""
+    better = " (lower is better)" if config.published_metric in LOWER_IS_BETTER else ""
     return verdict, (
         f"{verdict or 'UNDECIDED'}: {config.published_metric} on {split} {summary} over"
-        f" {counted(summary.count, 'seed')}, published {score:g}; {reach}{signature}"
+        f" {counted(summary.count, 'seed')}, published {score:g}{better}; {reach}{signature}"
     )
 
 

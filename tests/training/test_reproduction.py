@@ -25,7 +25,7 @@ from seq2seq_jax.training.loop import train
 from seq2seq_jax.training.reproduction import reproduce
 from seq2seq_jax.training.seeds import SeedsState, initial_seeds, jit_seeds_step
 from seq2seq_jax.training.step import initial_state, jit_train_step
-from seq2seq_jax.training.verdict import Summary, judge, published_split, summarize
+from seq2seq_jax.training.verdict import Summary, conclusion, judge, published_split, summarize
 from seq2seq_jax.translator import load
 from tests.tiny import rows, tiny_config
 from tests.training.test_loop import fake_scores, same_params, steps_kept
@@ -537,3 +537,12 @@ def test_a_summary_is_the_mean_and_the_sample_standard_deviation():
     assert summarize([3.0])[:3] == (3.0, None, 1) and str(summarize([3.0])) == "3.0000"
     assert str(summarize([1.0, 2.0])) == f"1.5000 ± {statistics.stdev([1, 2]):.4f}"
     assert math.isnan(summarize([1.0, math.inf]).deviation)
+
+
+def test_of_an_error_the_verdict_says_that_lower_is_better():
+    def sentence(metric):
+        config = Config(metrics=("token_errors",), published_metric=metric, published_score=7.5, published_band=0.1)
+        return conclusion(config, "test", {"test": {metric: Summary(6.0, 0.5, 3)}})[1]
+
+    assert "published 7.5 (lower is better); " in sentence("sequence_error_rate")
+    assert "published 7.5; " in sentence("exact_match")
