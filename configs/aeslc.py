@@ -2,8 +2,8 @@
 
     python -m seq2seq_jax reproduce --config configs/aeslc.py --data.corpus files:DIR
 
-with `train.email`, `train.subject`, `test.email`, `test.subject` in DIR; a validation split is cut from train. An e-mail
-is read up to its 120th word, which is for whoever makes the files to do:
+with `train.email`, `train.subject`, `test.email`, `test.subject` in DIR; a validation split is cut from train. An
+e-mail is read up to its 120th word, which is for whoever makes the files to do:
 
     cut -d' ' -f1-120 whole.email > DIR/train.email
 

@@ -72,6 +72,9 @@ class PlanArguments(TrainArguments):
 
     num_seeds: int | None = None
     """Seeds trained in one program, for the cost of reproduce; by default that of train."""
+    target: str | None = None
+    """Devices to plan for that need not be here: v5e:4x4 are 16 TPU chips, h100x8 eight GPUs. Compiles for them (an
+    extra: pip install '.[tpu]' or '.[cuda]'), runs nothing, and estimates the time."""
 
     def __post_init__(self) -> None:
         if self.num_seeds is not None and self.num_seeds < 2:
@@ -313,13 +316,18 @@ def _plan(given: Sequence[Given], repository: Path | None) -> int:
     console.check_output()
     settings, _, arguments = _experiment("plan", PlanArguments, given, repository)
     _configure_jax()
+    target = None
+    if arguments.target is not None:
+        from seq2seq_jax.training.costs.targets import find_target
+
+        target = find_target(arguments.target)
     if arguments.num_seeds is not None:
         from seq2seq_jax.cpu import share_cores
 
         share_cores(arguments.num_seeds)
     from seq2seq_jax.training.costs.planning import plan
 
-    plan(settings, lambda line: print(line, flush=True), arguments.num_seeds)
+    plan(settings, lambda line: print(line, flush=True), arguments.num_seeds, target)
     return 0
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 
 import jax
+from jax.sharding import Mesh
 
 # Numbers of malloc.h, which have been the same in every release of glibc that Python runs on.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -15,14 +16,14 @@ PEAK_FACTOR = 2
 large one has left, and the next large one goes beside it. Measured: 1.1 with one batch shape, 1.2 with twelve."""
 
 
-def compiler_options() -> dict[str, int] | None:
-    """Returns the options of `jax.jit` for this package's programs.
+def compiler_options(mesh: Mesh) -> dict[str, int] | None:
+    """Returns the options of `jax.jit` for this package's programs on these devices.
 
     A CPU's code from LLVM's first level of optimisation runs as fast as from
     the third, which is XLA's default, for nearly all of the time goes to
     products, whose code is a library's; and it is there sooner.
     """
-    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
 
 
 def run_in_calling_thread() -> None:

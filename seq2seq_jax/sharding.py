@@ -1,6 +1,6 @@
 """Devices: a mesh, batches spread over it, parameters everywhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,9 +18,9 @@ RUNS, ROWS_OF_RUNS = PartitionSpec(SEEDS), PartitionSpec(SEEDS, DATA)
 """The same of arrays that are stacked by run, of which each group of devices holds a share."""
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """Mesh with the one axis `data`, over the first `config.data` local devices."""
-    devices = jax.local_devices()
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """Mesh with the one axis `data`, over the first `config.data` of `devices`, by default of the local ones."""
+    devices = jax.local_devices() if devices is None else devices
     num = len(devices) if config.data is None else config.data
     if num > len(devices):
         raise UserError(f"mesh.data {num} is more than the {len(devices)} devices here; use at most {len(devices)}.")

@@ -104,7 +104,7 @@ class Translator:
         sizes = vocab_sizes(vocabularies)
         graph = ensemble_graph(ensemble, sizes, self.decode.ensemble) if ensemble else model_graph(config.model, sizes)
         whole, rows = replicated(mesh), by_rows(mesh)
-        jit = partial(jax.jit, compiler_options=compiler_options())
+        jit = partial(jax.jit, compiler_options=compiler_options(mesh))
         search = partial(_search, graph, self.decode, mesh)
         # Programs take batches as they are, and place the rows, sooner than device_put would.
         self._search = jit(search, static_argnums=(4, 5), in_shardings=(whole, whole, rows, rows))

@@ -4,32 +4,15 @@ import collections as counting
 import math
 import re
 
-COLLECTIVES = r"\b(all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
-
-
-def computations(hlo: str) -> dict[str, str]:
-    """The text of every computation by its name."""
-    return dict(re.findall(r"^(?:ENTRY )?%?([\w.-]+) \(.*?\{$(.*?)^\}", hlo, re.M | re.S))
-
-
-def reached(name: str, bodies: dict[str, str]) -> set[str]:
-    """Names of all computations that one calls, itself included."""
-    inner = re.findall(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)", bodies[name])
-    return {name}.union(*(reached(other, bodies) for other in inner))
-
-
-def loop_bodies(hlo: str) -> list[str]:
-    """Names of the bodies of all loops."""
-    return re.findall(r"\bwhile\(.*?body=%?([\w.-]+)", hlo)
+from seq2seq_jax.training.costs.collectives import collectives as of_program
+from seq2seq_jax.training.costs.collectives import computations
 
 
 def collectives(hlo: str) -> dict[str, dict[str, int]]:
     """How often devices meet, by kind, inside loops and outside of them."""
-    bodies = computations(hlo)
-    inside = set().union(*(reached(body, bodies) for body in loop_bodies(hlo)))
     found = {"inside": counting.Counter(), "outside": counting.Counter()}
-    for name, text in bodies.items():
-        found["inside" if name in inside else "outside"].update(re.findall(COLLECTIVES, text))
+    for each in of_program(hlo):
+        found["inside" if each.in_loop else "outside"][each.kind] += 1
     return {place: dict(counts) for place, counts in found.items()}
 
 

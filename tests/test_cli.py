@@ -350,7 +350,8 @@ def test_a_published_score_is_not_held_against_another_task(call, trained, tmp_p
 def test_plan_takes_the_options_of_train_and_prints_what_it_is_told(call, stub, trained, tmp_path, monkeypatch):
     planned, seeds, shared = [], [], []
 
-    def plan(config, say, num_seeds):
+    def plan(config, say, num_seeds, target):
+        assert target is None
         planned.append(config)
         seeds.append(num_seeds)
         say("Speed  fast")

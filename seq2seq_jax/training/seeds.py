@@ -87,7 +87,7 @@ def initial_seeds(
     initial = jax.jit(
         lambda vectors: spread(keys, active, vectors),
         out_shardings=by_run(mesh),
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(mesh),
     )
     return initial(dict(vectors))
 
@@ -132,7 +132,7 @@ def jit_seeds_step(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh, num
     def step(state: SeedsState, source: Padded, target: Padded) -> SeedsState:
         return state._replace(runs=spread(state.active, keys, state.runs, source, target))
 
-    return jit_step(step, by_run(mesh), by_rows_of_runs(mesh))
+    return jit_step(step, mesh, by_run(mesh), by_rows_of_runs(mesh))
 
 
 def _over_seeds(mesh: Mesh) -> Callable[[Callable, tuple[Any, ...]], Any]:

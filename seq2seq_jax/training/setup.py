@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 from jax.sharding import Mesh
-from jax.stages import Compiled
+from jax.stages import Compiled, Traced
 from jax.stages import Wrapped as JitWrapped
 
 from seq2seq_jax import run_directory
@@ -125,14 +125,28 @@ def make_step(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh, num_seed
     return jit_seeds_step(config, vocab_sizes, mesh, num_seeds)
 
 
-def compile_step(step: JitWrapped, abstract: TrainState | SeedsState, shape: BatchShape, mesh: Mesh) -> CompiledStep:
-    """Compiles the train step for the batches of one shape, none of which is needed for it."""
+def compile_step(
+    step: JitWrapped,
+    abstract: TrainState | SeedsState,
+    shape: BatchShape,
+    mesh: Mesh,
+    options: dict[str, int] | None = None,
+) -> CompiledStep:
+    """Compiles the train step for the batches of one shape, none of which is needed for it.
+
+    `options` are those of the compiler that the step has not of its own.
+    """
     start = time.perf_counter()
+    traced = trace_step(step, abstract, shape, mesh)
+    update = traced.lower().compile(options)
+    return CompiledStep(shape, update, traced.jaxpr, time.perf_counter() - start)
+
+
+def trace_step(step: JitWrapped, abstract: TrainState | SeedsState, shape: BatchShape, mesh: Mesh) -> Traced:
+    """The train step as JAX sees it for the batches of one shape."""
     places = len(abstract.active) if isinstance(abstract, SeedsState) else None
     source, target = (abstract_sequences(shape.batch, n, mesh, places) for n in (shape.source, shape.target))
-    traced = step.trace(abstract, source, target)
-    update = traced.lower().compile()
-    return CompiledStep(shape, update, traced.jaxpr, time.perf_counter() - start)
+    return step.trace(abstract, source, target)
 
 
 def abstract_sequences(batch: int, width: int, mesh: Mesh, places: int | None = None) -> Padded:

@@ -72,7 +72,7 @@ def initial_state(
     def initial(vectors: dict[str, Vectors]) -> TrainState:
         return first_state(config, vocab_sizes, jax.random.key(config.train.seed), vectors)
 
-    return jax.jit(initial, out_shardings=replicated(mesh), compiler_options=compiler_options())(dict(vectors))
+    return jax.jit(initial, out_shardings=replicated(mesh), compiler_options=compiler_options(mesh))(dict(vectors))
 
 
 def abstract_state(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> TrainState:
@@ -117,17 +117,17 @@ def jit_train_step(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> 
     def step(state: TrainState, source: Padded, target: Padded) -> TrainState:
         return update(jax.random.key(config.train.seed), state, source, target)
 
-    return jit_step(step, replicated(mesh), by_rows(mesh))
+    return jit_step(step, mesh, replicated(mesh), by_rows(mesh))
 
 
-def jit_step(step: Callable, states: NamedSharding, batches: NamedSharding) -> JitWrapped:
+def jit_step(step: Callable, mesh: Mesh, states: NamedSharding, batches: NamedSharding) -> JitWrapped:
     """Compiles `(state, source, target) -> state`, whose shardings are given. The old state is consumed."""
     return jax.jit(
         step,
         donate_argnums=0,
         in_shardings=(states, batches, batches),
         out_shardings=states,
-        compiler_options=compiler_options(),
+        compiler_options=compiler_options(mesh),
     )
 
 

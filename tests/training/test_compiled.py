@@ -8,10 +8,10 @@ import pytest
 
 from seq2seq_jax.config import Config, MeshConfig, ModelConfig, TrainConfig
 from seq2seq_jax.sharding import make_mesh
+from seq2seq_jax.training.costs.collectives import computations, loop_bodies, reached
 from seq2seq_jax.training.setup import abstract_sequences
 from seq2seq_jax.training.step import abstract_state, jit_train_step
 from tests.compiler import AS_USERS_COMPILE
-from tests.hlo import computations, loop_bodies, reached
 
 BATCH, SOURCE, TARGET, SIZE, VOCAB = 8, 13, 11, 24, 97  # no two products of them are alike
 

@@ -37,7 +37,7 @@ def quickly(compiled):
     original = Lowered.compile
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("seq2seq_jax.training.costs.planning._PROBE_SECONDS", 0.01)
-        patch.setattr(Lowered, "compile", lambda lowered: original(lowered, compiler_options=QUICK_COMPILE))
+        patch.setattr(Lowered, "compile", lambda lowered, _=None: original(lowered, compiler_options=QUICK_COMPILE))
         yield
 
 

@@ -15,6 +15,7 @@ from seq2seq_jax.errors import UserError
 from seq2seq_jax.sharding import DATA
 from seq2seq_jax.training.costs.available import available_bytes
 from seq2seq_jax.training.costs.counts import Footprint, footprint, size_on_a_device
+from seq2seq_jax.training.costs.targets import Target
 from seq2seq_jax.training.seeds import SeedsState
 from seq2seq_jax.training.setup import CompiledStep, Material, arrange_batches, compile_step, make_step
 from seq2seq_jax.training.step import TrainState
@@ -31,10 +32,12 @@ def check_fits(
     abstract: TrainState | SeedsState,
     compiled: Sequence[CompiledStep],
     num_seeds: int | None = None,
+    target: Target | None = None,
 ) -> None:
     """Refuses a run whose dearest step needs more memory than a device has; to be asked before there is a state.
 
-    A step is that of one run, or of `num_seeds` at once.
+    A step is that of one run, or of `num_seeds` at once. With a `target` it is
+    one on devices that are not here, and `compiled` has the dearest alone.
 
     Where a step on a CPU fits together with what `keep_freed_memory` may cost,
     freed memory is kept from now on.
@@ -45,9 +48,9 @@ def check_fits(
     Raises:
       UserError: what is needed, what there is, and the largest batch that fits.
     """
-    available = available_bytes(mesh.devices.flat)
+    available = target.chip.memory if target else available_bytes(mesh.devices.flat)
     needs = {step.shape: need for step in compiled if (need := footprint(step.update))}
-    if available is None or len(needs) < len(material.batching.shapes):
+    if available is None or len(needs) < (1 if target else len(material.batching.shapes)):
         return
     worst = max(needs, key=lambda shape: needs[shape].total)
     if needs[worst].total <= available:
@@ -58,7 +61,7 @@ def check_fits(
     if needs[worst].fixed > available:
         raise _state_too_large(needs[worst].fixed, available, each, num_seeds)
     with progress_bar() as progress:
-        trial = _Trial(config, material, mesh, abstract, needs, progress, num_seeds)
+        trial = _Trial(config, material, mesh, abstract, needs, progress, num_seeds, target)
         fit = largest_that_fits(trial.need, available, trial.units, needs[worst].total)
     seeds = "" if num_seeds is None else f" for each of {num_seeds} seeds"
     fewer = "" if num_seeds is None else " Or train fewer: a smaller --num-seeds."
@@ -69,13 +72,22 @@ def check_fits(
     )
 
 
-def check_state_fits(mesh: Mesh, abstract: TrainState | SeedsState, num_seeds: int | None = None) -> None:
+def check_state_fits(
+    mesh: Mesh, abstract: TrainState | SeedsState, num_seeds: int | None = None, available: int | None = None
+) -> None:
     """Refuses a model that no device can hold even without a batch; to be asked before anything is compiled.
+
+    Args:
+      mesh: the devices.
+      abstract: the state.
+      num_seeds: of which there are so many.
+      available: bytes of each device; by default the devices are asked.
 
     Raises:
       UserError: what is needed, and what there is.
     """
-    available, needed = available_bytes(mesh.devices.flat), size_on_a_device(abstract).bytes
+    available = available_bytes(mesh.devices.flat) if available is None else available
+    needed = size_on_a_device(abstract).bytes
     if available is not None and needed > available:
         raise _state_too_large(needed, available, "" if mesh.size == 1 else " on each device", num_seeds)
 
@@ -134,11 +146,15 @@ class _Trial:
         needs: dict[BatchShape, Footprint],
         progress: ProgressCallback,
         num_seeds: int | None,
+        target: Target | None,
     ) -> None:
         self._config, self._material, self._mesh = config, material, mesh
         self._needs, self._progress = needs, progress
         step = make_step(config, vocab_sizes(material.vocabularies), mesh, num_seeds)
-        self._compile = functools.cache(lambda shape: footprint(compile_step(step, abstract, shape, mesh).update))
+        options = target and target.compiler_options
+        self._compile = functools.cache(
+            lambda shape: footprint(compile_step(step, abstract, shape, mesh, options).update)
+        )
         self.field = "batch_size" if config.data.batch_size is not None else "batch_tokens"
         self._given: int = getattr(config.data, self.field)
         self._unit = mesh.shape[DATA] * config.train.accumulate_steps

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Int
 
 from seq2seq_jax.build import model_graph
 from seq2seq_jax.config import Config
 from seq2seq_jax.data.batching import BatchShape
 from seq2seq_jax.data.pipeline import Batch, padded_batch
+from seq2seq_jax.data.progress import progress_bar
 from seq2seq_jax.metrics import check_packages
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.recurrence import Plan
@@ -22,11 +24,13 @@ from seq2seq_jax.seq2seq import Seq2Seq
 from seq2seq_jax.sharding import DATA, grouped, make_mesh
 from seq2seq_jax.training import report
 from seq2seq_jax.training.costs.available import available_bytes
-from seq2seq_jax.training.costs.counts import footprint, parameters_by_part, products, size
+from seq2seq_jax.training.costs.collectives import collectives
+from seq2seq_jax.training.costs.counts import Size, footprint, parameters_by_part, products, size
 from seq2seq_jax.training.costs.fits import check_fits, check_state_fits
-from seq2seq_jax.training.costs.summary import Costs, ShapeCosts, cost_lines, parameter_lines, step_lines
+from seq2seq_jax.training.costs.summary import Costs, Meetings, ShapeCosts, cost_lines, parameter_lines, step_lines
+from seq2seq_jax.training.costs.targets import Target, compile_for, estimated_seconds
 from seq2seq_jax.training.seeds import SeedsState, abstract_seeds, initial_seeds, seeds_of_places
-from seq2seq_jax.training.setup import CompiledStep, Material, compile_steps, prepare
+from seq2seq_jax.training.setup import CompiledStep, Material, compile_steps, make_step, prepare, trace_step
 from seq2seq_jax.training.step import TrainState, abstract_state, initial_state
 from seq2seq_jax.translator import vocab_sizes
 
@@ -34,10 +38,14 @@ _PROBE_BATCHES = 3  # of each shape, different ones
 _PROBE_SECONDS = 0.5  # at least, on each shape
 
 
-def plan(config: Config, say: Callable[[str], None], num_seeds: int | None = None) -> Costs:
+def plan(
+    config: Config, say: Callable[[str], None], num_seeds: int | None = None, target: Target | None = None
+) -> Costs:
     """Says what training `config` will cost, by compiling its steps and doing a few of them; writes no run directory.
 
     With `num_seeds` it is what `reproduce` will cost: a step is one of each seed.
+    With a `target` it is what it will cost there: the step that needs most is
+    compiled for it, none is done, and its time is an estimate.
 
     What is prepared on the way (corpus, ids, compiled programs) stays in the
     caches, and the run starts the sooner for it.
@@ -46,7 +54,7 @@ def plan(config: Config, say: Callable[[str], None], num_seeds: int | None = Non
       UserError: whatever would stop the run before its first step, too little memory included.
     """
     check_packages(config)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.mesh, target and target.devices)
     groups = mesh if num_seeds is None else grouped(mesh, num_seeds)
     material = prepare(config, groups.shape[DATA])
     sizes = vocab_sizes(material.vocabularies)
@@ -58,6 +66,11 @@ def plan(config: Config, say: Callable[[str], None], num_seeds: int | None = Non
     described = report.describe(config, material, alone.params, mesh)
     for line in (*described, *parameter_lines(parts, state_size), *step_lines(step)):
         say(line)
+    if target is not None:
+        costs = _on_target(config, say, target, material, groups, abstract, parts, num_seeds)
+        for line in cost_lines(costs):
+            say(line)
+        return costs
     check_state_fits(groups, abstract, num_seeds)
     compiled = compile_steps(config, material, groups, abstract, say, num_seeds)
     available = available_bytes(mesh.devices.flat)
@@ -89,6 +102,44 @@ def plan(config: Config, say: Callable[[str], None], num_seeds: int | None = Non
     for line in cost_lines(costs):
         say(line)
     return costs
+
+
+def _on_target(
+    config: Config,
+    say: Callable[[str], None],
+    target: Target,
+    material: Material,
+    mesh: Mesh,
+    abstract: TrainState | SeedsState,
+    parts: dict[str, Size],
+    num_seeds: int | None,
+) -> Costs:
+    """Costs on devices that are not here."""
+    check_state_fits(mesh, abstract, num_seeds, target.chip.memory)
+    step = make_step(config, vocab_sizes(material.vocabularies), mesh, num_seeds)
+    needed = {shape: products(trace_step(step, abstract, shape, mesh).jaxpr) for shape in material.batching.shapes}
+    dearest = max(needed, key=lambda shape: needed[shape].bytes)  # bytes of products grow as what they leave behind
+    with progress_bar() as progress:
+        progress(f"compiling for {target.name}", 0, 1)
+        compiled = compile_for(target, step, abstract, dearest, mesh)
+    say(f"Compiled the step that needs most for {target.name} in {compiled.seconds:.1f} s.")
+    check_fits(config, material, mesh, abstract, [compiled], num_seeds, target)
+    found = collectives(compiled.update)
+    shapes = tuple(
+        ShapeCosts(
+            share.shape,
+            share.num_batches,
+            share.source_tokens,
+            share.target_tokens,
+            needed[share.shape],
+            footprint(compiled.update) if share.shape == dearest else None,
+            compiled.seconds if share.shape == dearest else None,
+            estimated_seconds(needed[share.shape], found, target, config.model.compute_dtype),
+        )
+        for share in _epoch(material)
+    )
+    memory, steps = target.chip.memory, config.train.num_steps
+    return Costs(parts, size(abstract), shapes, memory, steps, num_seeds or 1, Meetings(target, found))
 
 
 def _decoder_plan(config: Config, sizes: tuple[int, ...], params: Any, shape: BatchShape) -> Plan:

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 from seq2seq_jax.data.batching import BatchShape
 from seq2seq_jax.recurrence import Plan
+from seq2seq_jax.training.costs.collectives import Collective
 from seq2seq_jax.training.costs.counts import Footprint, Products, Size
+from seq2seq_jax.training.costs.targets import Target
 from seq2seq_jax.wording import counted, duration, figures, megabytes
 
 
@@ -21,7 +23,8 @@ class ShapeCosts(NamedTuple):
     products: Products
     """Of a step, on each device."""
     footprint: Footprint | None
-    compile_seconds: float
+    compile_seconds: float | None
+    """None where it was not compiled."""
     step_seconds: float
 
     @property
@@ -33,6 +36,24 @@ class ShapeCosts(NamedTuple):
     def padded_share(self) -> float:
         """Padding among them."""
         return 1 - (self.source_tokens + self.target_tokens) / self.positions if self.positions else 0.0
+
+
+class Meetings(NamedTuple):
+    """How the devices of a target meet in a step."""
+
+    target: Target
+    collectives: list[Collective]
+
+    def lines(self) -> Iterator[str]:
+        """Kinds of collectives with their number and bytes, outside of loops and in them."""
+        for where, in_loop in (("outside loops", False), ("in loops, a round", True)):
+            found = [each for each in self.collectives if each.in_loop == in_loop]
+            kinds = [
+                f"{counted(len(sizes), kind)}, {megabytes(sum(sizes))} MB"
+                for kind in dict.fromkeys(each.kind for each in found)
+                if (sizes := [each.bytes for each in found if each.kind == kind])
+            ]
+            yield f"    {where}: {'; '.join(kinds) or 'none'}"
 
 
 class Costs(NamedTuple):
@@ -48,6 +69,8 @@ class Costs(NamedTuple):
     num_steps: int
     num_seeds: int = 1
     """Runs that take every step as one."""
+    meetings: Meetings | None = None
+    """On devices that are not here: then a step's seconds are an estimate."""
 
     @property
     def num_batches(self) -> int:
@@ -97,36 +120,45 @@ def cost_lines(costs: Costs) -> Iterator[str]:
     """Batch shapes with what a step costs, a table, and what that makes for the run."""
     yield (
         f"{'Batch shape':<16}{'batches':>8}{'share':>8}{'padding':>9}{'GFLOP':>8}{'product MB':>12}{'memory MB':>11}"
-        f"{'ms a step':>11}{'compile s':>11}"
+        f"{'est. ms' if costs.meetings else 'ms a step':>11}{'compile s':>11}"
     )
     for row in costs.shapes:
         name = f"{row.shape.batch}x{row.shape.source}x{row.shape.target}"
         yield _cost_row(name, row, row.num_batches / costs.num_batches, row.footprint, row.compile_seconds)
     largest = max((row.footprint for row in costs.shapes if row.footprint), key=lambda found: found.total, default=None)
-    yield _cost_row("epoch", costs, 1.0, largest, sum(row.compile_seconds for row in costs.shapes))
+    yield _cost_row("epoch", costs, 1.0, largest, sum(row.compile_seconds or 0.0 for row in costs.shapes))
     yield "    GFLOP and MB: operations of a step's matrix products, and their operands and results, on each device"
     if largest:
         room = "" if costs.available is None else f" of {megabytes(costs.available)} MB available"
         yield f"Memory      {megabytes(largest.total)} MB{room} on each device, at the peak of the largest step"
+    if costs.meetings:
+        yield "Collectives of that step, and the bytes of their results on each device"
+        yield from costs.meetings.lines()
+        yield (
+            "Estimate    products at the full speed of the chip or of its memory, and collectives; the latency of loops"
+            " and launches is not in it, so a step takes longer"
+        )
     seeds = f" and {costs.num_seeds} seeds" if costs.num_seeds > 1 else ""
     rates = costs.target_tokens_per_second, costs.products.flops / costs.step_seconds / 1e9
+    about = "at most about " if costs.meetings else ""
     yield (
-        f"Speed       {rates[0]:,.0f} target tokens/s, all devices{seeds}, padding not counted;"
+        f"Speed       {about}{rates[0]:,.0f} target tokens/s, all devices{seeds}, padding not counted;"
         f" {figures(rates[1])} GFLOP/s in products on each"
     )
     seconds = duration(costs.num_steps * costs.step_seconds)
     epochs = costs.num_steps / costs.num_batches
     steps = counted(costs.num_steps, "step")
-    yield f"Time        {seconds} for {steps} ({epochs:,.1f} epochs), evaluation not counted"
+    about = "at least about " if costs.meetings else ""
+    yield f"Time        {about}{seconds} for {steps} ({epochs:,.1f} epochs), evaluation not counted"
 
 
 def _cost_row(
-    name: str, row: ShapeCosts | Costs, share: float, footprint: Footprint | None, compile_seconds: float
+    name: str, row: ShapeCosts | Costs, share: float, footprint: Footprint | None, compile_seconds: float | None
 ) -> str:
     """One row of the table of `cost_lines`."""
     return (
         f"    {name:<12}{row.num_batches:>8,}{share:>8.1%}{row.padded_share:>9.1%}"
         f"{figures(row.products.flops / 1e9):>8}{megabytes(row.products.bytes):>12}"
         f"{megabytes(footprint.total) if footprint else '?':>11}"
-        f"{figures(1e3 * row.step_seconds):>11}{compile_seconds:>11.1f}"
+        f"{figures(1e3 * row.step_seconds):>11}{'?' if compile_seconds is None else f'{compile_seconds:.1f}':>11}"
     )
