@@ -716,7 +716,11 @@ class MeshConfig:
     """Devices."""
 
     data: Annotated[int | None, SIZE] = None
-    """Devices that share each batch; by default all local ones."""
+    """Groups of devices, each of which holds the parameters and what the optimizer keeps of them; by default as many
+    as the local devices make."""
+    fsdp: Annotated[int, SIZE] = 1
+    """Devices of a group, which share both: each holds a part, and all of the parameters during a step alone. All
+    devices of all groups share each batch."""
 
     def __post_init__(self) -> None:
         _check("mesh.", self)
@@ -774,6 +778,11 @@ class Config:
             raise UserError(
                 f"model.features {self.model.features} reads the tags of data.features, which is not set; name their"
                 " column, or set model.features prepend."
+            )
+        if self.mesh.fsdp > 1 and self.optimizer.name == "adafactor":
+            raise UserError(
+                f"optimizer.name adafactor keeps sums over rows and columns of whole matrices, of which mesh.fsdp"
+                f" {self.mesh.fsdp} gives each device a part; set mesh.fsdp 1, or another optimizer.name."
             )
         _check_published(self)
         if self.optimizer.schedule == "cosine" and self.optimizer.warmup_steps >= self.train.num_steps:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seq2seq_jax.cache import existing_folder, try_lock, write_whole
-from seq2seq_jax.config import PUBLISHED, Config, differences, from_json, to_json
+from seq2seq_jax.config import PUBLISHED, Config, MeshConfig, differences, from_json, to_json
 from seq2seq_jax.errors import UserError, nearest
 from seq2seq_jax.signals import undoing
 from seq2seq_jax.wording import counted
@@ -292,7 +292,7 @@ def check_ensemble(runs: Mapping[Path, Origin]) -> None:
 
 
 def _differences(old: Config, new: Config) -> list[str]:
-    """`differences`, but not of where a folder or files lie that both name, nor of what was published."""
+    """`differences`, but not of devices, of where a folder or files lie that both name, nor of what was published."""
     return differences(_what_counts(old), _what_counts(new))
 
 
@@ -302,7 +302,8 @@ def _what_counts(config: Config) -> Config:
     if data.corpus.startswith("files:"):
         changes["corpus"] = "files:"
     nothing: dict[str, Any] = {name: getattr(Config, name) for name in PUBLISHED}
-    return dataclasses.replace(config, data=dataclasses.replace(data, data_dir=None, **changes), **nothing)
+    data = dataclasses.replace(data, data_dir=None, **changes)
+    return dataclasses.replace(config, data=data, mesh=MeshConfig(), **nothing)
 
 
 def _absolute(path: str) -> str:

@@ -248,6 +248,11 @@ def test_another_configuration_is_refused_naming_every_field_that_differs(tmp_pa
     assert from_json((tmp_path / "config.json").read_text()) == tiny_config(tmp_path / "corpus")
 
 
+def test_a_run_may_go_on_on_other_devices(tmp_path):
+    claim(tmp_path, tiny_config(tmp_path / "corpus"))
+    check_is_free(tmp_path, tiny_config(tmp_path / "corpus", mesh={"data": 2, "fsdp": 4}))
+
+
 def test_a_folder_that_is_no_run_directory_is_told_with_the_nearest_run(tmp_path):
     claim(tmp_path / "german", tiny_config(tmp_path / "corpus"))
     with pytest.raises(UserError, match="germn is not a run directory.* Did you mean .*/german.$"):

@@ -7,6 +7,7 @@ position among them is one number, the step.
 """
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -103,8 +104,9 @@ def _num_rows(target: int, batch_size: int | None, batch_tokens: int | None, mul
         return batch_size
     assert batch_tokens is not None
     rows = batch_tokens // target
-    # Eights keep the rows of a device full vector registers.
-    unit = multiple * 8 if rows >= multiple * 8 else multiple
+    # Eights keep vector registers full, and batches the same on one device and on two, four or eight.
+    unit = math.lcm(multiple, 8)
+    unit = unit if rows >= unit else multiple
     return max(rows // unit * unit, multiple)
 
 

@@ -138,6 +138,7 @@ def _train(config: Config, workdir: Path) -> TrainResult:
         best, best_step = restore_params(workdir, abstract.params, belongs)
         writer.line(f"{report.ending(status, step, loop_state.seconds)} Best validation at step {best_step:,}.")
         run.check_best()
+        best = jax.device_put(best, replicated(mesh))
         translator = Translator(config, material.vocabularies, best, config.decode, mesh, best_step)
         scores = test(workdir, material, translator, writer.line)
         for line in report.farewell(config, workdir):
@@ -246,7 +247,7 @@ class Validation:
         if self._greedy is None:
             decode = replace(self._config.decode, beam_size=1)
             self._greedy = Translator(self._config, self._material.vocabularies, params, decode, self._mesh)
-        self._greedy.params = params
+        self._greedy.params = jax.device_put(params, replicated(self._mesh))
         scores = teacher_forced(self._greedy, self._material.validation)
         if not self._config.train.decode_sentences:
             return scores, []

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 from seq2seq_jax.config import OptimizerConfig
 
@@ -12,24 +13,28 @@ Schedule = optax.Schedule
 """From the number of the step, counted from 0, to the learning rate."""
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping and update rule at learning rate 1: the step multiplies by the rate itself."""
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
+    """Clipping and update rule at learning rate 1: the step multiplies by the rate itself.
+
+    Of gradients of which a device holds a part, `update` is given the `norm` of all.
+    """
     clip = _clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, _update_rule(config))
 
 
-def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
     """What `optax.clip_by_global_norm` does, by one multiplication.
 
     That one divides, and XLA writes a quotient that has several readers out: a
     gradient more to write and read.
     """
 
-    def clip(gradients: Any, _: Any) -> Any:
-        factor = max_norm / jnp.maximum(optax.tree.norm(gradients), max_norm)
-        return jax.tree.map(lambda gradient: factor * gradient, gradients)
+    def clip(updates: Any, state: Any, params: Any = None, *, norm: Array | None = None, **_: Any) -> tuple[Any, Any]:
+        norm = optax.tree.norm(updates) if norm is None else norm
+        factor = max_norm / jnp.maximum(norm, max_norm)
+        return jax.tree.map(lambda gradient: factor * gradient, updates), state
 
-    return optax.stateless(clip)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), clip)
 
 
 def _update_rule(config: OptimizerConfig) -> optax.GradientTransformation:

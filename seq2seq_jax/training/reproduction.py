@@ -20,7 +20,7 @@ from seq2seq_jax.console import ready_streams
 from seq2seq_jax.data.pipeline import stacked_batches
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.metrics import check_packages
-from seq2seq_jax.sharding import DATA, by_run, grouped, make_mesh
+from seq2seq_jax.sharding import by_run, grouped, make_mesh, num_shares
 from seq2seq_jax.training import loop, report
 from seq2seq_jax.training.costs.fits import check_fits, check_state_fits
 from seq2seq_jax.training.loop import ASKED_BY, LoopState, Run, Status, Validation, take_steps, tested_splits
@@ -91,7 +91,7 @@ def _reproduce(config: Config, num_seeds: int, workdir: Path) -> Reproduction:
     run_directory.check_is_free(workdir, config)
     mesh = make_mesh(config.mesh)
     groups = grouped(mesh, num_seeds)
-    material = prepare(config, groups.shape[DATA], workdir)
+    material = prepare(config, num_shares(groups), workdir)
     split = published_split(config, tested_splits(material.corpus), material.corpus.name)
     belongs = origin(config, material.vocabularies, material.corpus.fingerprint)._replace(seeds_together=num_seeds)
     check_belongs(workdir, belongs)

@@ -20,7 +20,7 @@ from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.data.vectors import Vectors
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.sharding import ROWS_OF_RUNS, RUNS, SEEDS, WHOLE, by_rows_of_runs, by_run, replicated, share_out
-from seq2seq_jax.training.step import Params, TrainState, first_state, jit_step, make_gradients, make_update
+from seq2seq_jax.training.step import Params, TrainState, first_state, jit_step, make_update
 
 
 class SeedsState(NamedTuple):
@@ -117,7 +117,7 @@ def jit_seeds_step(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh, num
     where its gradient is not finite no move of its own. The groups of devices do
     not meet.
     """
-    update = make_update(config, make_gradients(config, vocab_sizes))
+    update = make_update(config, vocab_sizes)
     over_seeds, keys = _over_seeds(mesh), _key_data(config, num_seeds, mesh)
 
     def of_a_seed(active: Array, key: Array, *arguments: Any) -> TrainState:

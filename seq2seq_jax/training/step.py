@@ -13,13 +13,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.stages import Wrapped as JitWrapped
 from jaxtyping import Array, Bool, Float, Int
 
-from seq2seq_jax.build import build_model, frozen, model_graph
+from seq2seq_jax.build import abstract_params, build_model, frozen, model_graph
 from seq2seq_jax.cells import drop_weights
 from seq2seq_jax.config import Config
 from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.data.vectors import Vectors
 from seq2seq_jax.padded import Padded
-from seq2seq_jax.sharding import DATA, ROWS, WHOLE, add_up, by_rows, replicated, share_out
+from seq2seq_jax.sharding import ROWS, SHARES, add_up, add_up_parts, by_rows, gather, in_parts, norm, share_out
 from seq2seq_jax.training.objectives import negative_log_likelihood, num_terms
 from seq2seq_jax.training.optimizer import Schedule, make_optimizer, make_schedule
 
@@ -67,19 +67,27 @@ TrainStep = Callable[[TrainState, Padded, Padded], TrainState]
 def initial_state(
     config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh, vectors: Mapping[str, Vectors] = {}
 ) -> TrainState:
-    """State before the first step, on every device of the mesh; `vectors`, by side, take the place of random rows."""
+    """State before the first step, on the devices of the mesh; `vectors`, by side, take the place of random rows."""
 
     def initial(vectors: dict[str, Vectors]) -> TrainState:
         return first_state(config, vocab_sizes, jax.random.key(config.train.seed), vectors)
 
-    return jax.jit(initial, out_shardings=replicated(mesh), compiler_options=compiler_options(mesh))(dict(vectors))
+    shardings = in_parts(_shapes(config, vocab_sizes), mesh)
+    return jax.jit(initial, out_shardings=shardings, compiler_options=compiler_options(mesh))(dict(vectors))
 
 
 def abstract_state(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, to restore a checkpoint into."""
-    shapes = jax.eval_shape(lambda: first_state(config, vocab_sizes, jax.random.key(config.train.seed), {}))
-    sharding = replicated(mesh)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+    shapes = _shapes(config, vocab_sizes)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        in_parts(shapes, mesh),
+    )
+
+
+def _shapes(config: Config, vocab_sizes: tuple[int, ...]) -> TrainState:
+    return jax.eval_shape(lambda: first_state(config, vocab_sizes, jax.random.key(config.train.seed), {}))
 
 
 def first_state(
@@ -111,16 +119,18 @@ def empty_window() -> Window:
 
 def jit_train_step(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> JitWrapped:
     """Returns the update: `(state, source, target) -> state`. The old state is consumed."""
-    gradients = make_gradients(config, vocab_sizes)
-    update = make_update(config, share_out(gradients, mesh, in_specs=(WHOLE, ROWS, ROWS, WHOLE), out_specs=WHOLE))
+    update = make_update(config, vocab_sizes)
+    states = in_parts(_shapes(config, vocab_sizes), mesh)
+    specs = jax.tree.map(lambda sharding: sharding.spec, states)
 
     def step(state: TrainState, source: Padded, target: Padded) -> TrainState:
         return update(jax.random.key(config.train.seed), state, source, target)
 
-    return jit_step(step, mesh, replicated(mesh), by_rows(mesh))
+    spread = share_out(step, mesh, in_specs=(specs, ROWS, ROWS), out_specs=specs)
+    return jit_step(spread, mesh, states, by_rows(mesh))
 
 
-def jit_step(step: Callable, mesh: Mesh, states: NamedSharding, batches: NamedSharding) -> JitWrapped:
+def jit_step(step: Callable, mesh: Mesh, states: Any, batches: NamedSharding) -> JitWrapped:
     """Compiles `(state, source, target) -> state`, whose shardings are given. The old state is consumed."""
     return jax.jit(
         step,
@@ -131,43 +141,47 @@ def jit_step(step: Callable, mesh: Mesh, states: NamedSharding, batches: NamedSh
     )
 
 
-def make_update(config: Config, gradients_of: Callable) -> Callable:
-    """Returns `(seed_key, state, source, target) -> state`, with the key made of a run's seed.
+def make_update(config: Config, vocab_sizes: tuple[int, ...]) -> Callable:
+    """Returns `(seed_key, state, source, target) -> state`, what each device does with its rows and its state.
 
-    `gradients_of` is what `make_gradients` gives, on its own or shared out. The
-    gradient is the sum over all rows divided by the number of real target
-    tokens in the whole batch, so that devices, accumulation and padding agree.
-    An update whose gradient is not finite leaves the parameters and their average
-    as they were.
+    The key is made of a run's seed. The gradient is the sum over all rows divided
+    by the number of real target tokens in the whole batch, so that devices,
+    accumulation and padding agree. An update whose gradient is not finite leaves
+    the parameters and their average as they were.
     """
+    gradients_of = make_gradients(config, vocab_sizes)
     optimizer = make_optimizer(config.optimizer)
     schedule = make_schedule(config.optimizer, config.train.num_steps)
 
     def update(seed_key: Array, state: TrainState, source: Padded, target: Padded) -> TrainState:
         key = jax.random.fold_in(jax.random.fold_in(seed_key, 1), state.step)
-        gradients, mean_loss, tokens = gradients_of(state.params, source, target, key)
-        return _update(state, config, optimizer, schedule, gradients, mean_loss * tokens, tokens)
+        gradients, length, mean_loss, tokens = gradients_of(state.params, source, target, key)
+        return _update(state, config, optimizer, schedule, gradients, length, mean_loss * tokens, tokens)
 
     return update
 
 
 def make_gradients(config: Config, vocab_sizes: tuple[int, ...]) -> Callable:
-    """Returns `(params, source, target, key) -> (gradients, loss, tokens)`, what each device does with its rows.
+    """Returns `(params, source, target, key) -> (gradients, norm, loss, tokens)`, what each device does with its rows.
 
     Gradients are those of the parameters that are trained. They and the loss are
     means over all target tokens of the batch. The devices that share it
     (`share_out`) meet twice: to count the tokens, and to add up gradients and
-    losses.
+    losses. Those that hold parts of the parameters meet before, to gather them,
+    once for all steps in time, and afterwards, to add up the norm; of the gradients
+    each keeps the parts that it holds.
     """
     graph, rate = model_graph(config.model, vocab_sizes), config.model.weight_dropout_rate
+    whole = abstract_params(config.model, vocab_sizes)
+    whole_trained = _divided(whole, config)[0]
 
-    def on_a_device(params: Params, source: Padded, target: Padded, key: Array) -> tuple[Params, Array, Array]:
+    def on_a_device(params: Params, source: Padded, target: Padded, key: Array) -> tuple[Params, Array, Array, Array]:
         tokens = add_up(num_terms(target)).astype(jnp.float32)
         rows = len(source.lengths)
-        row = jax.lax.axis_index(DATA) * rows + jnp.arange(rows)  # of the whole batch
+        row = jax.lax.axis_index(SHARES) * rows + jnp.arange(rows)  # of the whole batch
         keys = jax.vmap(partial(jax.random.fold_in, key))(row)
 
-        trained, fixed = _divided(params, config)
+        trained, fixed = _divided(gather(params, whole), config)
 
         def mean_loss(trained: Params, source: Padded, target: Padded, keys: Array) -> Array:
             # Scaling the loss costs nothing; scaling its gradient would read and write every parameter's once more.
@@ -177,8 +191,8 @@ def make_gradients(config: Config, vocab_sizes: tuple[int, ...]) -> Callable:
             return negative_log_likelihood(model, source, target, keys, config.train) / tokens
 
         found = _gradients(mean_loss, trained, (source, target, keys), config.train.accumulate_steps)
-        loss, gradients = add_up(found)
-        return gradients, loss, tokens
+        loss, gradients = add_up_parts(found, (jnp.zeros(()), whole_trained))
+        return gradients, norm(gradients, whole_trained), loss, tokens
 
     return on_a_device
 
@@ -199,19 +213,19 @@ def _gradients(loss: Callable, params: Params, batch: tuple[Any, ...], parts: in
 def _update(
     state: TrainState,
     config: Config,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     schedule: Schedule,
     gradients: Params,
+    length: Array,
     loss: Array,
     tokens: Array,
 ) -> TrainState:
-    norm = optax.tree.norm(gradients)
-    finite = jnp.isfinite(norm)
+    finite = jnp.isfinite(length)
     rate = schedule(state.step) * state.rate_factor
 
     def move(params: Params, optimizer_state: Any, average: Params | None) -> tuple[Params, Any, Params | None]:
         trained, fixed = _divided(params, config)
-        updates, optimizer_state = optimizer.update(gradients, optimizer_state, trained)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, trained, norm=length)
         params = fixed | jax.tree.map(lambda param, update: param + rate * update, trained, updates)
         if average is not None:
             average = moving_average(average, params, config.train.ema, state.step)
@@ -221,7 +235,7 @@ def _update(
     window = Window(
         loss=state.window.loss + jnp.where(finite, loss, 0),
         tokens=state.window.tokens + jnp.where(finite, tokens, 0),
-        grad_norm=state.window.grad_norm + jnp.where(finite, norm, 0),
+        grad_norm=state.window.grad_norm + jnp.where(finite, length, 0),
         updates=state.window.updates + finite,
         nonfinite=state.window.nonfinite + ~finite,
     )

@@ -176,6 +176,11 @@ def test_rows_follow_from_the_tokens(multiple):
         assert shape.batch * shape.target <= 900 < (shape.batch + 8 * multiple) * shape.target
 
 
+def test_rows_by_tokens_are_the_same_on_up_to_eight_devices():
+    one, *others = (arranged(*lengths(), batch_tokens=900, batch_multiple=number).shapes for number in (1, 2, 4, 8))
+    assert all(shapes == one for shapes in others)
+
+
 def test_there_are_at_most_num_shapes_and_the_last_holds_all():
     source, target = lengths()
     for num_shapes in (1, 2, 5, 9):

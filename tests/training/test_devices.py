@@ -22,7 +22,7 @@ from seq2seq_jax.config import Config, DecodeConfig, MeshConfig, ModelConfig, Op
 from seq2seq_jax.data.vocabulary import TokenVocabulary, Vocabularies
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.sharding import DATA, ROWS, WHOLE, make_mesh, share_out
-from seq2seq_jax.training.costs.counts import footprint, products, size
+from seq2seq_jax.training.costs.counts import footprint, products, size, size_on_a_device
 from seq2seq_jax.training.setup import abstract_sequences
 from seq2seq_jax.training.step import abstract_state, initial_state, jit_train_step
 from seq2seq_jax.translator import Translator
@@ -33,6 +33,8 @@ from tests.models import everything
 BATCH, LENGTH = 64, 25
 NAMES = sys.argv[1:]
 meshes = {number: make_mesh(MeshConfig(data=number)) for number in (1, 2, 8)}
+meshes |= {f"{data}x{fsdp}": make_mesh(MeshConfig(data=data, fsdp=fsdp)) for data, fsdp in ((1, 8), (2, 4))}
+PARTED = [name for name in meshes if isinstance(name, str)]
 
 def look(traced):
     program = traced.lower().compile(compiler_options=QUICK_COMPILE)
@@ -50,7 +52,7 @@ def train_step(name, mesh):
     config, sizes = task.train_config(), task.vocab_sizes
     state, batch = abstract_state(config, sizes, mesh), abstract_sequences(BATCH, LENGTH, mesh)
     found = look(jit_train_step(config, sizes, mesh).trace(state, batch, batch))
-    return found | {"gradients": size(state.params).bytes}
+    return found | {"gradients": size(state.params).bytes, "state": [size(state).bytes, size_on_a_device(state).bytes]}
 
 def use(beam_size, mesh):
     model = MODELS["L512-IF"]
@@ -70,6 +72,17 @@ def losses(number, regularizers={}, **train):
         optimizer=OptimizerConfig(name="sgd", learning_rate=0.5, momentum=0.5, clip_norm=0.0),
         train=TrainConfig(**train),
     )
+    return losses_of(config, number)
+
+def clipped_losses(number):
+    config = Config(
+        model=ModelConfig(hidden_size=64, embed_size=32, dropout_rate=0.3),
+        optimizer=OptimizerConfig(learning_rate=0.05, clip_norm=0.3),
+        train=TrainConfig(ema=0.9),
+    )
+    return losses_of(config, number)
+
+def losses_of(config, number):
     sizes, mesh, random = (11, 13), meshes[number], np.random.default_rng(0)
     step, state, found = None, initial_state(config, sizes, mesh), []
     for update in range(4):
@@ -80,7 +93,7 @@ def losses(number, regularizers={}, **train):
         if step is None:
             step = jit_train_step(config, sizes, mesh).lower(state, *batch).compile(compiler_options=QUICK_COMPILE)
         state = step(state, *batch)
-        found.append(float(state.window.loss))
+        found += [float(state.window.loss), float(state.window.grad_norm)]
     return found
 
 def meeting_in_a_loop(mesh):
@@ -90,6 +103,8 @@ def meeting_in_a_loop(mesh):
 print(json.dumps({
     "meeting in a loop": meeting_in_a_loop(meshes[8]),
     "train": {name: {n: train_step(name, meshes[n]) for n in (1, 8)} for name in NAMES},
+    "parted": {n: train_step("L512-IF", meshes[n]) for n in PARTED},
+    "clipped": {n: clipped_losses(n) for n in (1, 2, *PARTED)},
     "use": {str(beam): {n: use(beam, meshes[n]) for n in (1, 8)} for beam in (0, 1, 5)},
     "losses": {n: [losses(n), losses(n, accumulate_steps=2)] for n in (1, 2, 8)},
     "regularized": {
@@ -136,6 +151,23 @@ def test_activations_are_divided_too(found, model):
 def test_a_plan_says_operations_and_memory_of_a_device_as_the_program_has_them(found, model):
     for devices in found["train"][model].values():
         assert devices["planned"] == pytest.approx([devices["products"], devices["temporary"]], rel=0.001)
+
+
+@pytest.mark.parametrize(("mesh", "parts"), [("1x8", 8), ("2x4", 4)])
+def test_devices_of_a_group_hold_parts_of_the_state_and_gather_them_outside_of_loops(found, mesh, parts):
+    """Of small arrays, such as biases, each holds all."""
+    step = found["parted"][mesh]
+    whole, held = step["state"]
+    assert whole / parts <= held < 1.02 * whole / parts
+    assert step["collectives"]["inside"] == {}
+    assert {*step["collectives"]["outside"]} == {"all-gather", "reduce-scatter", "all-reduce"}
+    assert step["products"] == pytest.approx(found["train"]["L512-IF"]["8"]["products"], rel=0.001)
+
+
+@pytest.mark.parametrize("mesh", ["2", "1x8", "2x4"])
+def test_losses_and_norms_do_not_depend_on_who_holds_what(found, mesh):
+    """With clipping, moments and a moving average."""
+    assert found["clipped"][mesh] == pytest.approx(found["clipped"]["1"], rel=1e-5)
 
 
 @pytest.mark.parametrize("beam_size", ["0", "1", "5"], ids=["scores", "greedy", "beam"])

@@ -56,6 +56,15 @@ def test_collectives_are_read_off_a_program():
     ]
 
 
+def test_a_collective_that_runs_beside_a_loop_is_one_and_not_the_loops():
+    link = '%all-gather.{} = f32[8,8]{{1,0}} all-gather(%x), frontend_attributes={{chain_id="4"}}'
+    hlo = HLO.replace("  %sum =", f"  {link.format(1)}\n  %sum =").replace(
+        "  %both =", f"  {link.format(2)}\n  %both ="
+    )
+    assert hlo.count("chain_id") == 2
+    assert sorted(collectives(hlo)) == sorted([*collectives(HLO), Collective("all-gather", 256, False)])
+
+
 def test_an_estimate_is_the_slower_of_operations_and_memory_and_the_collectives():
     def seconds(flops, bytes_, meetings=(), devices=4):
         target = Target("cpu", HERE, [None] * devices)

@@ -9,6 +9,7 @@ from jax.stages import Compiled
 
 _KINDS = r"all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute"
 _INSTRUCTION = re.compile(rf"= (?P<type>\(.*?\)|\S+) (?P<kind>{_KINDS})(?P<start>-start)?\(")
+_CHAIN = re.compile(r'chain_id="(\w+)"')
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+)[a-z0-9]*\[([\d,]*)\]")
 
 
@@ -24,13 +25,22 @@ class Collective(NamedTuple):
 
 
 def collectives(program: Compiled | str) -> list[Collective]:
-    """Returns every collective of a compiled program, or of its text, in the order of the text."""
+    """Returns every collective of a compiled program, or of its text, in the order of the text.
+
+    A compiler for TPUs may let one run beside a loop: begun before it, moved on a
+    little in every round, ended after it. It stands in the text several times, as
+    links of a chain. It is counted once, and is no collective of the loop.
+    """
     hlo = program if isinstance(program, str) else program.as_text() or ""
     bodies = computations(hlo)
     repeated = set().union(*(reached(body, bodies) for body in loop_bodies(hlo)))
-    return [
-        Collective(kind, size, name in repeated) for name, text in bodies.items() for kind, size in _collectives(text)
-    ]
+    found, chains = [], set()
+    for name, text in bodies.items():
+        for kind, size, chain in _collectives(text):
+            if chain is None or chain not in chains:
+                found.append(Collective(kind, size, chain is None and name in repeated))
+            chains.add(chain)
+    return found
 
 
 def computations(hlo: str) -> dict[str, str]:
@@ -49,12 +59,14 @@ def loop_bodies(hlo: str) -> list[str]:
     return re.findall(r"\bwhile\(.*?body=%?([\w.-]+)", hlo)
 
 
-def _collectives(text: str) -> Iterator[tuple[str, int]]:
-    for found in _INSTRUCTION.finditer(text):
-        arrays = found["type"]
-        if found["start"] and found["kind"] in ("all-gather", "collective-permute"):
-            arrays = _result_of_start(arrays)  # which names its operands too
-        yield found["kind"], sum(map(_num_bytes, _ARRAY.findall(arrays)))
+def _collectives(text: str) -> Iterator[tuple[str, int, str | None]]:
+    """Kind, bytes, and the chain that one is a link of."""
+    for line in text.splitlines():
+        if found := _INSTRUCTION.search(line):
+            arrays, chain = found["type"], _CHAIN.search(line)
+            if found["start"] and found["kind"] in ("all-gather", "collective-permute"):
+                arrays = _result_of_start(arrays)  # which names its operands too
+            yield found["kind"], sum(map(_num_bytes, _ARRAY.findall(arrays))), chain and chain[1]
 
 
 def _result_of_start(arrays: str) -> str:

@@ -12,7 +12,7 @@ from seq2seq_jax.cpu import PEAK_FACTOR, keep_freed_memory
 from seq2seq_jax.data.batching import BatchShape
 from seq2seq_jax.data.progress import ProgressCallback, progress_bar
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.sharding import DATA
+from seq2seq_jax.sharding import num_shares
 from seq2seq_jax.training.costs.available import available_bytes
 from seq2seq_jax.training.costs.counts import Footprint, footprint, size_on_a_device
 from seq2seq_jax.training.costs.targets import Target
@@ -157,7 +157,7 @@ class _Trial:
         )
         self.field = "batch_size" if config.data.batch_size is not None else "batch_tokens"
         self._given: int = getattr(config.data, self.field)
-        self._unit = mesh.shape[DATA] * config.train.accumulate_steps
+        self._unit = num_shares(mesh) * config.train.accumulate_steps
         if self.field == "batch_tokens":
             self._unit *= material.batching.shapes[-1].target
         self.units = -(-self._given // self._unit)
@@ -165,7 +165,7 @@ class _Trial:
     def need(self, units: int) -> int:
         """Bytes that a step on the dearest shape of such batches needs, from its compilation."""
         data = replace(self._config.data, **{self.field: units * self._unit})
-        batching = arrange_batches(replace(self._config, data=data), self._material.train, self._mesh.shape[DATA])
+        batching = arrange_batches(replace(self._config, data=data), self._material.train, num_shares(self._mesh))
         self._progress("compiling smaller batches", self._compile.cache_info().misses, None)
         found = self._compile(max(batching.shapes, key=self._temporary))
         assert found is not None

@@ -21,7 +21,7 @@ from seq2seq_jax.metrics import check_packages
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.recurrence import Plan
 from seq2seq_jax.seq2seq import Seq2Seq
-from seq2seq_jax.sharding import DATA, grouped, make_mesh
+from seq2seq_jax.sharding import grouped, make_mesh, num_shares
 from seq2seq_jax.training import report
 from seq2seq_jax.training.costs.available import available_bytes
 from seq2seq_jax.training.costs.collectives import collectives
@@ -56,13 +56,13 @@ def plan(
     check_packages(config)
     mesh = make_mesh(config.mesh, target and target.devices)
     groups = mesh if num_seeds is None else grouped(mesh, num_seeds)
-    material = prepare(config, groups.shape[DATA])
+    material = prepare(config, num_shares(groups))
     sizes = vocab_sizes(material.vocabularies)
     alone = abstract_state(config, sizes, mesh)
     abstract = alone if num_seeds is None else abstract_seeds(config, sizes, groups, num_seeds)
     parts, state_size = parameters_by_part(alone.params), size(abstract)
     largest = material.batching.shapes[-1]
-    step = _decoder_plan(config, sizes, alone.params, replace(largest, batch=largest.batch // groups.shape[DATA]))
+    step = _decoder_plan(config, sizes, alone.params, replace(largest, batch=largest.batch // num_shares(groups)))
     described = report.describe(config, material, alone.params, mesh)
     for line in (*described, *parameter_lines(parts, state_size), *step_lines(step)):
         say(line)
