@@ -42,7 +42,7 @@ def get_config() -> Config:
             batch_size=64,
             num_shapes=3,
         ),
-        optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=100),
+        optimizer=OptimizerConfig(learning_rate=4e-3, schedule="cosine", warmup_steps=100),
         train=TrainConfig(
             num_steps=1_700,  # thirty epochs
             evaluate_every=100,
