@@ -28,7 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from seq2seq_jax import __version__
+from seq2seq_jax import __version__, processes
 from seq2seq_jax.cache import existing_folder, write_whole
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.old_parameters import from_version_0_1
@@ -43,20 +43,26 @@ class Checkpoints:
     """The checkpoints of one run, to be written. `close` waits until the last one is on disk.
 
     What a killed process left unfinished is removed. The run directory is
-    locked by the caller, see `run_directory.locked`.
+    locked by the caller, see `run_directory.locked`. Of several processes all call
+    the same methods, the first one writes and deletes, and each has to see its files.
     """
 
     def __init__(self, workdir: Path, origin: Origin):
         _quiet_libraries()
         self._workdir, self._origin = workdir, origin
         self._directory = (workdir / "checkpoints").absolute()
+        processes.by_first(self._prepare)
+        self._saver = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(**_alone())), **_alone()
+        )
+        self._best: int | None = None  # by the newest checkpoint
+
+    def _prepare(self) -> None:
         existing_folder(self._directory)  # which refuses a file in its place
         self._directory.mkdir(parents=True, exist_ok=True)
         for path in self._directory.iterdir():
             if any(mark in path.name for mark in _TEMPORARY):
                 shutil.rmtree(path)
-        self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
-        self._best: int | None = None  # by the newest checkpoint
 
     def save(self, step: int, state: dict[str, Any], loop_state: dict[str, Any]) -> None:
         """Starts to save; copies are taken at once, so the arrays may be donated afterwards.
@@ -69,6 +75,10 @@ class Checkpoints:
         Raises:
           UserError: the disk is full, now or when the last checkpoint was written.
         """
+        if processes.count() > 1:
+            state = processes.on_host(state)
+            if not processes.is_first():
+                return
         with _full_disk_told(self._directory):
             self._finish()
             if step in _steps(self._directory):
@@ -94,6 +104,29 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, and all are damaged, or they belong to another run or another version.
         """
+        if processes.count() > 1:
+            return self._restore_together(abstract_state)
+        return self._restore(abstract_state)
+
+    def _restore_together(
+        self, abstract_state: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any], list[str]] | None:
+        """The first process finds the checkpoint that is whole, and deletes what is not; all read it."""
+        arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract_state)
+        found: list[Any] = []
+
+        def find() -> Any:
+            found.append(self._restore(arrays))
+            return found[0] and (_newest(self._directory), *found[0][1:])
+
+        if (told := processes.by_first(find)) is None:
+            return None
+        step, progress, complaints = told
+        state = found[0][0] if found else self._read(step, arrays)[0]
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
+        return processes.from_host(state, shardings), progress, complaints
+
+    def _restore(self, abstract_state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], list[str]] | None:
         steps = _steps(self._directory)
         complaints = _missing(self._directory, _newest(self._directory), steps)
         for step in steps:
@@ -120,7 +153,8 @@ class Checkpoints:
           UserError: the disk is full.
         """
         with _full_disk_told(self._directory):
-            self._finish()
+            if processes.is_first():
+                self._finish()
         self._saver.close()
 
     def __enter__(self) -> "Checkpoints":
@@ -139,7 +173,7 @@ class Checkpoints:
         content = _content(path)
         _check_trainable(path, content)
         _check_origin(path, content, self._workdir, self._origin)
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler(), **_alone()) as checkpointer:
             state = checkpointer.restore(path / "state", args=ocp.args.StandardRestore(abstract_state))
         if _checksums(state) != content["checksums"]:
             raise ValueError("checksums differ")
@@ -333,7 +367,7 @@ def _newest_content(directory: Path) -> tuple[Path, dict[str, Any]] | None:
 def _content(path: Path) -> dict[str, Any]:
     """What a checkpoint holds beside the arrays; UserError where a newer version wrote it."""
     _quiet_libraries()
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler(), **_alone()) as checkpointer:
         content: dict[str, Any] = checkpointer.restore(path / "progress")
     if content.get("digest", digest := _digest(content)) != digest:
         raise ValueError("checksums differ")
@@ -404,7 +438,7 @@ def _read_any_version(path: Path, abstract_params: dict[str, Any], workdir: Path
 
 def _names(path: Path) -> dict[Any, Any]:
     """The tree of a checkpoint's parameters, as it says itself."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), **_alone()) as checkpointer:
         tree = checkpointer.metadata(path / "state").item_metadata.tree["params"]
 
     def with_numbers(tree: Any) -> Any:  # keys are text there
@@ -419,7 +453,7 @@ def _read_arrays(
     path: Path, name: str, tree: dict[Any, Any], arguments: dict[Any, Any], checksums: dict[str, int]
 ) -> Any:
     """Arrays of this tree, kept by this name; how and where to each is put is said by Orbax's `arguments`."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), **_alone()) as checkpointer:
         restored = checkpointer.restore(
             path / "state",
             args=ocp.args.PyTreeRestore(item={name: tree}, restore_args={name: arguments}, partial_restore=True),
@@ -442,6 +476,17 @@ def check_disk_space(workdir: Path, abstract_state: dict[str, Any], keep: int) -
             f"The checkpoints of this run need {needed / 1e6:,.0f} MB, and the disk of {workdir} has"
             f" {free / 1e6:,.0f} MB left; free some, or choose another --workdir."
         )
+
+
+def _alone() -> dict[str, Any]:
+    """Arguments of Orbax by which a process reads and writes without waiting for others."""
+    if processes.count() == 1:
+        return {}
+    own = processes.index()
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process{own}"
+    )
+    return {"multiprocessing_options": options}
 
 
 def _checksums(state: dict[str, Any]) -> dict[str, int]:

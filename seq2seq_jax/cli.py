@@ -52,8 +52,8 @@ TO_COMPILE, TO_TRANSLATE = 4_000_000_000, 2_000_000_000  # bytes of addresses; t
 
 
 @dataclass(frozen=True)
-class TrainArguments:
-    """Trains a model, evaluates it and reports. The same command again resumes a run that was broken off."""
+class ExperimentArguments:
+    """What names an experiment."""
 
     config: Path | None = None
     """File with get_config() -> Config, or its name in configs/; by default configs/default.py. The defaults below are
@@ -63,11 +63,35 @@ class TrainArguments:
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
-Experiment = TypeVar("Experiment", bound=TrainArguments)
+Experiment = TypeVar("Experiment", bound=ExperimentArguments)
 
 
 @dataclass(frozen=True)
-class PlanArguments(TrainArguments):
+class TrainArguments(ExperimentArguments):
+    """Trains a model, evaluates it and reports. The same command again resumes a run that was broken off."""
+
+    distributed: bool = False
+    """This is one of several processes that train together, all started with the same command. Who they are is asked
+    of SLURM, Cloud TPU, Kubernetes or Open MPI; without these give the next three."""
+    coordinator: str | None = None
+    """HOST:PORT at which the first process is met by the others."""
+    num_processes: int | None = None
+    """How many there are."""
+    process_id: int | None = None
+    """Which of them this is, from 0. The first one writes and prints."""
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in ("coordinator", "num_processes", "process_id")}
+        missing = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is None]
+        if 0 < len(missing) < len(given):
+            raise UserError(f"Processes that no cluster knows need {' and '.join(missing)} too.")
+        if self.process_id is not None and self.num_processes is not None:
+            if not 0 <= self.process_id < self.num_processes:
+                raise UserError(f"--process-id {self.process_id} must be from 0 to --num-processes less one.")
+
+
+@dataclass(frozen=True)
+class PlanArguments(ExperimentArguments):
     """Says what training would cost: parameters, memory, operations, time. Takes train's options; trains nothing."""
 
     num_seeds: int | None = None
@@ -82,7 +106,7 @@ class PlanArguments(TrainArguments):
 
 
 @dataclass(frozen=True)
-class ReproduceArguments(TrainArguments):
+class ReproduceArguments(ExperimentArguments):
     """Trains several seeds in one program, tests each and compares with the published score. Resumes as train does."""
 
     workdir: Path | None = None
@@ -270,8 +294,12 @@ def _program() -> str:
 
 
 def _train(given: Sequence[Given], repository: Path | None) -> int:
-    settings, workdir, _ = _experiment("train", TrainArguments, given, repository)
+    settings, workdir, arguments = _experiment("train", TrainArguments, given, repository)
     _configure_jax()
+    if arguments.distributed or arguments.coordinator is not None:
+        from seq2seq_jax import processes
+
+        processes.start(arguments.coordinator, arguments.num_processes, arguments.process_id)
     from seq2seq_jax.training.loop import train
 
     return _code_of(train(settings, workdir).status)

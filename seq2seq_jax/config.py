@@ -717,7 +717,7 @@ class MeshConfig:
 
     data: Annotated[int | None, SIZE] = None
     """Groups of devices, each of which holds the parameters and what the optimizer keeps of them; by default as many
-    as the local devices make."""
+    as the devices of all processes make."""
     fsdp: Annotated[int, SIZE] = 1
     """Devices of a group, which share both: each holds a part, and all of the parameters during a step alone. All
     devices of all groups share each batch."""

@@ -1,5 +1,6 @@
 """A split decoded and scored."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from seq2seq_jax import processes
 from seq2seq_jax.cache import write_whole
 from seq2seq_jax.config import Config, DecodeConfig
 from seq2seq_jax.data.encoded import EncodedSplit, Rows, encode_lines
@@ -154,9 +156,12 @@ def evaluate_split(
 
     With `data.group_references` the hypotheses are fewer than the lines of the
     split, and `evaluations/NAME.sources.txt` has the source of each, line by line.
+    Of several processes the first one writes.
     """
-    with progress_bar() as progress:
+    with progress_bar() if processes.is_first() else contextlib.nullcontext(silent) as progress:
         scores, hypotheses = evaluate_lines(translator, sources, targets, progress)
+    if not processes.is_first():
+        return scores
     folder = workdir / "evaluations"
     written = {name: _plain(value) for name, value in {**(about or {}), **scores}.items()}
     write_whole(folder / f"{name}.hypotheses.txt", "".join(f"{text}\n" for text in hypotheses))

@@ -26,12 +26,12 @@ LEAST = 2**12
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Mesh with the axes `data` and `fsdp`, over the first of `devices`, by default of the local ones.
+    """Mesh with the axes `data` and `fsdp`, over the first of `devices`, by default of those of all processes.
 
     Raises:
       UserError: there are not so many devices, or they do not make groups of `config.fsdp`.
     """
-    devices = jax.local_devices() if devices is None else devices
+    devices = jax.devices() if devices is None else devices
     here, fsdp = len(devices), config.fsdp
     if config.data is None and here % fsdp:
         sizes = ", ".join(str(size) for size in range(1, here + 1) if here % size == 0)
@@ -72,12 +72,18 @@ def grouped(mesh: Mesh, num_runs: int) -> Mesh:
 
 def one_device() -> Mesh:
     """Mesh with the first local device alone."""
-    return make_mesh(MeshConfig(data=1))
+    return make_mesh(MeshConfig(data=1), jax.local_devices())
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """Every device holds the whole array."""
     return NamedSharding(mesh, WHOLE)
+
+
+def on_every_device(tree: Any, mesh: Mesh) -> Any:
+    """Abstract arrays as those of a tree, of which each device of `mesh` holds all."""
+    sharding = replicated(mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
 def by_rows(mesh: Mesh) -> NamedSharding:

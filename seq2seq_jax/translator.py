@@ -3,8 +3,9 @@
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +14,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from seq2seq_jax import run_directory, signals
+from seq2seq_jax import processes, run_directory, signals
 from seq2seq_jax.build import abstract_params, ensemble_graph, model_graph
 from seq2seq_jax.checkpoint import restore_params
 from seq2seq_jax.config import Config, DecodeConfig, ModelConfig, check_num_best
 from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.data.batching import round_up, similar_groups
 from seq2seq_jax.data.encoded import EncodedSplit, Rows, encode_lines
-from seq2seq_jax.data.pipeline import evaluation_batches
+from seq2seq_jax.data.pipeline import ALONE, Share, evaluation_batches
 from seq2seq_jax.data.progress import ProgressCallback, silent
 from seq2seq_jax.data.vocabulary import Copies, Vocabularies, load_vocabularies
 from seq2seq_jax.decoding.beam import beam_search
@@ -37,6 +38,7 @@ from seq2seq_jax.symbols import PAD
 from seq2seq_jax.wording import counted, part_of
 
 Params = dict[str, Any]
+T = TypeVar("T")
 
 SOURCE_MULTIPLE = 8
 """Source lengths are padded to a multiple of this, so that few searches are compiled."""
@@ -67,6 +69,10 @@ class Hypothesis(NamedTuple):
     cut: bool = False
 
 
+def _from_json(text: str, score: float, alignment: list[int] | None, cut: bool) -> Hypothesis:
+    return Hypothesis(text, score, None if alignment is None else tuple(alignment), cut)
+
+
 class TokenScores(NamedTuple):
     """Of teacher-forced targets: nats of each sentence, real tokens of it, and those predicted right."""
 
@@ -86,6 +92,7 @@ class Translator:
       mesh: devices that share the rows of every batch; by default one.
       step: of the checkpoint that the parameters are from, where it is known; of an ensemble one for each model.
       ensemble: the models of one; by default there is that of `config` alone.
+      share: which of how many processes this is: all are asked the same, each does its share, and all get the whole.
     """
 
     def __init__(
@@ -97,9 +104,11 @@ class Translator:
         mesh: Mesh | None = None,
         step: int | tuple[int, ...] | None = None,
         ensemble: Sequence[ModelConfig] = (),
+        share: Share = ALONE,
     ):
         self.config, self.vocabularies, self.params = config, vocabularies, params
         self.decode, self.step, self.num_models = decode or config.decode, step, len(ensemble) or 1
+        self._share = share
         self._mesh = mesh = mesh or one_device()
         sizes = vocab_sizes(vocabularies)
         graph = ensemble_graph(ensemble, sizes, self.decode.ensemble) if ensemble else model_graph(config.model, sizes)
@@ -181,17 +190,32 @@ class Translator:
         beyond = sources.lengths > self._longest_source
         hypotheses = [[empty._replace(score=-np.inf, cut=True) if long else empty] for long in beyond]
         filled, done = np.flatnonzero((sources.lengths > 1) & ~beyond), 0
-        for indices, source, max_lengths in self._batches(sources, filled):
+        here: list[int] = []
+        for indices, source, max_lengths in self._of_share(self._batches(sources, filled)):
             longest = self._longest(source.values.shape[1])
-            found = self._search(self.params, self._tables, source, max_lengths, longest, num_best)
+            found = self._search(self.params, self._tables, *self._placed((source, max_lengths)), longest, num_best)
             copies = self.vocabularies.copies([lines[index] for index in indices])
             ranked = [self._ranked(found, rank, source, copies, alignments) for rank in range(num_best)]
             there = np.maximum((np.asarray(found.lengths) > 0).sum(1), 1)
             for row, index in enumerate(indices):
                 hypotheses[index] = [rank[row] for rank in ranked[: there[row]]]
-            done += len(indices)
-            progress("translating", done, len(filled))
+            here += indices.tolist()
+            done += len(indices) * self._share[1]
+            progress("translating", min(done, len(filled)), len(filled))
+        if self._share != ALONE:
+            for rows in processes.gathered([[index, hypotheses[index]] for index in here]):
+                for index, found in rows:
+                    hypotheses[index] = [_from_json(*each) for each in found]
         return hypotheses
+
+    def _placed(self, rows: T) -> T:
+        """Rows as a program takes them: as they are, but for several processes, where JAX wants to see them placed."""
+        return rows if self._share == ALONE else jax.device_put(rows, by_rows(self._mesh))
+
+    def _of_share(self, batches: Iterable[T]) -> Iterator[T]:
+        """Those batches that are this process's to do."""
+        number, count = self._share
+        return islice(batches, number, None, count)
 
     def _ranked(
         self, found: Found, rank: int, source: Padded, copies: Sequence[Copies], alignments: bool
@@ -224,13 +248,13 @@ class Translator:
         """Teacher-forced losses of encoded pairs, in their order."""
         scores = TokenScores(*(np.zeros(len(encoded), kind) for kind in (np.float64, np.int64, np.int64)))
         pending = []
-        for batch, indices in evaluation_batches(encoded, 64, self._mesh.size):
+        for batch, indices in self._of_share(evaluation_batches(encoded, 64, self._mesh.size)):
             signals.look()
-            pending.append((indices, self._token_scores(self.params, *batch)))
+            pending.append((indices, self._token_scores(self.params, *self._placed(batch))))
         for indices, values in pending:
             for total, value in zip(scores, values, strict=True):
                 total[indices] = np.asarray(value)[: len(indices)]
-        return scores
+        return TokenScores(*processes.added_up(scores)) if self._share != ALONE else scores
 
     @property
     def params(self) -> Params:
@@ -275,7 +299,7 @@ class Translator:
         return int(output_limits(np.array([width]), self.decode.max_length_ratio)[0])
 
     def _alignment(self, source: Padded, tokens: Array) -> list[tuple[int, ...]]:
-        best = np.asarray(self._align(self.params, source, tokens))
+        best = np.asarray(self._align(self.params, self._placed(source), tokens))
         lengths = np.asarray((tokens != PAD).sum(-1))
         return [tuple(row[:length].tolist()) for row, length in zip(best, lengths, strict=True)]
 

@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # one here.
 FLOORS = (
     ("errors", "symbols", "cpu", "checksums", "signals", "wording", "padded", "products", "equations", "dropout"),
-    ("config", "cache", "console", "troubles", "linear", "distribution", "old_parameters"),
+    ("config", "cache", "console", "troubles", "linear", "distribution", "old_parameters", "processes"),
     ("arguments", "config_file", "run_directory", "text_files", "compiled", "sharding", "loops", "cells", "attention"),
     ("affine", "outputs"),
     ("recurrence",),

@@ -12,6 +12,10 @@ from seq2seq_jax.data.batching import Batching, BatchShape, choose_shapes, round
 from seq2seq_jax.data.encoded import EncodedSplit
 from seq2seq_jax.padded import Padded
 
+Share = tuple[int, int]
+"""Which of how many equal parts."""
+ALONE: Share = (0, 1)
+
 
 class Batch(NamedTuple):
     """Pairs of sequences of ids; every one ends with an end id, and a row without an example is empty."""
@@ -31,22 +35,29 @@ def padded_batch(encoded: EncodedSplit, shape: BatchShape, indices: Int[np.ndarr
 class _Batches:
     """The batches of a run as a Grain source: element i is the batch of step i."""
 
-    def __init__(self, encoded: EncodedSplit, batching: Batching, num_steps: int) -> None:
-        self._encoded, self._batching, self._num_steps = encoded, batching, num_steps
+    def __init__(self, encoded: EncodedSplit, batching: Batching, num_steps: int, share: Share = ALONE) -> None:
+        self._encoded, self._batching, self._num_steps, self._share = encoded, batching, num_steps, share
 
     def __len__(self) -> int:
         return self._num_steps
 
     def __getitem__(self, index: int) -> Batch:
-        return padded_batch(self._encoded, *self._batching.batch(int(index)))
+        shape, examples = self._batching.batch(int(index))
+        number, count = self._share
+        rows = shape.batch // count
+        own = dataclasses.replace(shape, batch=rows)
+        return padded_batch(self._encoded, own, examples[number * rows : (number + 1) * rows])
 
 
-def training_batches(encoded: EncodedSplit, batching: Batching, start_step: int, num_steps: int) -> Iterator[Batch]:
+def training_batches(
+    encoded: EncodedSplit, batching: Batching, start_step: int, num_steps: int, share: Share = ALONE
+) -> Iterator[Batch]:
     """Returns the batches of the steps from `start_step` up to, not including, `num_steps`.
 
     A batch depends on its step alone. One thread makes batches ahead of their use.
+    Of several processes each reads its `share` of the rows.
     """
-    return _prefetched(_Batches(encoded, batching, num_steps), start_step)
+    return _prefetched(_Batches(encoded, batching, num_steps, share), start_step)
 
 
 def _prefetched(source: Any, start_step: int) -> Iterator[Batch]:

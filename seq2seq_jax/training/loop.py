@@ -1,5 +1,6 @@
 """A run from its configuration to its test scores, as one story: `train`."""
 
+import contextlib
 import math
 import signal
 import time
@@ -13,26 +14,28 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from seq2seq_jax import run_directory, signals
+from seq2seq_jax import processes, run_directory, signals
 from seq2seq_jax.checkpoint import Checkpoints, check_belongs, check_disk_space, check_trainable, restore_params
 from seq2seq_jax.config import Config, TrainConfig
 from seq2seq_jax.console import ready_streams
 from seq2seq_jax.data.corpora import Corpus
-from seq2seq_jax.data.pipeline import Batch, training_batches
+from seq2seq_jax.data.pipeline import ALONE, Batch, training_batches
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluation import Items, evaluate_split, make_items, output_scores, teacher_forced
 from seq2seq_jax.metrics import check_packages
-from seq2seq_jax.sharding import make_mesh, replicated
+from seq2seq_jax.sharding import by_rows, make_mesh, on_every_device, replicated
 from seq2seq_jax.training import report
 from seq2seq_jax.training.costs.fits import check_fits, check_state_fits
 from seq2seq_jax.training.optimizer import make_schedule
 from seq2seq_jax.training.setup import CompiledStep, Material, begin, compile_steps, prepare
 from seq2seq_jax.training.step import TrainState, abstract_state, empty_window, initial_state
-from seq2seq_jax.training.writer import Writer
+from seq2seq_jax.training.writer import SilentWriter, Writer
 from seq2seq_jax.translator import Params, Translator, origin, vocab_sizes
 
 Status = Literal["done", "stopped", "terminated", "interrupted"]
 ASKED_BY: dict[int, Status] = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
+AGREE_EVERY = 10
+"""Steps after which several processes tell each other of signals."""
 ABSURD = 10
 """Times the loss of guessing every token evenly: a validation loss beyond it says that training has diverged."""
 
@@ -85,7 +88,8 @@ def train(config: Config, workdir: Path) -> TrainResult:
     """Trains `config` in the run directory `workdir`, resuming what is there, and evaluates on the test splits.
 
     SIGTERM and Ctrl-C end training after the step that is under way and a save;
-    before and after it they act as they would in any program.
+    before and after it they act as they would in any program. Of several processes
+    (`processes.start`) all call this alike; a signal to one of them stops all.
 
     Raises:
       UserError: whatever the user can mend, before the first step where possible; and at the end, if training
@@ -93,7 +97,7 @@ def train(config: Config, workdir: Path) -> TrainResult:
     """
     workdir = Path(workdir)
     check_packages(config)
-    with run_directory.locked(workdir):
+    with processes.in_first(run_directory.locked(workdir)):
         return _train(run_directory.with_absolute_paths(config), workdir)
 
 
@@ -101,20 +105,20 @@ def _train(config: Config, workdir: Path) -> TrainResult:
     check_trainable(workdir)
     run_directory.check_is_free(workdir, config)
     mesh = make_mesh(config.mesh)
-    material = prepare(config, mesh.size, workdir)
+    material = processes.first_before_others(partial(prepare, config, mesh.size, workdir))
     belongs = origin(config, material.vocabularies, material.corpus.fingerprint)
     check_belongs(workdir, belongs)
     sizes = vocab_sizes(material.vocabularies)
     abstract = abstract_state(config, sizes, mesh)
     check_state_fits(mesh, abstract)
     check_disk_space(workdir, abstract.saved(), config.train.keep_checkpoints)
-    say = partial(print, flush=True)
+    say = partial(print, flush=True) if processes.is_first() else _nothing
     for line in report.describe(config, material, abstract.params, mesh):
         say(line)
     compiled = compile_steps(config, material, mesh, abstract, say)
     check_fits(config, material, mesh, abstract, compiled)
-    begin(config, material, workdir)  # only now: a mistake found before leaves nothing behind
-    with Writer(workdir, config.train.num_steps) as writer:
+    processes.by_first(partial(begin, config, material, workdir))  # only now: a mistake before leaves nothing behind
+    with Writer(workdir, config.train.num_steps) if processes.is_first() else SilentWriter() as writer:
         with Checkpoints(workdir, belongs) as checkpoints:
             if restored := restore(checkpoints, abstract.saved(), writer.line):
                 state, loop_state = TrainState(**restored[0]), LoopState(**restored[1])
@@ -126,25 +130,42 @@ def _train(config: Config, workdir: Path) -> TrainResult:
             keep_rows(writer, loop_state, step)
             run = Run(config, mesh, writer, loop_state, Validation(config, material, mesh))
             with signals.noted() as notes:
-                batches = training_batches(material.train, material.batching, step, config.train.num_steps)
+                batches = _placed_batches(material, mesh, step, config.train.num_steps)
                 state, status = take_steps(run, state, batches, compiled, checkpoints, notes)
                 checkpoints.close()
-                status = ASKED_BY[notes[0]] if notes else status
+                heard = _heard(notes)
+                status = ASKED_BY[heard[0]] if heard else status
         writer.close()  # it has all rows, whatever ends the test
         step = int(state.step)
         if status in ASKED_BY.values():
             writer.line(report.asked_to_stop(step))
             return TrainResult(status, step, {})
-        best, best_step = restore_params(workdir, abstract.params, belongs)
+        processes.by_first(_nothing)  # the last checkpoint is there
+        own = processes.local_mesh(mesh)
+        best, best_step = restore_params(workdir, on_every_device(abstract.params, own), belongs)
         writer.line(f"{report.ending(status, step, loop_state.seconds)} Best validation at step {best_step:,}.")
         run.check_best()
-        best = jax.device_put(best, replicated(mesh))
-        translator = Translator(config, material.vocabularies, best, config.decode, mesh, best_step)
+        share = processes.index(), processes.count()
+        translator = Translator(config, material.vocabularies, best, config.decode, own, best_step, share=share)
         scores = test(workdir, material, translator, writer.line)
         for line in report.farewell(config, workdir):
             writer.line(line)
         run.check_last(best_step)
     return TrainResult(status, step, scores)
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+def _placed_batches(material: Material, mesh: Mesh, start_step: int, num_steps: int) -> Iterator[Batch]:
+    """The batches of a run; of several processes each reads its rows, and what it gives names those of the others."""
+    share = processes.index(), processes.count()
+    batches = training_batches(material.train, material.batching, start_step, num_steps, share)
+    if share == ALONE:
+        return batches  # the step itself places the rows
+    place = partial(jax.make_array_from_process_local_data, by_rows(mesh))
+    return (jax.tree.map(place, batch) for batch in batches)
 
 
 def restore(
@@ -210,15 +231,19 @@ def take_steps(
     updates = {(step.shape.source, step.shape.target): step.update for step in compiled}
     train, step = trainee.train, int(state.step)
     saved, window_start = step, time.perf_counter()
+    together = processes.count() > 1
+    heard: Sequence[int] = [] if together else notes  # of several processes all know of a signal at the same step
     while True:
         finished = step == train.num_steps
         due = step % train.evaluate_every == 0 or finished
-        if due and not notes and trainee.evaluated_step < step:
+        if together and (due or step % AGREE_EVERY == 0):
+            heard = _heard(notes)
+        if due and not heard and trainee.evaluated_step < step:
             pause = time.perf_counter()
             state = trainee.evaluate(state, step)
             saved = -1 if trainee.evaluated_step == step else saved
             window_start += time.perf_counter() - pause
-        asked = bool(notes)
+        asked = bool(heard)
         ending = finished or asked or trainee.stopped
         if saved != step and (due or ending or step % train.checkpoint_every == 0):
             checkpoints.save(step, trainee.saved(state), trainee.progress)
@@ -235,6 +260,11 @@ def take_steps(
     return state, "done" if finished else "stopped"
 
 
+def _heard(notes: Sequence[int]) -> list[int]:
+    """The signals that any of the processes has noted. All have to call it."""
+    return [number for each in processes.gathered(list(notes)) for number in each]
+
+
 class Validation:
     """Scores of the validation split, for parameters as they come."""
 
@@ -245,9 +275,11 @@ class Validation:
     def __call__(self, params: Params) -> tuple[dict[str, float], list[tuple[str, list[str], str]]]:
         """Scores, and what was decoded: source, references, hypothesis."""
         if self._greedy is None:
-            decode = replace(self._config.decode, beam_size=1)
-            self._greedy = Translator(self._config, self._material.vocabularies, params, decode, self._mesh)
-        self._greedy.params = jax.device_put(params, replicated(self._mesh))
+            decode, share = replace(self._config.decode, beam_size=1), (processes.index(), processes.count())
+            self._own = processes.local_mesh(self._mesh)
+            self._greedy = Translator(self._config, self._material.vocabularies, params, decode, self._own, share=share)
+        params = params if processes.count() == 1 else processes.on_host(params)
+        self._greedy.params = jax.device_put(params, replicated(self._own))
         scores = teacher_forced(self._greedy, self._material.validation)
         if not self._config.train.decode_sentences:
             return scores, []
@@ -316,7 +348,7 @@ class Run:
     def log(self, state: TrainState, step: int, seconds: float) -> TrainState:
         """Writes a row about the steps since the last one; returns the state with an empty window."""
         self.tell(state, step, seconds)
-        return state._replace(window=jax.device_put(empty_window(), replicated(self._mesh)))
+        return state._replace(window=processes.everywhere(empty_window(), replicated(self._mesh)))
 
     def tell(self, state: TrainState, step: int, seconds: float) -> None:
         """Writes a row about the steps since the last one."""
@@ -359,7 +391,8 @@ class Run:
         """
         self._check_params(state.params, step)
         try:
-            with signals.stoppable():
+            # Where others would wait for this process's share, it is done to the end.
+            with signals.stoppable() if processes.count() == 1 else contextlib.nullcontext():
                 scores, samples = self._validation(state.evaluated)
         except signals.Stopped:
             return state
@@ -386,7 +419,8 @@ class Run:
 
     def _check_params(self, params: Params, step: int) -> None:
         """UserError where a parameter is not finite, which no later step would mend."""
-        if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(params)):
+        parts = [part for leaf in jax.tree.leaves(params) for part in processes.parts_here(leaf)]
+        if not all(processes.gathered(all(bool(np.isfinite(part).all()) for part in parts))):
             raise UserError(
                 f"Training has diverged: at step {step:,} there are parameters that are not finite."
                 f" {self._what_to_try()}"

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from seq2seq_jax import processes
 from seq2seq_jax.config import FURTHER_SCORES, Config, DecodeConfig
 from seq2seq_jax.console import harmless
 from seq2seq_jax.evaluation import remarks
@@ -62,7 +63,8 @@ def describe(config: Config, material: Material, params: Any, mesh: Mesh) -> Ite
     model = config.model
     yield f"Model       {model.cell} {model.hidden_size}, {model.attention} attention: {count:,} parameters"
     device = mesh.devices.flat[0]
-    yield f"Devices     {mesh.size} {device.platform} ({device.device_kind}), {model.compute_dtype}"
+    several = f" of {processes.count()} processes" if processes.count() > 1 else ""
+    yield f"Devices     {mesh.size} {device.platform} ({device.device_kind}){several}, {model.compute_dtype}"
     references = corpus.split("validation").read(0, min(REMARK_SENTENCES, len(material.validation)))[1]
     said = remarks(config, config.decode, material.validation, references, "validation ")
     yield from (f"{'' if index else 'Scores':<12}{remark}" for index, remark in enumerate(said))

@@ -151,6 +151,32 @@ class Writer:
             write_whole(self._path, kept)
 
 
+class SilentWriter(Writer):
+    """Of a process that follows another, which writes and prints all there is to be."""
+
+    def __init__(self) -> None:
+        pass
+
+    def row(self, values: Mapping[str, Any]) -> None:
+        """Writes nothing."""
+
+    def keep_rows(self, step: int, evaluated_step: int) -> int:
+        """Drops nothing."""
+        return 0
+
+    def progress(self, step: int, *, loss: float, target_tokens_per_second: float) -> None:
+        """Shows nothing."""
+
+    def line(self, text: str = "") -> None:
+        """Prints nothing."""
+
+    def end_progress(self) -> None:
+        """There is no bar."""
+
+    def close(self) -> None:
+        """There are no files."""
+
+
 def _whole_lines(path: Path) -> list[bytes]:
     """The lines of a file with their ends; one that a killed run left unfinished is passed over."""
     content = path.read_bytes() if path.exists() else b""

@@ -7,12 +7,14 @@ import jax
 
 
 def available_bytes(devices: Iterable[jax.Device]) -> int | None:
-    """Returns the bytes that a program may use on each of `devices`, or None where nobody says.
+    """Returns the bytes that a program may use on each of `devices`, as far as they are this process's.
+
+    None where nobody says.
 
     Devices with memory of their own have a limit. CPU devices share what the
     machine has left, and the control group of the process.
     """
-    devices = list(devices)
+    devices = [device for device in devices if device.process_index == jax.process_index()]
     if devices[0].platform == "cpu":
         room = [*_machine_room(Path("/")), *_group_room(Path("/"))]
         return max(min(room), 0) // len(devices) if room else None

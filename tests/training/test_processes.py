@@ -1,0 +1,174 @@
+"""Several processes train as one: with the losses and sentences of one alone; and a signal to one stops all."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seq2seq_jax import cli, processes
+from seq2seq_jax.config import to_json
+from seq2seq_jax.errors import UserError
+from tests.tiny import rows, tiny_config
+
+PROGRAM = """
+import os, signal, sys
+from dataclasses import replace
+from pathlib import Path
+
+from seq2seq_jax import processes
+from seq2seq_jax.config import MeshConfig, from_json
+
+config, workdir, address, number, fsdp, stop_after = sys.argv[1:]
+if address:
+    processes.start(address, 2, int(number))
+from seq2seq_jax.training import loop
+
+batches = loop.training_batches
+
+def stopping(*arguments):
+    for index, batch in enumerate(batches(*arguments), 1):
+        if index == int(stop_after):
+            os.kill(os.getpid(), signal.SIGTERM)
+        yield batch
+
+loop.training_batches = stopping
+config = from_json(Path(config).read_text())
+result = loop.train(replace(config, mesh=MeshConfig(fsdp=int(fsdp))), Path(workdir))
+print("ended", result.status, result.step)
+"""
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    config = tiny_config(
+        folder / "corpus",
+        model={"hidden_size": 64, "embed_size": 64},
+        data={"group_references": True},
+        train={"num_steps": 40, "evaluate_every": 20, "checkpoint_every": 20, "ema": 0.5},
+    )
+    (folder / "config.json").write_text(to_json(config))
+    return folder / "config.json"
+
+
+@pytest.fixture(scope="module")
+def run(config_file, repository):
+    """Trains with 1 process or 2, of so many devices each; gives what each prints."""
+
+    def run(workdir, *, together, devices, fsdp=1, stop_second_after=0):
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+        address = f"127.0.0.1:{free_port()}" if together else ""
+        started = []
+        for number in range(2 if together else 1):
+            stop = stop_second_after if number == 1 else 0
+            command = [sys.executable, "-c", PROGRAM, config_file, workdir, address, str(number), str(fsdp), str(stop)]
+            pipe = subprocess.PIPE
+            started.append(
+                subprocess.Popen(
+                    list(map(str, command)), cwd=repository, env=environment, stdout=pipe, stderr=pipe, text=True
+                )
+            )
+        try:
+            said = [process.communicate(timeout=400) for process in started]
+        finally:
+            for process in started:
+                process.kill()
+        assert [process.returncode for process in started] == [0] * len(started), [err for _, err in said]
+        lines = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for out, _ in said]  # of XLA
+        return ["\n".join(each) for each in lines]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(config_file, run):
+    run(config_file.parent / "alone", together=False, devices=1)
+    return config_file.parent / "alone"
+
+
+@pytest.fixture(scope="module")
+def two(config_file, run):
+    workdir = config_file.parent / "two"
+    return workdir, run(workdir, together=True, devices=2)
+
+
+def same_run(workdir: Path, other: Path) -> None:
+    """Rows alike to rounding, and the same sentences in the same order."""
+    found, expected = rows(workdir), rows(other)
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    for here, there in zip(found, expected, strict=True):
+        for name in ("loss", "grad_norm", "validation_loss", "validation_token_accuracy"):
+            if name in there:
+                assert here[name] == pytest.approx(there[name], rel=3e-5)
+    for name in ("test.hypotheses.txt", "test.sources.txt"):
+        assert (workdir / "evaluations" / name).read_text() == (other / "evaluations" / name).read_text()
+
+
+def test_two_processes_give_what_one_gives(two, alone):
+    same_run(two[0], alone)
+
+
+def test_the_first_prints_and_the_second_is_silent(two):
+    first, second = two[1]
+    assert "Devices     4 cpu (cpu) of 2 processes, float32" in first and "Split test, " in first
+    assert second == "ended done 40"
+
+
+def test_a_signal_to_one_stops_both_at_one_step_and_one_process_goes_on(config_file, run, alone):
+    """The second holds half of the state's parts, which the first one's checkpoint has too."""
+    workdir = config_file.parent / "stopped"
+    first, second = run(workdir, together=True, devices=2, fsdp=4, stop_second_after=5)
+    assert second == "ended terminated 10" and first.endswith(second)
+    assert "saved at step 10" in first
+    (out,) = run(workdir, together=False, devices=4, fsdp=2)
+    assert "Resuming at step 10." in out
+    same_run(workdir, alone)
+
+
+def test_two_go_on_with_what_one_began(config_file, run, alone):
+    workdir = config_file.parent / "begun"
+    (out,) = run(workdir, together=False, devices=1, stop_second_after=0)
+    assert "ended done 40" in out
+    first, _ = run(workdir, together=True, devices=1)  # nothing is left but the test
+    assert "Resuming at step 40." in first
+    same_run(workdir, alone)
+
+
+def test_a_process_by_itself_is_the_first_and_has_all():
+    assert processes.is_first() and processes.count() == 1
+    assert processes.gathered({"a": [1]}) == [{"a": [1]}]
+    assert processes.by_first(lambda: 3) == processes.first_before_others(lambda: 3) == 3
+    assert np.array_equal(processes.added_up([np.arange(3)])[0], np.arange(3))
+    with pytest.raises(UserError, match="no"), processes.in_first(_Refusing()):
+        raise AssertionError
+
+
+class _Refusing:
+    def __enter__(self):
+        raise UserError("no")
+
+    def __exit__(self, *_):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--coordinator", "here:1"], "need --num-processes and --process-id too"),
+        (["--num-processes", "2", "--process-id", "0"], "need --coordinator too"),
+        (["--coordinator", "here:1", "--num-processes", "2", "--process-id", "2"], "--process-id 2 must be from 0 to"),
+    ],
+)
+def test_half_of_an_address_is_refused(capsys, options, told):
+    assert cli.main(["train", *options]) == 2
+    assert told in capsys.readouterr().err
