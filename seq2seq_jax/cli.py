@@ -300,9 +300,15 @@ def _train(given: Sequence[Given], repository: Path | None) -> int:
         from seq2seq_jax import processes
 
         processes.start(arguments.coordinator, arguments.num_processes, arguments.process_id)
+        with processes.others_needed():
+            return _code_of(_trained(settings, workdir))
+    return _code_of(_trained(settings, workdir))
+
+
+def _trained(settings: Config, workdir: Path) -> str:
     from seq2seq_jax.training.loop import train
 
-    return _code_of(train(settings, workdir).status)
+    return train(settings, workdir).status
 
 
 def _reproduce(given: Sequence[Given], repository: Path | None) -> int:

@@ -7,6 +7,7 @@ anything in it.
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -17,10 +18,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 
 from seq2seq_jax.errors import UserError
-
+from seq2seq_jax.signals import end
 
 HEARTBEAT_SECONDS = 30
 """Silence after which a process counts as dead, and ends the others."""
+
+
+LOST = 75
+"""Exit code of a process that cannot go on without another one: EX_TEMPFAIL, worth another try."""
 
 
 def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
@@ -44,6 +49,25 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
             f"The other processes were not found: {reason} Where SLURM, Cloud TPU, Kubernetes or Open MPI does not name"
             " them, give --coordinator HOST:PORT, --num-processes and --process-id."
         ) from error
+
+
+@contextlib.contextmanager
+def others_needed() -> Generator[None]:
+    """A block that fails where another process is gone: this one then says so and ends, with `LOST`, at once.
+
+    JAX itself ends it, by SIGABRT and after a message of its own, where it is the
+    first process that is gone.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).partition("\n")[0][:300]
+        print(
+            f"error: process {index()} of {count()} cannot go on without another one: {reason}\nLook at what the others"
+            " said last. The same command in all of them resumes from the last checkpoint.",
+            file=sys.stderr,
+        )
+        end(LOST)  # JAX's own end would wait for the others
 
 
 def count() -> int:

@@ -1,16 +1,19 @@
 """Several processes train as one: with the losses and sentences of one alone; and a signal to one stops all."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from seq2seq_jax import cli, processes
-from seq2seq_jax.config import to_json
+from seq2seq_jax.config import from_json, to_json
 from seq2seq_jax.errors import UserError
 from tests.tiny import rows, tiny_config
 
@@ -39,6 +42,24 @@ loop.training_batches = stopping
 config = from_json(Path(config).read_text())
 result = loop.train(replace(config, mesh=MeshConfig(fsdp=int(fsdp))), Path(workdir))
 print("ended", result.status, result.step)
+"""
+
+
+KILLED = """
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from seq2seq_jax import processes
+from seq2seq_jax.config import from_json
+
+config, workdir, address, number = sys.argv[1:]
+processes.start(address, 2, int(number))
+from seq2seq_jax.training import loop
+
+with processes.others_needed():
+    loop.train(from_json(Path(config).read_text()), Path(workdir))
 """
 
 
@@ -142,6 +163,46 @@ def test_two_go_on_with_what_one_began(config_file, run, alone):
     first, _ = run(workdir, together=True, devices=1)  # nothing is left but the test
     assert "Resuming at step 40." in first
     same_run(workdir, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dead", [0, 1])
+def test_where_one_is_killed_the_other_ends_within_a_minute(config_file, repository, dead):
+    """With a code of its own: 75, or 134 where JAX aborts it because the first one is gone."""
+    folder, address = config_file.parent, f"127.0.0.1:{free_port()}"
+    config = from_json(config_file.read_text())
+    many = replace(config.train, num_steps=1_000_000, evaluate_every=1_000_000, checkpoint_every=1_000_000)
+    (folder / "long.json").write_text(to_json(replace(config, train=many)))
+    workdir, environment = folder / f"dead {dead}", os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", KILLED, folder / "long.json", workdir, address, str(number)],
+            cwd=repository,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        while not rows_so_far(workdir):
+            assert all(process.poll() is None for process in started)
+            time.sleep(0.2)
+        started[dead].kill()
+        _, err = started[1 - dead].communicate(timeout=60)
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    if dead:
+        assert started[0].returncode == 75 and "process 0 of 2 cannot go on without another one" in err
+    else:
+        assert started[1].returncode in (75, -signal.SIGABRT)
+
+
+def rows_so_far(workdir):
+    path = workdir / "metrics.jsonl"
+    return path.exists() and path.read_text()
 
 
 def test_a_process_by_itself_is_the_first_and_has_all():
