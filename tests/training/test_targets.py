@@ -41,6 +41,7 @@ ENTRY %main (p: f32[4,8]) -> f32[4,8] {
   %done = f32[8,8]{1,0} all-gather-done(%gather)
   %two = ((f32[4]{0}, f32[2]{0}), (f32[8]{0}, f32[4]{0})) all-gather-start(%p, %q), dimensions={0}
   %scattered = f32[2,8]{1,0} reduce-scatter(%p), dimensions={0}, to_apply=%add
+  %later = ((f32[4,8]{1,0}, f32[8]{0}), (f32[2,8]{1,0}, f32[4]{0})) reduce-scatter-start(%p, %q), dimensions={0}
   ROOT %name = f32[4,8]{1,0} copy(%all-reduce.3), metadata={op_name="all-reduce(x)"}
 }
 """
@@ -53,6 +54,7 @@ def test_collectives_are_read_off_a_program():
         Collective("all-gather", 8 * 8 * 4, False),
         Collective("all-gather", 12 * 4, False),
         Collective("reduce-scatter", 2 * 8 * 4, False),
+        Collective("reduce-scatter", (2 * 8 + 4) * 4, False),
     ]
 
 

@@ -64,7 +64,7 @@ def _collectives(text: str) -> Iterator[tuple[str, int, str | None]]:
     for line in text.splitlines():
         if found := _INSTRUCTION.search(line):
             arrays, chain = found["type"], _CHAIN.search(line)
-            if found["start"] and found["kind"] in ("all-gather", "collective-permute"):
+            if found["start"] and found["kind"] != "all-reduce":
                 arrays = _result_of_start(arrays)  # which names its operands too
             yield found["kind"], sum(map(_num_bytes, _ARRAY.findall(arrays))), chain and chain[1]
 
