@@ -267,7 +267,8 @@ class Batching:
           UserError: every example is too long, or rows cannot be shared evenly.
         """
         longer = np.maximum(source_lengths, target_lengths)
-        kept = np.flatnonzero(longer <= max_length)
+        # Half of NumPy's own eight bytes an example, which are several gigabytes for a hundred million.
+        kept = np.flatnonzero(longer <= max_length).astype(np.int32 if len(longer) < 2**31 else np.int64)
         self.num_examples = len(kept)
         self.num_too_long = len(source_lengths) - len(kept)
         if not self.num_examples:
@@ -376,7 +377,7 @@ def _positions(shapes: Sequence[BatchShape], flow: Sequence[_Flow]) -> int:
 
 def _cheapest(shapes: Sequence[BatchShape], sources: Lengths, targets: Lengths) -> np.ndarray:
     """Returns for each pair the index of the cheapest shape that holds it; shapes are ordered by cost."""
-    own = np.full(len(sources), -1)
+    own = np.full(len(sources), -1, np.int16)
     for index in reversed(range(len(shapes))):
         own[(sources <= shapes[index].source) & (targets <= shapes[index].target)] = index
     return own
