@@ -11,7 +11,7 @@ import pytest
 from seq2seq_jax import cli
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.training.costs.collectives import Collective, collectives
-from seq2seq_jax.training.costs.counts import Products
+from seq2seq_jax.training.costs.counts import Products, loop_rounds
 from seq2seq_jax.training.costs.planning import plan
 from seq2seq_jax.training.costs.targets import CHIPS, Chip, Target, estimated_seconds, find_target
 from tests.tiny import tiny_config
@@ -80,6 +80,19 @@ def test_an_estimate_is_the_slower_of_operations_and_memory_and_the_collectives(
     assert seconds(0, 0, [Collective("all-reduce", 10**8, False)], devices=1) == 0
 
 
+def test_rounds_of_loops_that_follow_or_hold_one_another():
+    def program(x):
+        def inner(x, _):
+            return jax.lax.scan(lambda x, _: (x + 1, None), x, length=4)[0], None
+
+        x = jax.lax.scan(inner, x, length=3)[0]  # 12
+        x = jax.lax.cond(x > 0, lambda x: jax.lax.scan(lambda x, _: (x * x, None), x, length=5)[0], jax.numpy.sin, x)
+        return jax.lax.while_loop(lambda x: x > 1, lambda x: x / 2, x) + x
+
+    assert loop_rounds(jax.make_jaxpr(program)(1.0).jaxpr) == 12 + 5 + 1
+    assert loop_rounds(jax.make_jaxpr(jax.numpy.sin)(1.0).jaxpr) == 0
+
+
 def test_gpus_of_several_hosts_meet_by_their_network():
     chip = CHIPS["h100"]
     assert Target("h100x8", chip, [None] * 8).links == chip.links
@@ -128,6 +141,7 @@ def test_the_step_that_needs_most_is_compiled_and_none_is_done(config, monkeypat
         "est. ms",
         "outside loops: none",
         "in loops, a round",
+        "Loops  ",
     ):
         assert words in said
     assert "at most about" in said and "at least about" in said

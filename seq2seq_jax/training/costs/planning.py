@@ -25,7 +25,7 @@ from seq2seq_jax.sharding import grouped, make_mesh, num_shares
 from seq2seq_jax.training import report
 from seq2seq_jax.training.costs.available import available_bytes
 from seq2seq_jax.training.costs.collectives import collectives
-from seq2seq_jax.training.costs.counts import Size, footprint, parameters_by_part, products, size
+from seq2seq_jax.training.costs.counts import Size, footprint, loop_rounds, parameters_by_part, products, size
 from seq2seq_jax.training.costs.fits import check_fits, check_state_fits
 from seq2seq_jax.training.costs.summary import Costs, Meetings, ShapeCosts, cost_lines, parameter_lines, step_lines
 from seq2seq_jax.training.costs.targets import Target, compile_for, estimated_seconds
@@ -139,7 +139,15 @@ def _on_target(
         for share in _epoch(material)
     )
     memory, steps = target.chip.memory, config.train.num_steps
-    return Costs(parts, size(abstract), shapes, memory, steps, num_seeds or 1, Meetings(target, found))
+    return Costs(
+        parts,
+        size(abstract),
+        shapes,
+        memory,
+        steps,
+        num_seeds or 1,
+        Meetings(target, found, loop_rounds(compiled.jaxpr)),
+    )
 
 
 def _decoder_plan(config: Config, sizes: tuple[int, ...], params: Any, shape: BatchShape) -> Plan:

@@ -39,10 +39,11 @@ class ShapeCosts(NamedTuple):
 
 
 class Meetings(NamedTuple):
-    """How the devices of a target meet in a step."""
+    """How the devices of a target meet in a step, and how many rounds its loops have."""
 
     target: Target
     collectives: list[Collective]
+    rounds: int
 
     def lines(self) -> Iterator[str]:
         """Kinds of collectives with their number and bytes, outside of loops and in them."""
@@ -132,12 +133,11 @@ def cost_lines(costs: Costs) -> Iterator[str]:
         room = "" if costs.available is None else f" of {megabytes(costs.available)} MB available"
         yield f"Memory      {megabytes(largest.total)} MB{room} on each device, at the peak of the largest step"
     if costs.meetings:
+        yield f"Loops       {costs.meetings.rounds:,} rounds in that step, each of which waits for the one before"
         yield "Collectives of that step, and the bytes of their results on each device"
         yield from costs.meetings.lines()
-        yield (
-            "Estimate    products at the full speed of the chip or of its memory, and collectives; the latency of loops"
-            " and launches is not in it, so a step takes longer"
-        )
+        yield "Estimate    products at the full speed of the chip or of its memory, and collectives"
+        yield "            the latency of loops and launches is not in it: a step takes longer"
     seeds = f" and {costs.num_seeds} seeds" if costs.num_seeds > 1 else ""
     rates = costs.target_tokens_per_second, costs.products.flops / costs.step_seconds / 1e9
     about = "at most about " if costs.meetings else ""
