@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh
 
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.signals import end
@@ -85,6 +84,11 @@ def is_first() -> bool:
     return index() == 0
 
 
+def share() -> tuple[int, int]:
+    """Which of how many processes this is: its share of what all of them do together."""
+    return index(), count()
+
+
 def gathered(value: Any) -> list[Any]:
     """Returns what each process gives, a JSON value, in their order. All have to call it."""
     if count() == 1:
@@ -95,6 +99,11 @@ def gathered(value: Any) -> list[Any]:
     padded[: len(text)] = text
     rows = multihost_utils.process_allgather(padded)
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def meet() -> None:
+    """Waits for all processes to come here."""
+    gathered(None)
 
 
 def by_first(do: Callable[[], Any]) -> Any:
@@ -139,14 +148,6 @@ def first_before_others(do: Callable[[], Any]) -> Any:
     return found[0] if found else do()
 
 
-def local_mesh(mesh: Mesh) -> Mesh:
-    """The devices of this process, by whose hands it computes what needs no other; all of them, where it is alone."""
-    if count() == 1:
-        return mesh
-    own = np.array([device for device in mesh.devices.flat if device.process_index == index()])
-    return Mesh(own.reshape(-1, 1), mesh.axis_names, axis_types=(AxisType.Auto,) * 2)
-
-
 def on_host(tree: Any) -> Any:
     """Returns arrays as NumPy's, whole, wherever their parts lie. All processes have to call it."""
 
@@ -175,7 +176,7 @@ def everywhere(tree: Any, sharding: Any) -> Any:
 
 
 def parts_here(array: jax.Array) -> list[np.ndarray]:
-    """What this process holds of an array, each part once."""
+    """What this process holds of an array; of parts that several devices hold, those of the first of them alone."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return [np.asarray(array)]
     return [np.asarray(shard.data) for shard in array.addressable_shards if shard.replica_id == 0]

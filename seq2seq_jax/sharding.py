@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from seq2seq_jax import processes
 from seq2seq_jax.config import MeshConfig
 from seq2seq_jax.errors import UserError
 
@@ -68,6 +69,15 @@ def grouped(mesh: Mesh, num_runs: int) -> Mesh:
         )
     groups = max(number for number in range(1, num_runs + 1) if mesh.size % number == 0)
     return _mesh(mesh.devices, {SEEDS: groups, DATA: mesh.size // groups, FSDP: 1})
+
+
+def local_mesh(mesh: Mesh) -> Mesh:
+    """The devices of this process, which compute what needs no other; all of `mesh`, where it is alone."""
+    if processes.count() == 1:
+        return mesh
+    return make_mesh(
+        MeshConfig(), [device for device in mesh.devices.flat if device.process_index == processes.index()]
+    )
 
 
 def one_device() -> Mesh:

@@ -23,7 +23,7 @@ from seq2seq_jax.data.pipeline import ALONE, Batch, training_batches
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluation import Items, evaluate_split, make_items, output_scores, teacher_forced
 from seq2seq_jax.metrics import check_packages
-from seq2seq_jax.sharding import by_rows, make_mesh, on_every_device, replicated
+from seq2seq_jax.sharding import by_rows, local_mesh, make_mesh, on_every_device, replicated
 from seq2seq_jax.training import report
 from seq2seq_jax.training.costs.fits import check_fits, check_state_fits
 from seq2seq_jax.training.optimizer import make_schedule
@@ -140,13 +140,14 @@ def _train(config: Config, workdir: Path) -> TrainResult:
         if status in ASKED_BY.values():
             writer.line(report.asked_to_stop(step))
             return TrainResult(status, step, {})
-        processes.by_first(_nothing)  # the last checkpoint is there
-        own = processes.local_mesh(mesh)
+        processes.meet()  # the last checkpoint is there
+        own = local_mesh(mesh)
         best, best_step = restore_params(workdir, on_every_device(abstract.params, own), belongs)
         writer.line(f"{report.ending(status, step, loop_state.seconds)} Best validation at step {best_step:,}.")
         run.check_best()
-        share = processes.index(), processes.count()
-        translator = Translator(config, material.vocabularies, best, config.decode, own, best_step, share=share)
+        translator = Translator(
+            config, material.vocabularies, best, config.decode, own, best_step, share=processes.share()
+        )
         scores = test(workdir, material, translator, writer.line)
         for line in report.farewell(config, workdir):
             writer.line(line)
@@ -160,7 +161,7 @@ def _nothing(*_: Any) -> None:
 
 def _placed_batches(material: Material, mesh: Mesh, start_step: int, num_steps: int) -> Iterator[Batch]:
     """The batches of a run; of several processes each reads its rows, and what it gives names those of the others."""
-    share = processes.index(), processes.count()
+    share = processes.share()
     batches = training_batches(material.train, material.batching, start_step, num_steps, share)
     if share == ALONE:
         return batches  # the step itself places the rows
@@ -275,8 +276,8 @@ class Validation:
     def __call__(self, params: Params) -> tuple[dict[str, float], list[tuple[str, list[str], str]]]:
         """Scores, and what was decoded: source, references, hypothesis."""
         if self._greedy is None:
-            decode, share = replace(self._config.decode, beam_size=1), (processes.index(), processes.count())
-            self._own = processes.local_mesh(self._mesh)
+            decode, share = replace(self._config.decode, beam_size=1), processes.share()
+            self._own = local_mesh(self._mesh)
             self._greedy = Translator(self._config, self._material.vocabularies, params, decode, self._own, share=share)
         params = params if processes.count() == 1 else processes.on_host(params)
         self._greedy.params = jax.device_put(params, replicated(self._own))

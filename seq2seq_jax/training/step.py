@@ -72,13 +72,13 @@ def initial_state(
     def initial(vectors: dict[str, Vectors]) -> TrainState:
         return first_state(config, vocab_sizes, jax.random.key(config.train.seed), vectors)
 
-    shardings = in_parts(_shapes(config, vocab_sizes), mesh)
+    shardings = _shardings(config, vocab_sizes, mesh)
     return jax.jit(initial, out_shardings=shardings, compiler_options=compiler_options(mesh))(dict(vectors))
 
 
 def abstract_state(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, to restore a checkpoint into."""
-    shapes = _shapes(config, vocab_sizes)
+    shapes = jax.eval_shape(lambda: first_state(config, vocab_sizes, jax.random.key(config.train.seed), {}))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -86,8 +86,9 @@ def abstract_state(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> 
     )
 
 
-def _shapes(config: Config, vocab_sizes: tuple[int, ...]) -> TrainState:
-    return jax.eval_shape(lambda: first_state(config, vocab_sizes, jax.random.key(config.train.seed), {}))
+def _shardings(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> TrainState:
+    """Of each array of the state."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, vocab_sizes, mesh))
 
 
 def first_state(
@@ -120,7 +121,7 @@ def empty_window() -> Window:
 def jit_train_step(config: Config, vocab_sizes: tuple[int, ...], mesh: Mesh) -> JitWrapped:
     """Returns the update: `(state, source, target) -> state`. The old state is consumed."""
     update = make_update(config, vocab_sizes)
-    states = in_parts(_shapes(config, vocab_sizes), mesh)
+    states = _shardings(config, vocab_sizes, mesh)
     specs = jax.tree.map(lambda sharding: sharding.spec, states)
 
     def step(state: TrainState, source: Padded, target: Padded) -> TrainState:

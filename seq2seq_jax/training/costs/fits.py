@@ -48,7 +48,7 @@ def check_fits(
     Raises:
       UserError: what is needed, what there is, and the largest batch that fits.
     """
-    available = target.chip.memory if target else available_bytes(mesh.devices.flat)
+    available = _available(mesh, target)
     needs = {step.shape: need for step in compiled if (need := footprint(step.update))}
     if available is None or len(needs) < (1 if target else len(material.batching.shapes)):
         return
@@ -73,23 +73,21 @@ def check_fits(
 
 
 def check_state_fits(
-    mesh: Mesh, abstract: TrainState | SeedsState, num_seeds: int | None = None, available: int | None = None
+    mesh: Mesh, abstract: TrainState | SeedsState, num_seeds: int | None = None, target: Target | None = None
 ) -> None:
     """Refuses a model that no device can hold even without a batch; to be asked before anything is compiled.
-
-    Args:
-      mesh: the devices.
-      abstract: the state.
-      num_seeds: of which there are so many.
-      available: bytes of each device; by default the devices are asked.
 
     Raises:
       UserError: what is needed, and what there is.
     """
-    available = available_bytes(mesh.devices.flat) if available is None else available
-    needed = size_on_a_device(abstract).bytes
+    available, needed = _available(mesh, target), size_on_a_device(abstract).bytes
     if available is not None and needed > available:
         raise _state_too_large(needed, available, "" if mesh.size == 1 else " on each device", num_seeds)
+
+
+def _available(mesh: Mesh, target: Target | None) -> int | None:
+    """Bytes of each device, by what its maker says of one that is not here."""
+    return target.chip.memory if target else available_bytes(mesh.devices.flat)
 
 
 def _state_too_large(needed: int, available: int, each: str, num_seeds: int | None) -> UserError:

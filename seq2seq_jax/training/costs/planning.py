@@ -115,7 +115,7 @@ def _on_target(
     num_seeds: int | None,
 ) -> Costs:
     """Costs on devices that are not here."""
-    check_state_fits(mesh, abstract, num_seeds, target.chip.memory)
+    check_state_fits(mesh, abstract, num_seeds, target)
     step = make_step(config, vocab_sizes(material.vocabularies), mesh, num_seeds)
     needed = {shape: products(trace_step(step, abstract, shape, mesh).jaxpr) for shape in material.batching.shapes}
     dearest = max(needed, key=lambda shape: needed[shape].bytes)  # bytes of products grow as what they leave behind
@@ -146,7 +146,7 @@ def _on_target(
         memory,
         steps,
         num_seeds or 1,
-        Meetings(target, found, loop_rounds(compiled.jaxpr)),
+        Meetings(found, loop_rounds(compiled.jaxpr)),
     )
 
 

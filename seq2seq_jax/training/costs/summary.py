@@ -8,7 +8,6 @@ from seq2seq_jax.data.batching import BatchShape
 from seq2seq_jax.recurrence import Plan
 from seq2seq_jax.training.costs.collectives import Collective
 from seq2seq_jax.training.costs.counts import Footprint, Products, Size
-from seq2seq_jax.training.costs.targets import Target
 from seq2seq_jax.wording import counted, duration, figures, megabytes
 
 
@@ -39,9 +38,8 @@ class ShapeCosts(NamedTuple):
 
 
 class Meetings(NamedTuple):
-    """How the devices of a target meet in a step, and how many rounds its loops have."""
+    """How devices meet in a step, and how many rounds its loops have."""
 
-    target: Target
     collectives: list[Collective]
     rounds: int
 
