@@ -721,6 +721,9 @@ class MeshConfig:
     fsdp: Annotated[int, SIZE] = 1
     """Devices of a group, which share both: each holds a part, and all of the parameters during a step alone. All
     devices of all groups share each batch."""
+    model: Annotated[int, SIZE] = 1
+    """Devices that share the rows of tables by word: embeddings and output layer. Each holds some words, all step long,
+    and the others' tokens are brought to it; for vocabularies larger than the tokens of a step."""
 
     def __post_init__(self) -> None:
         _check("mesh.", self)
@@ -779,10 +782,17 @@ class Config:
                 f"model.features {self.model.features} reads the tags of data.features, which is not set; name their"
                 " column, or set model.features prepend."
             )
-        if self.mesh.fsdp > 1 and self.optimizer.name == "adafactor":
+        for name, size in (("fsdp", self.mesh.fsdp), ("model", self.mesh.model)):
+            if size > 1 and self.optimizer.name == "adafactor":
+                raise UserError(
+                    f"optimizer.name adafactor keeps sums over rows and columns of whole matrices, of which mesh.{name}"
+                    f" {size} gives each device a part; set mesh.{name} 1, or another optimizer.name."
+                )
+        if self.mesh.model > 1 and (self.model.copy or self.model.attention == "hard_monotonic"):
+            why = "copy True" if self.model.copy else "attention hard_monotonic"
             raise UserError(
-                f"optimizer.name adafactor keeps sums over rows and columns of whole matrices, of which mesh.fsdp"
-                f" {self.mesh.fsdp} gives each device a part; set mesh.fsdp 1, or another optimizer.name."
+                f"mesh.model {self.mesh.model} parts an output layer that is a softmax alone, which it is not with"
+                f" model.{why}; set mesh.model 1."
             )
         _check_published(self)
         if self.optimizer.schedule == "cosine" and self.optimizer.warmup_steps >= self.train.num_steps:

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from seq2seq_jax.outputs import LEAST, Copying, log_or_least, wide
+from seq2seq_jax.outputs import LEAST, Copying, log_or_least
+from seq2seq_jax.products import wide
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))

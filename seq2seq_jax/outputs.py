@@ -8,7 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from seq2seq_jax.linear import Linear
-from seq2seq_jax.products import matmul
+from seq2seq_jax.products import matmul, wide
+from seq2seq_jax.vocabulary_parts import of_all
 
 LEAST = -1e30
 """Log-probability of what cannot be: its exponential is 0, and differences of two such are finite."""
@@ -58,11 +59,6 @@ def log_or_least(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
     """The logarithm; of 0 it is `LEAST`, with a gradient of 0."""
     some = x > 0
     return jnp.where(some, jnp.log(jnp.where(some, x, 1)), LEAST)
-
-
-def wide(x: Array) -> Array:
-    """In float32, or wider where it is."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class Combine(Linear):
@@ -117,8 +113,14 @@ class Softmax(nnx.Module):
     def __call__(
         self, vectors: Float[Array, "*N A"], kernel: Float[Array, "A V"] | None = None
     ) -> Float[Array, "*N V"]:
-        """Unnormalised log-probabilities; `kernel` is what `kernel()` gives, where it is kept."""
+        """Unnormalised log-probabilities; `kernel` is what `kernel()` gives, where it is kept.
+
+        Where devices share a vocabulary, those of this device's words, for the vectors
+        of all of them, [M N, V / M].
+        """
         kernel = self.kernel(vectors.dtype) if kernel is None else kernel
+        if kernel.shape[-1] < self.vocab_size:
+            vectors = of_all(vectors)
         return matmul(vectors, kernel, self.bias[...].astype(vectors.dtype))
 
     def kernel(self, dtype: Any) -> Float[Array, "A V"]:

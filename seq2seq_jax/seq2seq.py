@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from seq2seq_jax import vocabulary_parts
 from seq2seq_jax.bridges import Bridge
 from seq2seq_jax.decoders import Decoder, Features
 from seq2seq_jax.dropout import NO_DROPOUT, Dropout, Keys, drop, piece_keys, split_keys
@@ -53,7 +54,8 @@ class Seq2Seq(nnx.Module):
     """A model of target sequences given source sequences.
 
     Args:
-      source_table, target_table: embeddings, [V, D]; they may be one parameter.
+      source_table, target_table: embeddings, [V, D]; they may be one parameter. Where devices share a
+        vocabulary, parameters with fewer rows take their place, see `vocabulary_parts`.
       encoder, bridge, decoder, output: see their modules.
       dropout: of features of embeddings.
       word_dropout: of whole embeddings (Sennrich et al. 2016, section 3), also scaled up;
@@ -81,6 +83,7 @@ class Seq2Seq(nnx.Module):
         dtype: Any = None,
     ) -> None:
         self.source_table, self.target_table = source_table, target_table
+        self.source_size, self.target_size = len(source_table[...]), len(target_table[...])
         self.encoder, self.bridge, self.decoder, self.output = encoder, bridge, decoder, output
         self.dropout, self.word_dropout = dropout, word_dropout
         self.first_tag = first_tag
@@ -90,7 +93,7 @@ class Seq2Seq(nnx.Module):
         """Reads the source, ids [B, S]."""
         first, rest = split_keys(keys, 2)
         tokens = reverse(source).values if self.reverse_source else source.values
-        embedded, mask = self._embed(self.source_table, tokens.T, first), source.mask.T
+        embedded, mask = self._embed(self.source_table, self.source_size, tokens.T, first), source.mask.T
         if isinstance(self.encoder, Apart):
             read = self.encoder(embedded, mask, self._is_tag(tokens.T) & mask, rest, piece)
         else:
@@ -104,7 +107,7 @@ class Seq2Seq(nnx.Module):
         return Encoded(memory, self.decoder.start(states, memory), copies)
 
     def _is_tag(self, tokens: Int[Array, "*N"]) -> Bool[Array, "*N"]:
-        return (tokens >= self.first_tag) & (tokens < self.source_table.shape[0])
+        return (tokens >= self.first_tag) & (tokens < self.source_size)
 
     def __call__(self, source: Padded, target: Int[Array, "B T"], *, keys: Keys | None = None) -> Features:
         """Teacher forcing: step t sees the tokens before target position t. Features of all steps, [T, B, ...].
@@ -191,7 +194,7 @@ class Seq2Seq(nnx.Module):
 
     def _token_before(self, tokens: Int[Array, "*N"], keys: Keys | None = None) -> Any:
         """What a step of the decoder is given of the token before."""
-        embedded = self._embed(self.target_table, tokens, keys)
+        embedded = self._embed(self.target_table, self.target_size, tokens, keys)
         return (embedded, tokens) if self.decoder.reads_tokens else embedded
 
     def plan(self, source: Padded, target: Padded) -> Plan:
@@ -200,14 +203,19 @@ class Seq2Seq(nnx.Module):
         inputs = self._decoder_inputs(_inputs(target.values), None)
         return plan(partial(self._decoder_step, encoded.memory), encoded.state, inputs)
 
-    def _embed(self, table: nnx.Param, tokens: Int[Array, "*N"], keys: Keys | None) -> Float[Array, "*N D"]:
+    def _embed(
+        self, table: nnx.Param, vocab_size: int, tokens: Int[Array, "*N"], keys: Keys | None
+    ) -> Float[Array, "*N D"]:
         if self.copies:  # what the vocabulary lacks is read as unknown
-            tokens = jnp.where(tokens < table.shape[0], tokens, UNK)
+            tokens = jnp.where(tokens < vocab_size, tokens, UNK)
         of_words = None
         if self.word_dropout.rate:
             keys, of_words = split_keys(keys, 2)
-        embedded = drop(table[...][tokens].astype(self._dtype), self.word_dropout.draw_words(of_words, tokens))
-        return self.dropout(embedded, keys)
+        if len(table[...]) < vocab_size:
+            rows = vocabulary_parts.embed(table[...], tokens, self._dtype)
+        else:
+            rows = table[...][tokens].astype(self._dtype)
+        return self.dropout(drop(rows, self.word_dropout.draw_words(of_words, tokens)), keys)
 
     @property
     def copies(self) -> bool:

@@ -14,34 +14,38 @@ from seq2seq_jax import processes
 from seq2seq_jax.config import MeshConfig
 from seq2seq_jax.errors import UserError
 
-DATA, FSDP, SEEDS = "data", "fsdp", "seeds"
-"""The axes of a mesh: along the first two the rows of a batch are spread, along the second the parts of parameters and
-of what the optimizer keeps (Rajbhandari et al. 2020), along the third several runs that are trained as one."""
-SHARES = DATA, FSDP
+DATA, FSDP, MODEL, SEEDS = "data", "fsdp", "model", "seeds"
+"""The axes of a mesh: along the first three the rows of a batch are spread, along the second the parts of parameters
+and of what the optimizer keeps (Rajbhandari et al. 2020), along the third the words of a vocabulary
+(`vocabulary_parts`), along the last several runs that are trained as one."""
+SHARES = DATA, FSDP, MODEL
 WHOLE, ROWS = PartitionSpec(), PartitionSpec(SHARES)
 """An array that every device holds, and one of whose rows each holds a share."""
 RUNS, ROWS_OF_RUNS = PartitionSpec(SEEDS), PartitionSpec(SEEDS, SHARES)
 """The same of arrays that are stacked by run, of which each group of devices holds a share."""
 LEAST = 2**12
 """Numbers in an array that is worth parting."""
+BY_WORD = ("source_table",), ("target_table",), ("output", "table"), ("output", "bias")
+"""Ends of the names of arrays with a row for each word of a vocabulary."""
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Mesh with the axes `data` and `fsdp`, over the first of `devices`, by default of those of all processes.
+    """Mesh with the axes `SHARES`, over the first of `devices`, by default of those of all processes.
 
     Raises:
-      UserError: there are not so many devices, or they do not make groups of `config.fsdp`.
+      UserError: there are not so many devices, or they do not make groups of `config.fsdp` times `config.model`.
     """
     devices = jax.devices() if devices is None else devices
-    here, fsdp = len(devices), config.fsdp
-    if config.data is None and here % fsdp:
+    here, fsdp, model = len(devices), config.fsdp, config.model
+    group = " times ".join(f"mesh.{name} {size}" for name, size in ((FSDP, fsdp), (MODEL, model)) if size > 1)
+    if config.data is None and here % (fsdp * model):
         sizes = ", ".join(str(size) for size in range(1, here + 1) if here % size == 0)
-        raise UserError(f"mesh.fsdp {fsdp} does not divide the {here} devices here; use one of {sizes}.")
-    data = here // fsdp if config.data is None else config.data
-    if data * fsdp > here:
-        names = f"mesh.data {data}" if fsdp == 1 else f"mesh.data {data} times mesh.fsdp {fsdp}"
+        raise UserError(f"{group} does not divide the {here} devices here; use one of {sizes}.")
+    data = here // (fsdp * model) if config.data is None else config.data
+    if data * fsdp * model > here:
+        names = f"mesh.data {data}" + (f" times {group}" if group else "")
         raise UserError(f"{names} is more than the {here} devices here; use at most {here}.")
-    return _mesh(devices[: data * fsdp], {DATA: data, FSDP: fsdp})
+    return _mesh(devices[: data * fsdp * model], {DATA: data, FSDP: fsdp, MODEL: model})
 
 
 def _mesh(devices: Any, axes: dict[str, int]) -> Mesh:
@@ -50,7 +54,7 @@ def _mesh(devices: Any, axes: dict[str, int]) -> Mesh:
 
 def num_shares(mesh: Mesh) -> int:
     """Devices that share the rows of a batch."""
-    return mesh.shape[DATA] * mesh.shape[FSDP]
+    return math.prod(mesh.shape[axis] for axis in SHARES)
 
 
 def grouped(mesh: Mesh, num_runs: int) -> Mesh:
@@ -62,13 +66,14 @@ def grouped(mesh: Mesh, num_runs: int) -> Mesh:
     Raises:
       UserError: the devices hold parts of the parameters.
     """
-    if mesh.shape[FSDP] > 1:
-        raise UserError(
-            f"mesh.fsdp {mesh.shape[FSDP]} parts the state of one run, and here devices share out {num_runs} of them;"
-            " set mesh.fsdp 1."
-        )
+    for axis in (FSDP, MODEL):
+        if mesh.shape[axis] > 1:
+            raise UserError(
+                f"mesh.{axis} {mesh.shape[axis]} parts the state of one run, and here devices share out {num_runs} of"
+                f" them; set mesh.{axis} 1."
+            )
     groups = max(number for number in range(1, num_runs + 1) if mesh.size % number == 0)
-    return _mesh(mesh.devices, {SEEDS: groups, DATA: mesh.size // groups, FSDP: 1})
+    return _mesh(mesh.devices, {SEEDS: groups, DATA: mesh.size // groups, FSDP: 1, MODEL: 1})
 
 
 def local_mesh(mesh: Mesh) -> Mesh:
@@ -111,22 +116,37 @@ def by_rows_of_runs(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, ROWS_OF_RUNS)
 
 
-def spec_of(shape: Sequence[int], parts: int) -> PartitionSpec:
-    """How an array of the state lies on the devices of a group, by its shape.
+def spec_of(path: Sequence[Any], shape: Sequence[int], fsdp: int, model: int) -> PartitionSpec:
+    """How an array of the state lies on the devices of a group, by its place in the state and its shape.
 
-    Of an array that is worth it each device holds a part along the longest axis
-    that so many parts divide. What the optimizer keeps of a parameter has its
-    shape, and so lies as it does.
+    Of what has a row for each word (`BY_WORD`) the `model` devices each hold some
+    rows. Of any array that is worth it the `fsdp` devices each hold a part along
+    the longest axis that is not parted yet and that so many parts divide. What the
+    optimizer keeps of a parameter has its name and shape, and so lies as it does.
     """
-    sizes = [size if size % parts == 0 else 0 for size in shape]
-    if parts == 1 or math.prod(shape) < LEAST or not any(sizes):
-        return WHOLE
-    return PartitionSpec(*[None] * sizes.index(max(sizes)), FSDP)
+    axes: list[str | None] = [None] * len(shape)
+    if model > 1 and any(_names(path)[-len(end) :] == end for end in BY_WORD):
+        axes[0] = MODEL
+    sizes = [size if axis is None and size % fsdp == 0 else 0 for axis, size in zip(axes, shape, strict=True)]
+    if fsdp > 1 and math.prod(shape) >= LEAST and any(sizes):
+        axes[sizes.index(max(sizes))] = FSDP
+    while axes and axes[-1] is None:
+        axes.pop()
+    return PartitionSpec(*axes)
+
+
+def _names(path: Sequence[Any]) -> tuple[str | None, ...]:
+    return tuple(getattr(key, "key", None) for key in path)
 
 
 def in_parts(tree: Any, mesh: Mesh) -> Any:
     """The sharding of each (abstract) array of a tree, by `spec_of`."""
-    return jax.tree.map(lambda leaf: NamedSharding(mesh, spec_of(leaf.shape, mesh.shape[FSDP])), tree)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(tree, mesh.shape[FSDP], mesh.shape[MODEL]))
+
+
+def specs(tree: Any, fsdp: int, model: int) -> Any:
+    """Of each (abstract) array of a tree `spec_of` it."""
+    return jax.tree.map_with_path(lambda path, leaf: spec_of(path, leaf.shape, fsdp, model), tree)
 
 
 def share_out(function: Callable, mesh: Mesh, *, in_specs: Any, out_specs: Any) -> Callable:
@@ -156,30 +176,35 @@ def _sum(tree: Any, axes: tuple[str, ...]) -> Any:
     return jax.lax.psum(tree, axes) if math.prod(jax.lax.axis_size(axis) for axis in axes) > 1 else tree
 
 
-def _part_axes(whole: Any) -> Any:
-    """Within `share_out`: for each array of a tree, of which `whole` has the shapes, the axis of its parts or -1."""
-    parts = jax.lax.axis_size(FSDP)
-    return jax.tree.map(lambda leaf: len(spec_of(leaf.shape, parts)) - 1, whole)
+def specs_here(tree: Any) -> Any:
+    """Within `share_out`: of each whole (abstract) array of a tree how it lies on the devices."""
+    return specs(tree, jax.lax.axis_size(FSDP), jax.lax.axis_size(MODEL))
 
 
-def gather(tree: Any, whole: Any) -> Any:
-    """Within `share_out`: the whole arrays of which each device of a group holds a part; `whole` has their shapes."""
+def gather(tree: Any, specs: Any) -> Any:
+    """Within `share_out`: arrays as all devices of `FSDP` together hold them."""
 
-    def of_array(part: jax.Array, axis: int) -> jax.Array:
-        return part if axis < 0 else jax.lax.all_gather(part, FSDP, axis=axis, tiled=True)
+    def of_array(part: jax.Array, spec: PartitionSpec) -> jax.Array:
+        return jax.lax.all_gather(part, FSDP, axis=spec.index(FSDP), tiled=True) if FSDP in spec else part
 
-    return jax.tree.map(of_array, tree, _part_axes(whole))
+    return jax.tree.map(of_array, tree, specs)
 
 
-def add_up_parts(tree: Any, whole: Any) -> Any:
-    """Within `share_out`: of the sums of `add_up` the parts that the device holds; `whole` has all shapes."""
-    axes = _part_axes(whole)
+def add_up_parts(tree: Any, specs: Any) -> Any:
+    """Within `share_out`: sums over the devices that share the rows of a batch, of each array the part held here.
 
-    def scatter(leaf: jax.Array, axis: int) -> jax.Array:
-        return leaf if axis < 0 else jax.lax.psum_scatter(leaf, FSDP, scatter_dimension=axis, tiled=True)
+    Args:
+      tree: as `gather` returns arrays; parts along `MODEL` are of the rows of all devices along it already.
+      specs: how the sums are to lie.
+    """
 
-    leaves, structure = jax.tree.flatten(jax.tree.map(scatter, tree, axes))
-    ways = [SHARES if axis < 0 else (DATA,) for axis in jax.tree.leaves(axes)]
+    def scatter(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+        if FSDP not in spec:
+            return leaf
+        return jax.lax.psum_scatter(leaf, FSDP, scatter_dimension=spec.index(FSDP), tiled=True)
+
+    leaves, structure = jax.tree.flatten(jax.tree.map(scatter, tree, specs))
+    ways = [tuple(axis for axis in SHARES if axis not in spec) for spec in jax.tree.leaves(specs)]
     for way in set(ways):  # one meeting for all arrays that are added up over the same devices
         some = [number for number, other in enumerate(ways) if other == way]
         for number, total in zip(some, _sum([leaves[number] for number in some], way), strict=True):
@@ -187,12 +212,10 @@ def add_up_parts(tree: Any, whole: Any) -> Any:
     return jax.tree.unflatten(structure, leaves)
 
 
-def norm(tree: Any, whole: Any) -> jax.Array:
+def norm(tree: Any, specs: Any) -> jax.Array:
     """Within `share_out`: the Euclidean norm of all numbers of a tree of which each device holds the parts it does."""
-    axes = jax.tree.leaves(_part_axes(whole))
-    if max(axes, default=-1) < 0:
-        return optax.tree.norm(tree)
-    leaves = jax.tree.leaves(tree)
-    parts = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis >= 0]
-    rest = [leaf for leaf, axis in zip(leaves, axes, strict=True) if axis < 0]
-    return jnp.sqrt(jax.lax.psum(optax.tree.norm(parts, squared=True), FSDP) + optax.tree.norm(rest, squared=True))
+    spread: dict[tuple[str, ...], list[jax.Array]] = {}
+    for leaf, spec in zip(jax.tree.leaves(tree), jax.tree.leaves(specs), strict=True):
+        spread.setdefault(tuple(axis for axis in SHARES if axis in spec), []).append(leaf)
+    squares = [_sum(optax.tree.norm(leaves, squared=True), axes) for axes, leaves in spread.items()]
+    return jnp.sqrt(sum(squares, jnp.zeros(())))

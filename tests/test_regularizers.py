@@ -57,8 +57,8 @@ def masks(reader: Seq2Seq, keys, source: Padded, target: Padded) -> dict:
     encoder, layers = reader.encoder, reader.encoder.layers
     sizes = [0, *(sum(cell.size for cell in cells) for cells in layers)]
     return {
-        "source": reader._embed(ones, jnp.asarray(read).T, of_source),
-        "target": reader._embed(ones, fed.T, of_target),
+        "source": reader._embed(ones, len(ones[...]), jnp.asarray(read).T, of_source),
+        "target": reader._embed(ones, len(ones[...]), fed.T, of_target),
         "encoder": [
             encoder.keep(depth, key, (width, batch, sizes[depth]))
             for depth, key in enumerate(split_keys(of_layers, len(layers)))

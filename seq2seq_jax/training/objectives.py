@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from seq2seq_jax import vocabulary_parts
 from seq2seq_jax.config import TrainConfig
 from seq2seq_jax.dropout import Keys
 from seq2seq_jax.losses import copying_cross_entropy, cross_entropy
@@ -18,10 +19,13 @@ def negative_log_likelihood(
 
     def read(predicted: Predicted, labels: Array, mask: Array) -> Array:
         logits, copying, repeated = predicted
-        if copying is None:
-            loss = cross_entropy(logits, labels, mask, config.label_smoothing)
+        smoothing, vocab_size = config.label_smoothing, model.output.vocab_size
+        if copying is not None:
+            loss = copying_cross_entropy(logits, copying, labels, mask, smoothing)
+        elif logits.shape[-1] < vocab_size:
+            loss = vocabulary_parts.cross_entropy(logits, labels, mask, smoothing, vocab_size)
         else:
-            loss = copying_cross_entropy(logits, copying, labels, mask, config.label_smoothing)
+            loss = cross_entropy(logits, labels, mask, smoothing)
         if config.coverage_loss and repeated is not None:  # See et al. 2017, equation 13
             loss += config.coverage_loss * jnp.sum(repeated, where=mask, dtype=loss.dtype)
         return loss

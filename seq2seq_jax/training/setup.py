@@ -1,8 +1,9 @@
 """What a run needs before its first step: text as ids in batches, and every step compiled."""
 
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -51,6 +52,7 @@ def prepare(config: Config, num_devices: int, workdir: Path | None = None) -> Ma
     """Corpus, vocabularies (those of the run in `workdir`, once it has begun), vectors, ids and batches."""
     corpus = load_corpus(config.data)
     vocabularies = _vocabularies(config, corpus, workdir)
+    _check_vocabulary_parts(config, vocab_sizes(vocabularies)[:2])
     resumed = workdir is not None and has_checkpoint(workdir)
     vectors = {} if resumed else load_vectors(config.model, vocabularies)
     train, validation = (
@@ -60,6 +62,18 @@ def prepare(config: Config, num_devices: int, workdir: Path | None = None) -> Ma
     if config.model.copy:
         _check_something_to_copy(train)
     return Material(corpus, vocabularies, train, validation, arrange_batches(config, train, num_devices), vectors)
+
+
+def _check_vocabulary_parts(config: Config, sizes: Sequence[int]) -> None:
+    parts = config.mesh.model
+    for side, size in zip(("source", "target"), sizes, strict=True):
+        if size % parts:
+            common = math.gcd(*sizes)
+            fitting = ", ".join(str(number) for number in range(1, 129) if common % number == 0)
+            raise UserError(
+                f"The {side} vocabulary has {size:,} entries, which do not make {parts} equal parts for mesh.model"
+                f" {parts}; use one of {fitting}, or another data.vocab_size."
+            )
 
 
 def _check_something_to_copy(train: EncodedSplit) -> None:

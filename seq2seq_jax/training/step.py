@@ -19,7 +19,19 @@ from seq2seq_jax.config import Config
 from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.data.vectors import Vectors
 from seq2seq_jax.padded import Padded
-from seq2seq_jax.sharding import ROWS, SHARES, add_up, add_up_parts, by_rows, gather, in_parts, norm, share_out
+from seq2seq_jax.sharding import (
+    ROWS,
+    SHARES,
+    WHOLE,
+    add_up,
+    add_up_parts,
+    by_rows,
+    gather,
+    in_parts,
+    norm,
+    share_out,
+    specs_here,
+)
 from seq2seq_jax.training.objectives import negative_log_likelihood, num_terms
 from seq2seq_jax.training.optimizer import Schedule, make_optimizer, make_schedule
 
@@ -174,7 +186,6 @@ def make_gradients(config: Config, vocab_sizes: tuple[int, ...]) -> Callable:
     """
     graph, rate = model_graph(config.model, vocab_sizes), config.model.weight_dropout_rate
     whole = abstract_params(config.model, vocab_sizes)
-    whole_trained = _divided(whole, config)[0]
 
     def on_a_device(params: Params, source: Padded, target: Padded, key: Array) -> tuple[Params, Array, Array, Array]:
         tokens = add_up(num_terms(target)).astype(jnp.float32)
@@ -182,7 +193,8 @@ def make_gradients(config: Config, vocab_sizes: tuple[int, ...]) -> Callable:
         row = jax.lax.axis_index(SHARES) * rows + jnp.arange(rows)  # of the whole batch
         keys = jax.vmap(partial(jax.random.fold_in, key))(row)
 
-        trained, fixed = _divided(gather(params, whole), config)
+        specs = specs_here(whole)
+        trained, fixed = _divided(gather(params, specs), config)
 
         def mean_loss(trained: Params, source: Padded, target: Padded, keys: Array) -> Array:
             # Scaling the loss costs nothing; scaling its gradient would read and write every parameter's once more.
@@ -192,8 +204,9 @@ def make_gradients(config: Config, vocab_sizes: tuple[int, ...]) -> Callable:
             return negative_log_likelihood(model, source, target, keys, config.train) / tokens
 
         found = _gradients(mean_loss, trained, (source, target, keys), config.train.accumulate_steps)
-        loss, gradients = add_up_parts(found, (jnp.zeros(()), whole_trained))
-        return gradients, norm(gradients, whole_trained), loss, tokens
+        specs = _divided(specs, config)[0]
+        loss, gradients = add_up_parts(found, (WHOLE, specs))
+        return gradients, norm(gradients, specs), loss, tokens
 
     return on_a_device
 

@@ -18,10 +18,11 @@ import jax
 import numpy as np
 
 from benchmarks.task import MODELS, Task
-from seq2seq_jax.config import Config, DecodeConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from seq2seq_jax.config import Config, DataConfig, DecodeConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from seq2seq_jax.data.vocabulary import TokenVocabulary, Vocabularies
 from seq2seq_jax.padded import Padded
-from seq2seq_jax.sharding import DATA, ROWS, WHOLE, make_mesh, share_out
+from seq2seq_jax.sharding import DATA, MODEL, ROWS, WHOLE, make_mesh, share_out, spec_of
+from seq2seq_jax.training.costs.collectives import collectives as all_collectives
 from seq2seq_jax.training.costs.counts import footprint, products, size, size_on_a_device
 from seq2seq_jax.training.setup import abstract_sequences
 from seq2seq_jax.training.step import abstract_state, initial_state, jit_train_step
@@ -33,7 +34,8 @@ from tests.models import everything
 BATCH, LENGTH = 64, 25
 NAMES = sys.argv[1:]
 meshes = {number: make_mesh(MeshConfig(data=number)) for number in (1, 2, 8)}
-meshes |= {f"{data}x{fsdp}": make_mesh(MeshConfig(data=data, fsdp=fsdp)) for data, fsdp in ((1, 8), (2, 4))}
+GROUPS = (1, 8, 1), (2, 4, 1), (2, 1, 4), (2, 2, 2)
+meshes |= {"x".join(map(str, group)): make_mesh(MeshConfig(*group)) for group in GROUPS}
 PARTED = [name for name in meshes if isinstance(name, str)]
 
 def look(traced):
@@ -43,6 +45,7 @@ def look(traced):
         "flops": program.cost_analysis()["flops"],
         "temporary": program.memory_analysis().temp_size_in_bytes,
         "collectives": collectives(hlo),
+        "gathered": sum(each.bytes for each in all_collectives(hlo) if each.kind == "all-gather"),
         "products": flops_of_products(hlo),
         "planned": [products(traced.jaxpr).flops, footprint(program).temporary],
     }
@@ -52,7 +55,12 @@ def train_step(name, mesh):
     config, sizes = task.train_config(), task.vocab_sizes
     state, batch = abstract_state(config, sizes, mesh), abstract_sequences(BATCH, LENGTH, mesh)
     found = look(jit_train_step(config, sizes, mesh).trace(state, batch, batch))
-    return found | {"gradients": size(state.params).bytes, "state": [size(state).bytes, size_on_a_device(state).bytes]}
+    tables = [leaf for path, leaf in jax.tree.leaves_with_path(state) if MODEL in spec_of(path, leaf.shape, 1, 2)]
+    return found | {
+        "gradients": size(state.params).bytes,
+        "state": [size(state).bytes, size_on_a_device(state).bytes],
+        "tables": size(tables).bytes,
+    }
 
 def use(beam_size, mesh):
     model = MODELS["L512-IF"]
@@ -74,16 +82,17 @@ def losses(number, regularizers={}, **train):
     )
     return losses_of(config, number)
 
-def clipped_losses(number):
+def clipped_losses(number, tied="none"):
     config = Config(
-        model=ModelConfig(hidden_size=64, embed_size=32, dropout_rate=0.3),
+        model=ModelConfig(hidden_size=64, embed_size=64, dropout_rate=0.3, word_dropout_rate=0.2, tied_embeddings=tied),
+        data=DataConfig(joint_vocabulary=True),
         optimizer=OptimizerConfig(learning_rate=0.05, clip_norm=0.3),
-        train=TrainConfig(ema=0.9),
+        train=TrainConfig(ema=0.9, label_smoothing=0.1),
     )
-    return losses_of(config, number)
+    return losses_of(config, number, (64, 64))
 
-def losses_of(config, number):
-    sizes, mesh, random = (11, 13), meshes[number], np.random.default_rng(0)
+def losses_of(config, number, sizes=(11, 13)):
+    mesh, random = meshes[number], np.random.default_rng(0)
     step, state, found = None, initial_state(config, sizes, mesh), []
     for update in range(4):
         lengths = random.integers(2, 7, (2, 16), np.int32)
@@ -105,6 +114,7 @@ print(json.dumps({
     "train": {name: {n: train_step(name, meshes[n]) for n in (1, 8)} for name in NAMES},
     "parted": {n: train_step("L512-IF", meshes[n]) for n in PARTED},
     "clipped": {n: clipped_losses(n) for n in (1, 2, *PARTED)},
+    "tied": {n: clipped_losses(n, "all") for n in (1, PARTED[-1])},
     "use": {str(beam): {n: use(beam, meshes[n]) for n in (1, 8)} for beam in (0, 1, 5)},
     "losses": {n: [losses(n), losses(n, accumulate_steps=2)] for n in (1, 2, 8)},
     "regularized": {
@@ -153,7 +163,7 @@ def test_a_plan_says_operations_and_memory_of_a_device_as_the_program_has_them(f
         assert devices["planned"] == pytest.approx([devices["products"], devices["temporary"]], rel=0.001)
 
 
-@pytest.mark.parametrize(("mesh", "parts"), [("1x8", 8), ("2x4", 4)])
+@pytest.mark.parametrize(("mesh", "parts"), [("1x8x1", 8), ("2x4x1", 4)])
 def test_devices_of_a_group_hold_parts_of_the_state_and_gather_them_outside_of_loops(found, mesh, parts):
     """Of small arrays, such as biases, each holds all."""
     step = found["parted"][mesh]
@@ -164,10 +174,26 @@ def test_devices_of_a_group_hold_parts_of_the_state_and_gather_them_outside_of_l
     assert step["products"] == pytest.approx(found["train"]["L512-IF"]["8"]["products"], rel=0.001)
 
 
-@pytest.mark.parametrize("mesh", ["2", "1x8", "2x4"])
+@pytest.mark.parametrize(("mesh", "fsdp", "parts"), [("2x1x4", 1, 4), ("2x2x2", 2, 2)])
+def test_devices_that_share_a_vocabulary_hold_parts_of_its_tables_and_never_gather_them(found, mesh, fsdp, parts):
+    step = found["parted"][mesh]
+    whole, held = step["state"]
+    rest = whole - step["tables"]
+    assert held == pytest.approx(rest / fsdp + step["tables"] / (fsdp * parts), rel=0.02)
+    assert step["collectives"]["inside"] == {}
+    parameters = (rest + step["tables"] / parts) / 3 if fsdp > 1 else 0  # a third of the state
+    assert step["gathered"] < parameters + step["tables"] / 3 / parts  # ids and vectors beside them, no table
+    assert step["products"] == pytest.approx(found["train"]["L512-IF"]["8"]["products"], rel=0.001)
+
+
+@pytest.mark.parametrize("mesh", ["2", "1x8x1", "2x4x1", "2x1x4", "2x2x2"])
 def test_losses_and_norms_do_not_depend_on_who_holds_what(found, mesh):
-    """With clipping, moments and a moving average."""
+    """With clipping, moments, a moving average, label smoothing and dropped words."""
     assert found["clipped"][mesh] == pytest.approx(found["clipped"]["1"], rel=1e-5)
+
+
+def test_nor_do_those_of_one_table_for_source_target_and_output(found):
+    assert found["tied"]["2x2x2"] == pytest.approx(found["tied"]["1"], rel=1e-5)
 
 
 @pytest.mark.parametrize("beam_size", ["0", "1", "5"], ids=["scores", "greedy", "beam"])
