@@ -96,7 +96,7 @@ def test_rounds_of_loops_that_follow_or_hold_one_another():
 def test_gpus_of_several_hosts_meet_by_their_network():
     chip = CHIPS["h100"]
     assert Target("h100x8", chip, [None] * 8).links == chip.links
-    assert Target("h100x16", chip, [None] * 16).links == 50e9
+    assert Target("h100x16", chip, [None] * 16).links == 400e9
 
 
 @pytest.mark.parametrize("name", ["", "v5e", "v5e:4y4", "h100", "h100:8", "v5ex8", "cpu:2", "v5e:", "x8"])

@@ -50,8 +50,9 @@ CHIPS = {  # makers' pages: docs.cloud.google.com/tpu/docs/v5e and v6e, NVIDIA's
 """By the names of targets."""
 
 HOST_OF_GPUS = 8
-BETWEEN_HOSTS = 50e9
-"""Bytes a second that a GPU can send to other hosts: one 400 Gbit/s adapter for each, as in NVIDIA's DGX H100."""
+BETWEEN_HOSTS = 400e9
+"""Bytes a second that a host of GPUs can send to others: eight adapters of 400 Gbit/s, as NVIDIA's DGX H100 has them. A
+ring through all GPUs is eight rings in truth, each of which leaves the host by an adapter of its own."""
 
 _HOPPER = """
 gpu_device_info {{
@@ -70,6 +71,12 @@ device_description_str: "{name}"
 _NAMES = {"h100": "NVIDIA H100 80GB HBM3", "h200": "NVIDIA H200"}
 
 
+def links(chip: Chip, number: int) -> float:
+    """Bytes a second that a ring through so many devices passes on."""
+    several_hosts = chip.platform == "cuda" and number > HOST_OF_GPUS
+    return min(chip.links, BETWEEN_HOSTS) if several_hosts else chip.links
+
+
 class Target(NamedTuple):
     """Devices to compile for."""
 
@@ -85,9 +92,8 @@ class Target(NamedTuple):
 
     @property
     def links(self) -> float:
-        """Bytes a second from a device to the others, by the slowest way between two of them."""
-        several_hosts = self.chip.platform == "cuda" and len(self.devices) > HOST_OF_GPUS
-        return BETWEEN_HOSTS if several_hosts else self.chip.links
+        """Bytes a second that a ring through all devices passes on."""
+        return links(self.chip, len(self.devices))
 
 
 def _prepare_environment() -> None:
