@@ -26,6 +26,8 @@ Arguments = TypeVar("Arguments")
 
 HELP = frozenset({"-h", "--h", "-help", "--help"})
 LONGEST_PATH = 4095  # bytes, as Linux has it
+UNNAMED = ("settings", "processes")
+"""Fields whose own fields are options of their names alone."""
 MOST_COMBINATIONS = 1_000  # each takes tyro a tenth of a second
 
 
@@ -163,7 +165,7 @@ def options_of(cls: Any) -> dict[str, Any]:
         if not dataclasses.is_dataclass(hint):
             options[name] = hint
             continue
-        prefix = "" if name == "settings" else f"{name}."
+        prefix = "" if name in UNNAMED else f"{name}."
         options |= {prefix + inner: inner_hint for inner, inner_hint in options_of(hint).items()}
     return options
 

@@ -9,7 +9,8 @@ from seq2seq_jax.cache import existing_folder, new_directory, writing_to
 from seq2seq_jax.checkpoint import Checkpoints, average_params
 from seq2seq_jax.data.vocabulary import load_vocabularies
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.translator import origin, params_on_one_device
+from seq2seq_jax.sharding import one_device
+from seq2seq_jax.translator import origin, params_on
 
 
 def average(workdir: Path, last: int, output: Path) -> list[int]:
@@ -32,7 +33,7 @@ def average(workdir: Path, last: int, output: Path) -> list[int]:
     vocabulary = workdir / run_directory.VOCABULARY
     vocabularies = load_vocabularies(vocabulary)
     belongs = origin(config, vocabularies, run_directory.read_fingerprint(workdir))
-    params, steps = average_params(workdir, params_on_one_device(config, vocabularies), belongs, last)
+    params, steps = average_params(workdir, params_on(one_device(), config, vocabularies), belongs, last)
     with writing_to(output, "--output"), new_directory(output) as folder:
         shutil.copytree(vocabulary, folder / run_directory.VOCABULARY)
         with Checkpoints(folder, belongs) as checkpoints:

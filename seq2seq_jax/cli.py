@@ -16,10 +16,10 @@ import signal
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NamedTuple, TypeVar
 
 import tyro
 
@@ -67,18 +67,23 @@ Experiment = TypeVar("Experiment", bound=ExperimentArguments)
 
 
 @dataclass(frozen=True)
-class TrainArguments(ExperimentArguments):
-    """Trains a model, evaluates it and reports. The same command again resumes a run that was broken off."""
+class ProcessArguments:
+    """Who works together."""
 
     distributed: bool = False
-    """This is one of several processes that train together, all started with the same command. Who they are is asked
+    """This is one of several processes that do it together, all started with the same command. Who they are is asked
     of SLURM, Cloud TPU, Kubernetes or Open MPI; without these give the next three."""
     coordinator: str | None = None
     """HOST:PORT at which the first process is met by the others."""
     num_processes: int | None = None
     """How many there are."""
     process_id: int | None = None
-    """Which of them this is, from 0. The first one writes and prints."""
+    """Which of them this is, from 0. The first one reads what is translated, writes and prints."""
+
+    @property
+    def several(self) -> bool:
+        """Whether there are others."""
+        return self.distributed or self.coordinator is not None
 
     def __post_init__(self) -> None:
         given = {name: getattr(self, name) for name in ("coordinator", "num_processes", "process_id")}
@@ -88,6 +93,16 @@ class TrainArguments(ExperimentArguments):
         if self.process_id is not None and self.num_processes is not None:
             if not 0 <= self.process_id < self.num_processes:
                 raise UserError(f"--process-id {self.process_id} must be from 0 to --num-processes less one.")
+
+
+Processes = Annotated[ProcessArguments, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
+class TrainArguments(ExperimentArguments):
+    """Trains a model, evaluates it and reports. The same command again resumes a run that was broken off."""
+
+    processes: Processes = field(default_factory=ProcessArguments)
 
 
 @dataclass(frozen=True)
@@ -142,6 +157,7 @@ class EvaluateArguments:
     metrics: tuple[FurtherMetric, ...] | None = None
     """Scores reported beside BLEU, chrF and exact match; by default as the run was configured."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    processes: Processes = field(default_factory=ProcessArguments)
 
     def __post_init__(self) -> None:
         if (self.source_file is None) != (self.target_file is None):
@@ -167,6 +183,7 @@ class TranslateArguments:
     """Of the prompt: turns, what was typed and the answers, that are read before a line; by default data.context_turns
     of the run. A line of a file holds its turns itself, the oldest first and tabs between."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    processes: Processes = field(default_factory=ProcessArguments)
 
     def __post_init__(self) -> None:
         if self.num_best is not None:
@@ -185,6 +202,7 @@ class ScoreArguments:
     """Targets, line by line."""
     ensemble: Mixture | None = None
     """How the probabilities of an ensemble are averaged; by default as decode.ensemble of the first run."""
+    processes: Processes = field(default_factory=ProcessArguments)
 
 
 @dataclass(frozen=True)
@@ -296,19 +314,27 @@ def _program() -> str:
 def _train(given: Sequence[Given], repository: Path | None) -> int:
     settings, workdir, arguments = _experiment("train", TrainArguments, given, repository)
     _configure_jax()
-    if arguments.distributed or arguments.coordinator is not None:
-        from seq2seq_jax import processes
+    with _together(arguments.processes):
+        from seq2seq_jax.training.loop import train
 
-        processes.start(arguments.coordinator, arguments.num_processes, arguments.process_id)
-        with processes.others_needed():
-            return _code_of(_trained(settings, workdir))
-    return _code_of(_trained(settings, workdir))
+        return _code_of(train(settings, workdir).status)
 
 
-def _trained(settings: Config, workdir: Path) -> str:
-    from seq2seq_jax.training.loop import train
+@contextlib.contextmanager
+def _together(arguments: ProcessArguments) -> Generator[None]:
+    """A block that several processes go through together, where there are some; the first one alone prints."""
+    if not arguments.several:
+        yield
+        return
+    from seq2seq_jax import processes
 
-    return train(settings, workdir).status
+    processes.start(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    with processes.others_needed(), contextlib.ExitStack() as stack:
+        if not processes.is_first():
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.showwarning = lambda *_, **__: None  # ty: ignore[invalid-assignment] - no filter: others hide it
+        yield
 
 
 def _reproduce(given: Sequence[Given], repository: Path | None) -> int:
@@ -407,14 +433,19 @@ def _published(settings: Config) -> list[Any]:
 
 def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
     arguments, runs = _parse_for_run("evaluate", EvaluateArguments, given)
-    workdir = arguments.workdir[0]
     config = read_config(runs[0])
     given_here = {name: getattr(arguments, name) for name in ("bleu_tokenizer", "metrics")}
     config = replace(config, **{name: value for name, value in given_here.items() if value is not None})
     from seq2seq_jax.metrics import check_packages
 
     check_packages(config)
-    model = _load(runs, arguments.decode)
+    with _together(arguments.processes):
+        return _evaluated(arguments, runs, config)
+
+
+def _evaluated(arguments: EvaluateArguments, runs: Sequence[Path], config: Config) -> int:
+    """Evaluates, with the models of runs and what `config` says of text and scores."""
+    workdir, model = arguments.workdir[0], _load(runs, arguments.decode)
     model.config = config
     from seq2seq_jax import evaluation
 
@@ -459,16 +490,44 @@ def _translate(given: Sequence[Given], repository: Path | None) -> int:
     arguments, runs = _parse_for_run("translate", TranslateArguments, given)
     at_prompt = arguments.input is None and arguments.output is None and console.is_terminal(sys.stdin)
     turns = _context_turns(arguments, runs[0], at_prompt)
-    if at_prompt:
+    if arguments.processes.several:
+        with _together(arguments.processes):
+            _translate_together(arguments, runs)
+    elif at_prompt:
         _prompt(_translation(arguments, runs), turns)
-        return 0
+    else:
+        with _lines_and_output(arguments) as (chunks, target):
+            translate = _translation(arguments, runs)
+            for lines in chunks:
+                _write(translate(lines), target)
+    return 0
+
+
+def _translate_together(arguments: TranslateArguments, runs: Sequence[Path]) -> None:
+    """Translates what the first process reads; it writes, too."""
+    from seq2seq_jax import processes
+
+    with contextlib.ExitStack() as stack:
+        opened: list[tuple[Iterator[list[str]], BinaryIO]] = []
+        processes.by_first(lambda: opened.append(stack.enter_context(_lines_and_output(arguments))))
+        translate = _translation(arguments, runs)
+        while (lines := processes.by_first(lambda: next(opened[0][0], None))) is not None:
+            answers = translate(lines)
+            if opened:
+                _write(answers, opened[0][1])
+
+
+@contextlib.contextmanager
+def _lines_and_output(arguments: TranslateArguments) -> Generator[tuple[Iterator[list[str]], BinaryIO]]:
+    """The lines to translate, as they arrive, and where to write."""
     with text_files.open_input(arguments.input) as source, text_files.open_output(arguments.output) as target:
         text_files.check_apart(source, target, arguments.output)
-        translate = _translation(arguments, runs)
-        for lines in text_files.chunks(source, str(arguments.input or "standard input")):
-            target.write("".join(f"{text}\n" for answer in translate(lines) for text in answer.lines).encode())
-            target.flush()
-    return 0
+        yield text_files.chunks(source, str(arguments.input or "standard input")), target
+
+
+def _write(answers: Sequence["_Answer"], target: BinaryIO) -> None:
+    target.write("".join(f"{text}\n" for answer in answers for text in answer.lines).encode())
+    target.flush()
 
 
 def _context_turns(arguments: TranslateArguments, run: Path, at_prompt: bool) -> int:
@@ -522,8 +581,9 @@ def _score(given: Sequence[Given], repository: Path | None) -> int:
     sources, targets = _read_pairs(arguments.source_file, arguments.target_file)
     decode = read_config(runs[0]).decode
     decode = replace(decode, ensemble=arguments.ensemble or decode.ensemble)
-    for log_prob in _load(runs, decode).score(sources, targets):
-        print(f"{log_prob:.4f}")
+    with _together(arguments.processes):
+        for log_prob in _load(runs, decode).score(sources, targets):
+            print(f"{log_prob:.4f}")
     return 0
 
 

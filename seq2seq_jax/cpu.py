@@ -29,9 +29,12 @@ def compiler_options(mesh: Mesh) -> dict[str, int] | None:
 def run_in_calling_thread() -> None:
     """Lets programs on a CPU run, and allocate, in the thread that calls them: what `keep_freed_memory` works for.
 
-    Call it before JAX has looked for devices. Nothing changes on a GPU or TPU.
+    Call it before JAX has looked for devices. Nothing changes on a GPU or TPU, nor
+    where several processes work together: a program that waits for others would
+    keep its thread from what they wait for.
     """
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if not jax.distributed.is_initialized():
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def share_cores(num_runs: int) -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from seq2seq_jax import processes, run_directory, signals
 from seq2seq_jax.build import abstract_params, ensemble_graph, model_graph
 from seq2seq_jax.checkpoint import restore_params
-from seq2seq_jax.config import Config, DecodeConfig, ModelConfig, check_num_best
+from seq2seq_jax.config import Config, DecodeConfig, MeshConfig, ModelConfig, check_num_best
 from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.data.batching import round_up, similar_groups
 from seq2seq_jax.data.encoded import EncodedSplit, Rows, encode_lines
@@ -33,7 +33,7 @@ from seq2seq_jax.outputs import Predicted, scores
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.run_directory import Origin
 from seq2seq_jax.seq2seq import Seq2Seq
-from seq2seq_jax.sharding import ROWS, WHOLE, by_rows, one_device, replicated, share_out
+from seq2seq_jax.sharding import ROWS, WHOLE, by_rows, make_mesh, on_every_device, replicated, share_out
 from seq2seq_jax.symbols import PAD
 from seq2seq_jax.wording import counted, part_of
 
@@ -89,7 +89,7 @@ class Translator:
       vocabularies: of both sides.
       params: as `training.step` holds them; those of an ensemble by `ensemble.together`.
       decode: search settings; by default the run's own.
-      mesh: devices that share the rows of every batch; by default one.
+      mesh: devices that share the rows of every batch; by default those of this process.
       step: of the checkpoint that the parameters are from, where it is known; of an ensemble one for each model.
       ensemble: the models of one; by default there is that of `config` alone.
       share: which of how many processes this is: all are asked the same, each does its share, and all get the whole.
@@ -106,10 +106,11 @@ class Translator:
         ensemble: Sequence[ModelConfig] = (),
         share: Share = ALONE,
     ):
-        self.config, self.vocabularies, self.params = config, vocabularies, params
+        self.config, self.vocabularies = config, vocabularies
         self.decode, self.step, self.num_models = decode or config.decode, step, len(ensemble) or 1
         self._share = share
-        self._mesh = mesh = mesh or one_device()
+        self._mesh = mesh = mesh or make_mesh(MeshConfig(), jax.local_devices())
+        self.params = params
         sizes = vocab_sizes(vocabularies)
         graph = ensemble_graph(ensemble, sizes, self.decode.ensemble) if ensemble else model_graph(config.model, sizes)
         whole, rows = replicated(mesh), by_rows(mesh)
@@ -263,7 +264,7 @@ class Translator:
 
     @params.setter
     def params(self, params: Params) -> None:
-        self._params = params
+        self._params = jax.device_put(params, replicated(self._mesh))
         self.forget_tables()
 
     def forget_tables(self) -> None:
@@ -355,7 +356,8 @@ def load(workdir: Path | str | Sequence[Path | str], decode: DecodeConfig | None
 
     The directory of several seeds, which `reproduce` makes, is that of all of them
     that were tested, see `run_directory.members`. What is set for a run and not for
-    its model, such as the search, is that of the first.
+    its model, such as the search, is that of the first. All devices of this process
+    share the work, and so do all processes, where there are several.
 
     Raises:
       UserError: not a run directory, no checkpoint, a damaged file, files of different runs,
@@ -369,24 +371,21 @@ def load(workdir: Path | str | Sequence[Path | str], decode: DecodeConfig | None
         vocabularies.append(load_vocabularies(workdir / run_directory.VOCABULARY, copy=config.model.copy))
         belong[workdir] = origin(config, vocabularies[-1], run_directory.read_fingerprint(workdir))
     run_directory.check_ensemble(belong)
+    mesh = make_mesh(MeshConfig(), jax.local_devices())
     params, steps = [], []
     for workdir, belongs in belong.items():
-        found, step = restore_params(workdir, params_on_one_device(belongs.config, vocabularies[0]), belongs)
+        found, step = restore_params(workdir, params_on(mesh, belongs.config, vocabularies[0]), belongs)
         params.append(found)
         steps.append(step)
+    new = partial(Translator, configs[0], vocabularies[0], decode=decode, share=processes.share())
     if len(workdirs) == 1:
-        return Translator(configs[0], vocabularies[0], params[0], decode, step=steps[0])
-    models = [config.model for config in configs]
-    return Translator(configs[0], vocabularies[0], together(params), decode, step=tuple(steps), ensemble=models)
+        return new(params[0], step=steps[0])
+    return new(together(params), step=tuple(steps), ensemble=[config.model for config in configs])
 
 
-def params_on_one_device(config: Config, vocabularies: Vocabularies) -> Params:
-    """Shapes, dtypes and shardings of the parameters, to restore a checkpoint's into."""
-    sharding = replicated(one_device())
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract_params(config.model, vocab_sizes(vocabularies)),
-    )
+def params_on(mesh: Mesh, config: Config, vocabularies: Vocabularies) -> Params:
+    """Shapes, dtypes and shardings of the parameters, to restore a checkpoint's into; each device holds all of them."""
+    return on_every_device(abstract_params(config.model, vocab_sizes(vocabularies)), mesh)
 
 
 def origin(config: Config, vocabularies: Vocabularies, corpus: str | None) -> Origin:

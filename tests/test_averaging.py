@@ -15,9 +15,10 @@ from seq2seq_jax import checkpoint, cli
 from seq2seq_jax.checkpoint import Checkpoints
 from seq2seq_jax.config import to_json
 from seq2seq_jax.run_directory import with_absolute_paths
+from seq2seq_jax.sharding import one_device
 from seq2seq_jax.training.loop import LoopState
 from seq2seq_jax.training.setup import begin, prepare
-from seq2seq_jax.translator import load, origin, params_on_one_device
+from seq2seq_jax.translator import load, origin, params_on
 from tests.tiny import sentences, tiny_config, write_pairs
 
 # Where one array cannot be read, Orbax leaves the coroutines that read the others to the garbage collector, unfinished.
@@ -47,7 +48,7 @@ def made(request, tmp_path_factory, compiled) -> Run:
     config = with_absolute_paths(tiny_config(folder / "corpus", train={"keep_checkpoints": KEPT}))
     material, workdir = prepare(config, 1), folder / "run"
     begin(config, material, workdir)
-    shapes = params_on_one_device(config, material.vocabularies)
+    shapes = params_on(one_device(), config, material.vocabularies)
     params = {step: drawn(shapes, step) for step in STEPS}
     with Checkpoints(workdir, origin(config, material.vocabularies, material.corpus.fingerprint)) as checkpoints:
         for step, tree in params.items():

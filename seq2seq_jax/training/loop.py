@@ -277,10 +277,9 @@ class Validation:
         """Scores, and what was decoded: source, references, hypothesis."""
         if self._greedy is None:
             decode, share = replace(self._config.decode, beam_size=1), processes.share()
-            self._own = local_mesh(self._mesh)
-            self._greedy = Translator(self._config, self._material.vocabularies, params, decode, self._own, share=share)
-        params = params if processes.count() == 1 else processes.on_host(params)
-        self._greedy.params = jax.device_put(params, replicated(self._own))
+            own = local_mesh(self._mesh)
+            self._greedy = Translator(self._config, self._material.vocabularies, {}, decode, own, share=share)
+        self._greedy.params = params if processes.count() == 1 else processes.on_host(params)
         scores = teacher_forced(self._greedy, self._material.validation)
         if not self._config.train.decode_sentences:
             return scores, []

@@ -67,7 +67,7 @@ def use(beam_size, mesh):
     words = TokenVocabulary([f"w{n}" for n in range(model.vocab_size - 4)], "words", False)
     config, decode = Config(model=model.config), DecodeConfig(beam_size=beam_size or 1)
     state = abstract_state(config, (model.vocab_size,) * 2, mesh)
-    translator = Translator(config, Vocabularies(words, words), state.params, decode, mesh)
+    translator = Translator(config, Vocabularies(words, words), {}, decode, mesh)
     batch = abstract_sequences(BATCH, LENGTH, mesh)
     if not beam_size:
         return look(translator._token_scores.trace(state.params, batch, batch))

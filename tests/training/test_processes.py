@@ -1,5 +1,6 @@
 """Several processes train as one: with the losses and sentences of one alone; and a signal to one stops all."""
 
+import json
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seq2seq_jax import cli, processes
+from seq2seq_jax import cli, processes, translator
 from seq2seq_jax.config import from_json, to_json
 from seq2seq_jax.errors import UserError
 from tests.tiny import rows, tiny_config
@@ -163,6 +164,52 @@ def test_two_go_on_with_what_one_began(config_file, run, alone):
     first, _ = run(workdir, together=True, devices=1)  # nothing is left but the test
     assert "Resuming at step 40." in first
     same_run(workdir, alone)
+
+
+def of_both(repository, *command, stdin=""):
+    """What each of two processes says, and their exit codes; the first one has the standard input."""
+    address, started = f"127.0.0.1:{free_port()}", []
+    for number in range(2):
+        options = ["--coordinator", address, "--num-processes", "2", "--process-id", str(number)]
+        words = [sys.executable, "-m", "seq2seq_jax", *map(str, command), *options]
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(words, cwd=repository, stdin=pipe, stdout=pipe, stderr=pipe, text=True))
+    try:
+        given = [stdin, ""]
+        said = [process.communicate(text, timeout=300) for process, text in zip(started, given, strict=True)]
+    finally:
+        for process in started:
+            process.kill()
+    outputs = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for out, _ in said]  # of XLA
+    return outputs, [err for _, err in said], [process.returncode for process in started]
+
+
+def test_two_processes_translate_what_the_first_one_reads(config_file, repository, alone):
+    lines = (alone / "evaluations" / "test.sources.txt").read_text().splitlines()
+    expected = [hypothesis.text for hypothesis in translator.load(alone).translate(lines)]
+    text = "".join(f"{line}\n" for line in lines)
+    (first, second), errors, codes = of_both(repository, "translate", "--workdir", alone, stdin=text)
+    assert codes == [0, 0] and first == expected and second == [], errors
+    assert errors[1] == ""
+
+
+def test_a_file_that_the_first_lacks_is_told_by_both_at_once(repository, alone, tmp_path):
+    _, errors, codes = of_both(repository, "translate", "--workdir", alone, "--input", tmp_path / "none")
+    assert codes == [2, 2] and all(f"no file {tmp_path}/none" in error for error in errors), errors
+
+
+def test_two_processes_evaluate_as_one_does(repository, alone):
+    file = alone / "evaluations" / "test.json"
+    before = json.loads(file.read_text())
+    file.unlink()
+    (first, second), errors, codes = of_both(repository, "evaluate", "--workdir", alone)
+    assert codes == [0, 0] and second == [] and any(line.startswith("bleu ") for line in first), errors
+    after = json.loads(file.read_text())
+    speed = "sentences_per_second"
+    assert after.pop(speed) > 0 and before.pop(speed) > 0
+    assert after.pop("loss") == pytest.approx(before.pop("loss"), rel=1e-5)
+    assert after.pop("perplexity") == pytest.approx(before.pop("perplexity"), rel=1e-5)
+    assert after == before
 
 
 @pytest.mark.slow
