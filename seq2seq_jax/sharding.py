@@ -45,7 +45,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if data * fsdp * model > here:
         names = f"mesh.data {data}" + (f" times {group}" if group else "")
         raise UserError(f"{names} is more than the {here} devices here; use at most {here}.")
-    return _mesh(devices[: data * fsdp * model], {DATA: data, FSDP: fsdp, MODEL: model})
+    chosen = devices[: data * fsdp * model]
+    if idle := {device.process_index for device in devices} - {device.process_index for device in chosen}:
+        raise UserError(
+            f"mesh.data {data} makes a mesh of {len(chosen)} of the {here} devices here, and none of them belongs to"
+            f" process {min(idle)}; leave mesh.data out, or start fewer processes."
+        )
+    return _mesh(chosen, {DATA: data, FSDP: fsdp, MODEL: model})
 
 
 def _mesh(devices: Any, axes: dict[str, int]) -> Mesh:

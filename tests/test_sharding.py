@@ -1,5 +1,7 @@
 """Meshes, and what of a state lies where."""
 
+from dataclasses import dataclass
+
 import jax
 import pytest
 from jax.sharding import PartitionSpec
@@ -10,6 +12,15 @@ from seq2seq_jax.sharding import FSDP, MODEL, grouped, make_mesh, specs
 from seq2seq_jax.training.setup import _check_vocabulary_parts
 
 DEVICE = jax.devices()[0]
+
+
+@dataclass(frozen=True)
+class Device:
+    """As much of one as a mesh looks at."""
+
+    id: int
+    process_index: int
+    platform: str = "cpu"
 
 
 def test_a_mesh_takes_all_devices_unless_it_is_told():
@@ -31,6 +42,13 @@ def test_a_mesh_takes_all_devices_unless_it_is_told():
 def test_a_mesh_that_the_devices_do_not_make_is_refused(mesh, message):
     with pytest.raises(UserError, match=message):
         make_mesh(MeshConfig(**mesh), [DEVICE] * 8)
+
+
+def test_every_process_has_a_device():
+    devices = [Device(number, number // 2) for number in range(6)]
+    assert make_mesh(MeshConfig(data=5), devices).size == 5
+    with pytest.raises(UserError, match="a mesh of 4 of the 6 devices here, and none of them belongs to process 2"):
+        make_mesh(MeshConfig(data=4), devices)
 
 
 @pytest.mark.parametrize("axis", ["fsdp", "model"])

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from seq2seq_jax import processes, run_directory, signals
+from seq2seq_jax import processes, run_directory, signals, watchdog
 from seq2seq_jax.checkpoint import Checkpoints, check_belongs, check_disk_space, check_trainable, restore_params
 from seq2seq_jax.config import Config, TrainConfig
 from seq2seq_jax.console import ready_streams
@@ -130,8 +130,9 @@ def _train(config: Config, workdir: Path) -> TrainResult:
             keep_rows(writer, loop_state, step)
             run = Run(config, mesh, writer, loop_state, Validation(config, material, mesh))
             with signals.noted() as notes:
-                batches = _placed_batches(material, mesh, step, config.train.num_steps)
-                state, status = take_steps(run, state, batches, compiled, checkpoints, notes)
+                placed = _placed_batches(material, mesh, step, config.train.num_steps)
+                with watchdog.watched(placed, step) as batches:
+                    state, status = take_steps(run, state, batches, compiled, checkpoints, notes)
                 checkpoints.close()
                 heard = _heard(notes)
                 status = ASKED_BY[heard[0]] if heard else status

@@ -19,13 +19,14 @@ from seq2seq_jax.errors import UserError
 from tests.tiny import rows, tiny_config
 
 PROGRAM = """
-import os, signal, sys
+import os, signal, sys, time
 from dataclasses import replace
 from pathlib import Path
 
-from seq2seq_jax import processes
+from seq2seq_jax import processes, watchdog
 from seq2seq_jax.config import MeshConfig, from_json
 
+watchdog.BEHIND_SECONDS = 2.0
 config, workdir, address, number, fsdp, stop_after = sys.argv[1:]
 if address:
     processes.start(address, 2, int(number))
@@ -37,6 +38,8 @@ def stopping(*arguments):
     for index, batch in enumerate(batches(*arguments), 1):
         if index == int(stop_after):
             os.kill(os.getpid(), signal.SIGTERM)
+        if index == -int(stop_after):
+            time.sleep(8)
         yield batch
 
 loop.training_batches = stopping
@@ -62,6 +65,10 @@ from seq2seq_jax.training import loop
 with processes.others_needed():
     loop.train(from_json(Path(config).read_text()), Path(workdir))
 """
+
+
+ERRORS: list[str] = []
+"""What the processes of the last training wrote on their standard error."""
 
 
 def free_port():
@@ -106,6 +113,7 @@ def run(config_file, repository):
             for process in started:
                 process.kill()
         assert [process.returncode for process in started] == [0] * len(started), [err for _, err in said]
+        ERRORS[:] = [err for _, err in said]
         lines = [[line for line in out.splitlines() if not line.startswith("[Gloo]")] for out, _ in said]  # of XLA
         return ["\n".join(each) for each in lines]
 
@@ -155,6 +163,13 @@ def test_a_signal_to_one_stops_both_at_one_step_and_one_process_goes_on(config_f
     (out,) = run(workdir, together=False, devices=4, fsdp=2)
     assert "Resuming at step 10." in out
     same_run(workdir, alone)
+
+
+def test_a_process_that_no_step_comes_from_is_named(config_file, run):
+    first, _ = run(config_file.parent / "behind", together=True, devices=1, stop_second_after=-7)
+    assert "ended done 40" in first  # it was slow, and not dead
+    (line,) = [line for line in ERRORS[0].splitlines() if line.startswith("warning: no new step for ")]
+    assert "s: process 1 at step 6 (pid " in line and "; process 0 at step " in line, line
 
 
 def test_two_go_on_with_what_one_began(config_file, run, alone):
