@@ -1,5 +1,6 @@
 """Several processes train as one: with the losses and sentences of one alone; and a signal to one stops all."""
 
+import contextlib
 import json
 import os
 import signal
@@ -227,18 +228,17 @@ def test_two_processes_evaluate_as_one_does(repository, alone):
     assert after == before
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dead", [0, 1])
-def test_where_one_is_killed_the_other_ends_within_a_minute(config_file, repository, dead):
-    """With a code of its own: 75, or 134 where JAX aborts it because the first one is gone."""
+@contextlib.contextmanager
+def long_training(config_file, repository, name, around=()):
+    """Two processes in the middle of a training without an end; `around` is a command that starts them."""
     folder, address = config_file.parent, f"127.0.0.1:{free_port()}"
     config = from_json(config_file.read_text())
     many = replace(config.train, num_steps=1_000_000, evaluate_every=1_000_000, checkpoint_every=1_000_000)
     (folder / "long.json").write_text(to_json(replace(config, train=many)))
-    workdir, environment = folder / f"dead {dead}", os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+    workdir, environment = folder / name, os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", KILLED, folder / "long.json", workdir, address, str(number)],
+            [*around, sys.executable, "-c", KILLED, folder / "long.json", workdir, address, str(number)],
             cwd=repository,
             env=environment,
             stderr=subprocess.PIPE,
@@ -250,16 +250,43 @@ def test_where_one_is_killed_the_other_ends_within_a_minute(config_file, reposit
         while not rows_so_far(workdir):
             assert all(process.poll() is None for process in started)
             time.sleep(0.2)
-        started[dead].kill()
-        _, err = started[1 - dead].communicate(timeout=60)
+        yield started
     finally:
         for process in started:
             process.kill()
             process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dead", [0, 1])
+def test_where_one_is_killed_the_other_ends_within_a_minute(config_file, repository, dead):
+    """With a code of its own: 75, or 134 where JAX aborts it because the first one is gone."""
+    with long_training(config_file, repository, f"dead {dead}") as started:
+        started[dead].kill()
+        _, err = started[1 - dead].communicate(timeout=60)
     if dead:
         assert started[0].returncode == 75 and "process 0 of 2 cannot go on without another one" in err
     else:
         assert started[1].returncode in (75, -signal.SIGABRT)
+
+
+@pytest.mark.slow
+def test_where_the_network_between_them_is_cut_both_end_within_two_minutes(config_file, repository):
+    """In a network of their own, of a loopback that is taken down."""
+    holder = subprocess.Popen(["unshare", "-n", "sleep", "600"])
+    inside = ["nsenter", "-t", str(holder.pid), "-n"]
+    try:
+        time.sleep(1)
+        if holder.poll() is not None or subprocess.run([*inside, "ip", "link", "set", "lo", "up"]).returncode:
+            pytest.skip("no network namespace can be made here: that takes root, unshare, nsenter and ip")
+        with long_training(config_file, repository, "cut", inside) as started:
+            subprocess.run([*inside, "ip", "link", "set", "lo", "down"], check=True)
+            for process in started:
+                process.communicate(timeout=120)
+            assert all(process.returncode in (75, -signal.SIGABRT) for process in started)
+    finally:
+        holder.kill()
+        holder.wait()
 
 
 def rows_so_far(workdir):
