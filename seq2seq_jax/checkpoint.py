@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
+from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -509,6 +510,7 @@ def _quiet_libraries() -> None:
     has closed, each with a traceback from a thread of its own.
     """
     logging.set_verbosity(logging.FATAL)
+    getLogger("asyncio").setLevel(CRITICAL)  # which tells of the writes beside the first that failed
     before = sys.unraisablehook
 
     def hook(failure: Any) -> None:

@@ -1,14 +1,19 @@
 import io
 import json
 import os
+import struct
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
 from seq2seq_jax.training.writer import Writer
+
+Event: Any = vars(event_pb2)["Event"]  # whose name is made when it is imported
 
 
 class Terminal(io.StringIO):
@@ -136,25 +141,42 @@ def test_lines_go_to_a_piped_standard_output_while_the_bar_has_the_terminal(tmp_
     assert "a line" not in screen.getvalue()
 
 
-def test_tensorboard_gets_the_numbers_where_it_is_installed(tmp_path, monkeypatch):
-    seen = []
+def events(folder: Path) -> list[tuple[int, dict[str, float]]]:
+    """Steps and numbers of TensorBoard's only file in `folder`; no numbers where it says that a run begins anew."""
+    (path,) = folder.glob("events.out.tfevents.*")
+    content, found = path.read_bytes(), []
+    while content:  # its length, a checksum of that, the event, a checksum of it
+        (length,) = struct.unpack("Q", content[:8])
+        event = Event.FromString(content[12 : 12 + length])
+        found.append((event.step, {value.tag: value.simple_value for value in event.summary.value}))
+        content = content[16 + length :]
+    return found[1:]  # the first has the version of the format
 
-    class SummaryWriter:
-        def __init__(self, logdir, purge_step):
-            seen.append((logdir, purge_step))
 
-        def add_scalar(self, *scalar):
-            seen.append(scalar)
-
-        def close(self):
-            seen.append("closed")
-
-    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=SummaryWriter, __spec__=object()))
-    with Writer(tmp_path, num_steps=10) as writer:
-        writer.keep_rows(0, 0)
-        writer.row({"step": 7, "loss": 0.5, "sample": "text", "grad_norm": float("inf")})
-    assert seen == [(str(tmp_path), 1), ("loss", 0.5, 7), "closed"]
+def test_tensorboard_gets_the_numbers_and_hides_those_of_steps_that_are_done_again(tmp_path):
     with Writer(tmp_path, num_steps=10) as writer:
         writer.keep_rows(7, 7)
-        writer.row({"step": 8, "loss": 0.25})
-    assert seen[3:] == [(str(tmp_path), 8), ("loss", 0.25, 8), "closed"]
+        writer.row({"step": 8, "loss": 0.5, "sample": "text", "grad_norm": float("inf")})
+        writer.row({"step": 8, "validation_loss": 0.25})
+        seen = [(8, {}), (8, {"loss": 0.5}), (8, {"validation_loss": 0.25})]
+        assert events(tmp_path) == seen  # while it is still open
+        writer.row({"step": 9, "loss": 0.125})
+    assert events(tmp_path) == [*seen, (9, {"loss": 0.125})]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.out.tfevents.*"])
+def test_a_full_disk_is_an_error_that_names_the_file(disk, tmp_path, name):
+    """Of TensorBoard's file, too, whose own writer would have the run wait for ever."""
+    if name == "metrics.jsonl":
+        (disk.path / name).touch()
+        (tmp_path / name).symlink_to(disk.path / name)
+    else:
+        (disk.path / "metrics.jsonl").symlink_to(tmp_path / "metrics.jsonl")
+    workdir = tmp_path if name == "metrics.jsonl" else disk.path
+    with pytest.raises(OSError, match="No space left on device") as told, Writer(workdir, num_steps=10_000) as writer:
+        writer.row({"step": 0, "validation_loss": 0.5})
+        disk.fill()
+        for step in range(1, 10_000):
+            writer.row({"step": step, "validation_loss": 0.5})
+    assert fnmatch(told.value.filename, str(workdir / name))
+    assert step < 1_000
