@@ -1,8 +1,11 @@
 import io
+import itertools
 import json
 import os
+import re
 import struct
 import sys
+import time
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -127,6 +130,20 @@ def test_the_bar_on_a_terminal_shows_step_loss_and_rate(tmp_path, monkeypatch):
         writer.progress(1500, loss=2.5, target_tokens_per_second=12345.0)
     for part in ("1,500/2,000", "loss 2.500", "12,345 target tokens/s", "ETA"):
         assert part in screen.getvalue()
+
+
+def test_the_time_that_is_left_is_by_a_clock_that_does_not_jump(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    jumps, clock, screen = itertools.cycle([0, 7200, -7200]), time.time, Terminal()
+    monkeypatch.setattr(time, "time", lambda: clock() + next(jumps))
+    monkeypatch.setattr(sys, "stderr", screen)
+    with Writer(tmp_path, num_steps=100) as writer:
+        for step in range(40):
+            writer.progress(step, loss=2.5, target_tokens_per_second=1.0)
+            time.sleep(0.05)
+    told = set(re.findall(r"ETA \x1b\[36m(\S+)\x1b", screen.getvalue()))
+    assert told > {"-:--:--"} and told <= {"-:--:--", *(f"0:00:0{second}" for second in range(10))}
 
 
 def test_lines_go_to_a_piped_standard_output_while_the_bar_has_the_terminal(tmp_path, monkeypatch, capsys):
