@@ -1,21 +1,31 @@
-"""Kills a training at random instants and lets the same command go on, until it is done: is anything lost?
+"""A training that meets a fault at random instants, and comes to the same bits.
 
-    python -m benchmarks.soak --kills 100
+    python -m benchmarks.soak --fault kill --times 100
 
-A small run with checkpoints, validations and a test is trained once without a break. Then the same command is started
-again and again in another run directory, and killed (SIGKILL) after a random time from its start: while it imports,
-compiles, steps, saves, validates, tests. When it has come to its end, rows, parameters and outputs have to be those of
-the unbroken run, bit for bit. Then another run directory begins, until there were as many kills as asked for.
+The same command is given again and again, and meets a fault after a random time from its start: while it imports,
+compiles, steps, saves, validates, tests.
+
+* kill: SIGKILL.
+* signals: SIGTERM or SIGINT, and another of them soon after; the command ends by itself, and leaves no process.
+* full: the disk of its run directory is full from then on, and has room again before the next command. Mounts a small
+  disk of its own, for which it has to be root.
+
+When it has come to its end, rows, parameters and outputs have to be those of the unbroken run, bit for bit. Then
+another run directory begins, until there were as many faults as asked for.
 """
 
 import argparse
+import contextlib
 import json
 import random
+import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +109,67 @@ def stage(output: str) -> str:
     return "in the first steps" if "Compiled" in output or "Resuming" in output else "before the first step"
 
 
+def kill(process: subprocess.Popen[bytes], draw: random.Random, workdir: Path) -> None:
+    """Ends the process at once."""
+    process.kill()
+    process.wait()
+
+
+def send_two_signals(process: subprocess.Popen[bytes], draw: random.Random, workdir: Path) -> None:
+    """Has the process end itself, and looks at how it does."""
+    for _ in range(2):
+        process.send_signal(draw.choice([signal.SIGTERM, signal.SIGINT]))
+        time.sleep(draw.uniform(0, 0.3))
+    code = process.wait(60)
+    # The negative ones before signals are obeyed, within the first tenths of a second.
+    assert code in (0, 130, 143, -signal.SIGTERM, -signal.SIGINT), f"exit code {code}"
+    left = subprocess.run(["pgrep", "--session", str(process.pid)], capture_output=True, text=True).stdout
+    assert not left, f"processes left: {left}"
+
+
+def fill_disk(process: subprocess.Popen[bytes], draw: random.Random, workdir: Path) -> None:
+    """Fills the disk, but for a little, and waits for what becomes of the process."""
+    filler, spare = workdir / "filler", draw.choice([0, 0, 10_000, 300_000, 1_500_000])
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+    with filler.open("r+b") as file:
+        file.truncate(max(filler.stat().st_size - spare, 0))
+    code = process.wait(120)
+    filler.unlink()
+    assert code in (0, 2), f"exit code {code}"
+
+
+FAULTS = {"kill": kill, "signals": send_two_signals, "full": fill_disk}
+
+
+def check_words(fault: str, output: str) -> None:
+    """What a command says that met a fault: never a traceback, and of a full disk one message that names a place."""
+    assert fault != "full" or output.count("error: ") <= 1, "more than one message"
+    told = [line for line in output.splitlines() if line.startswith("error: ")]
+    full = (
+        r"error: (No space left on (device: |the disk of )|The checkpoints of this run need .* MB, and the disk of )/"
+    )
+    assert not told or re.match(full, told[0]), told[0]
+    assert "Traceback" not in output or "KeyboardInterrupt" in output, "a traceback"
+
+
+@contextlib.contextmanager
+def disk(folder: Path) -> Generator[Path]:
+    """A disk of 12 MB at a new folder."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
 def main() -> None:
-    """Kills until there are enough kills; ends with 1 if anything differed."""
+    """Makes faults until there are enough of them; ends with 1 if anything differed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--fault", choices=FAULTS, default="kill")
+    parser.add_argument("--times", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     draw, stages, runs, failures = random.Random(given.seed), Counter[str](), 0, 0
@@ -110,37 +177,44 @@ def main() -> None:
         folder = Path(name)
         write_corpus(folder / "corpus")
         unbroken = folder / "unbroken"
-        start = time.perf_counter()
         subprocess.run(command(folder / "corpus", unbroken), check=True, capture_output=True)
         start = time.perf_counter()
         subprocess.run(command(folder / "corpus", folder / "warm"), check=True, capture_output=True)
         length = time.perf_counter() - start
         print(f"An unbroken run takes {length:.1f} s.", flush=True)
-        while stages.total() < given.kills:
+        while stages.total() < given.times:
             runs += 1
-            workdir, kills = folder / f"run{runs}", 0
-            while True:
-                log = folder / "log"
-                with log.open("w") as output:
-                    process = subprocess.Popen(command(folder / "corpus", workdir), stdout=output, stderr=output)
-                    try:
-                        code = process.wait(draw.uniform(0, length))
-                    except subprocess.TimeoutExpired:
-                        process.kill()
-                        process.wait()
-                        kills += 1
-                        stages[stage(log.read_text())] += 1
-                        continue
-                if code:
-                    failures += 1
-                    print(f"Run {runs}: exit code {code} after {kills} kills\n{log.read_text()}", flush=True)
-                break
-            if wrong := differences(workdir, unbroken) if not code else []:
-                failures += 1
-                print(f"Run {runs}: after {kills} kills not as unbroken: {', '.join(wrong)}", flush=True)
-            print(f"Run {runs}: {kills} kills; {stages.total()} of {given.kills} so far", flush=True)
-    print(f"{stages.total()} kills in {runs} runs, {failures} failures. {dict(stages.most_common())}")
+            with contextlib.ExitStack() as stack:
+                workdir, faults = folder / f"run{runs}", 0
+                if given.fault == "full":
+                    workdir = stack.enter_context(disk(folder / f"disk{runs}"))
+                while (code := attempt(given.fault, folder, workdir, length, draw, stages)) is None:
+                    faults += 1
+                wrong = (
+                    [f"exit code {code}, {(folder / 'log').read_text()}"] if code else differences(workdir, unbroken)
+                )
+            failures += bool(wrong)
+            state = f"not as unbroken: {', '.join(wrong)}" if wrong else "as unbroken"
+            print(f"Run {runs}: after {faults} {state}; {stages.total()} of {given.times} so far", flush=True)
+    print(f"{given.fault}: {stages.total()} in {runs} runs, {failures} failures. {dict(stages.most_common())}")
     sys.exit(1 if failures else 0)
+
+
+def attempt(
+    fault: str, folder: Path, workdir: Path, length: float, draw: random.Random, stages: Counter[str]
+) -> int | None:
+    """The exit code of the command, given once; None where it met the fault before its end."""
+    log = folder / "log"
+    with log.open("w") as output:
+        words = command(folder / "corpus", workdir)
+        process = subprocess.Popen(words, stdout=output, stderr=output, start_new_session=True)
+        try:
+            return process.wait(draw.uniform(0, length))
+        except subprocess.TimeoutExpired:
+            FAULTS[fault](process, draw, workdir)
+    stages[stage(log.read_text())] += 1
+    check_words(fault, log.read_text())
+    return None
 
 
 if __name__ == "__main__":

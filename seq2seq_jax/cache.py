@@ -21,6 +21,7 @@ from seq2seq_jax.errors import UserError
 from seq2seq_jax.signals import undoing
 
 _STALE_SECONDS = 24 * 3600  # what is older, and that nobody holds, was left by a killed process
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # which only writing can meet
 _PARTIAL = ".seq2seq_jax.partial"  # ends a name that nobody else gives
 _RANDOM_NAME = re.compile(r"\.[a-z0-9_]{8,16}" + re.escape(_PARTIAL))
 
@@ -112,7 +113,7 @@ def whole_file(path: Path) -> Generator[BinaryIO]:
     final.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(final.parent)
     beside = final.with_name(f".{secrets.token_hex(8)}{_PARTIAL}")
-    with undoing(partial(beside.unlink, missing_ok=True)):
+    with naming(path), undoing(partial(beside.unlink, missing_ok=True)):
         with beside.open("xb") as file, _held(beside):
             if mode is not None:
                 with contextlib.suppress(OSError):  # a file system without permissions
@@ -125,6 +126,17 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Makes `content`, text as UTF-8, the whole of the file `path`: no reader sees half of it. See `whole_file`."""
     with whole_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def naming(place: object) -> Generator[None]:
+    """Has the error of a disk that fills in the block name `place`: the system does not say what it could not write."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL and error.filename is None:
+            error.filename = str(place)
+        raise
 
 
 @contextlib.contextmanager

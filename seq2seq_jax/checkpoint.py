@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
+from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from seq2seq_jax.old_parameters import from_version_0_1
 from seq2seq_jax.run_directory import Origin, check_origin
 from seq2seq_jax.wording import counted
 
+_PATIENCE = 24 * 3600
+"""Seconds that a save may take, by a clock that somebody may set, or that goes on while a computer sleeps."""
 _NEWEST = "newest"  # holds the step of the newest checkpoint that is whole
 _TEMPORARY = (".orbax-checkpoint-tmp", ".deleted")  # within names of what is not there yet, or no more
 
@@ -53,7 +56,9 @@ class Checkpoints:
         self._directory = (workdir / "checkpoints").absolute()
         processes.by_first(self._prepare)
         self._saver = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(**_alone())), **_alone()
+            ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(**_alone())),
+            timeout_secs=_PATIENCE,
+            **_alone(),
         )
         self._best: int | None = None  # by the newest checkpoint
 
@@ -79,7 +84,7 @@ class Checkpoints:
             state = processes.on_host(state)
             if not processes.is_first():
                 return
-        with _full_disk_told(self._directory):
+        with _failed_save_told(self._directory):
             self._finish()
             if step in _steps(self._directory):
                 (self._directory / _NEWEST).unlink(missing_ok=True)
@@ -152,7 +157,7 @@ class Checkpoints:
         Raises:
           UserError: the disk is full.
         """
-        with _full_disk_told(self._directory):
+        with _failed_save_told(self._directory):
             if processes.is_first():
                 self._finish()
         self._saver.close()
@@ -509,6 +514,7 @@ def _quiet_libraries() -> None:
     has closed, each with a traceback from a thread of its own.
     """
     logging.set_verbosity(logging.FATAL)
+    getLogger("asyncio").setLevel(CRITICAL)  # which tells of the writes beside the first that failed
     before = sys.unraisablehook
 
     def hook(failure: Any) -> None:
@@ -519,9 +525,14 @@ def _quiet_libraries() -> None:
 
 
 @contextmanager
-def _full_disk_told(directory: Path) -> Generator[None]:
+def _failed_save_told(directory: Path) -> Generator[None]:
     try:
         yield
+    except TimeoutError as error:
+        raise UserError(
+            f"A save in {directory} took too long, by a clock that may have been set: that checkpoint is lost,"
+            " those before it are kept. The same command resumes from the last of them."
+        ) from error
     except Exception as error:  # TensorStore keeps nothing of the system's error but its words
         if not any(words in str(error) for words in ("No space left on device", "Disk quota exceeded")):
             raise

@@ -25,6 +25,7 @@ import tyro
 
 from seq2seq_jax import __version__, console, text_files
 from seq2seq_jax.arguments import HELP, Given, combinations, options_of, parse, read, value_of, values_of
+from seq2seq_jax.cache import naming
 from seq2seq_jax.config import (
     PUBLISHED,
     BleuTokenizer,
@@ -237,8 +238,9 @@ def main(arguments: Sequence[str] | None = None, *, repository: Path | None = No
 def _guarded(arguments: list[str], repository: Path | None) -> int:
     """Runs one command; what is not a bug becomes a message and an exit code."""
     try:
-        code = _dispatch(arguments, repository)
-        sys.stdout.flush()  # here, where a closed pipe is still ours to handle
+        with naming("standard output"):  # for files are named where they are written
+            code = _dispatch(arguments, repository)
+            sys.stdout.flush()  # here, where a closed pipe is still ours to handle
         return code
     except UserError as error:
         return _complain(str(error))

@@ -656,7 +656,7 @@ class TrainConfig:
     num_samples: Annotated[int, COUNT_OR_NONE] = 3
     """Decoded sentences shown at each evaluation."""
     max_nonfinite_steps: Annotated[int, COUNT] = 20
-    """Stop after so many non-finite gradients in a row."""
+    """Stop after so many updates in a row whose losses or gradients are not finite; they are skipped."""
 
     def __post_init__(self) -> None:
         _check("train.", self)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seq2seq_jax.cache import existing_folder, try_lock, write_whole
+from seq2seq_jax.cache import existing_folder, naming, try_lock, write_whole
 from seq2seq_jax.config import PUBLISHED, Config, MeshConfig, differences, from_json, to_json
 from seq2seq_jax.errors import UserError, nearest
 from seq2seq_jax.signals import undoing
@@ -360,7 +360,8 @@ def _take(path: Path) -> int:
             if not _lock(descriptor, path):
                 raise UserError(_in_use(path))
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                _sign(descriptor)
+                with naming(path):
+                    _sign(descriptor)
                 return descriptor
         except BaseException:
             os.close(descriptor)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, cast, runtime_checkable
 
 from seq2seq_jax import console
-from seq2seq_jax.cache import whole_file
+from seq2seq_jax.cache import naming, whole_file
 from seq2seq_jax.errors import UserError, did_you_mean
 
 _OPEN_ALREADY = re.compile(r"/(?:dev|proc/self)/fd/([0-9]{1,9})")
@@ -111,6 +111,7 @@ def open_output(path: Path | None) -> Generator[BinaryIO]:
       UserError: it cannot be written, or standard output is closed.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(naming(path or "standard output"))
         if path is None:
             yield stack.enter_context(_standard_output())
             return

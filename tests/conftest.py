@@ -1,7 +1,11 @@
 """What every test relies on: shapes and types checked, the CPU, a cache of its own, the corpora where they are."""
 
+import contextlib
 import os
+import shutil
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,6 +71,35 @@ def trained(compiled: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     length = {"num_steps": 300, "evaluate_every": 150, "checkpoint_every": 100, "log_every": 50}
     train(tiny_config(folder / "corpus", train=length), folder / "run")
     return folder / "run"
+
+
+class Disk:
+    """A disk of its own, of 2 MiB, at `path`."""
+
+    def __init__(self, path: Path):
+        self.path, self._filler = path, path / "filler"
+
+    def fill(self) -> None:
+        """Leaves no byte on it, but for the rest of the last page of each file."""
+        with contextlib.suppress(OSError), self._filler.open("ab", buffering=0) as filler:
+            while filler.write(b"x" * 4096):
+                pass
+
+    def free(self) -> None:
+        """Gives back what `fill` has taken."""
+        self._filler.unlink()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A small disk; skips where this process may not mount one."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here; as root it can")
+    yield Disk(path)
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 @pytest.fixture(scope="session")

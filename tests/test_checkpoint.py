@@ -414,6 +414,18 @@ def test_a_disk_that_fills_during_a_save_is_told_and_costs_no_older_checkpoint(w
     assert steps_kept(workdir) == [1, 2]
 
 
+def test_a_save_that_takes_too_long_by_the_clock_is_told(workdir, monkeypatch):
+    def late():
+        raise TimeoutError("Timed out after 90000 seconds.")
+
+    checkpoints = Checkpoints(workdir, ORIGIN)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="took too long, by a clock .* command resumes"):
+        patch.setattr(checkpoints._saver, "wait_until_finished", late)
+        checkpoints.save(3, state_at(3), {"best_step": 1})
+    checkpoints.close()
+    assert steps_kept(workdir) == [1, 2]
+
+
 def test_a_save_that_fails_otherwise_is_a_bug(workdir, monkeypatch):
     def fail(*_, **__):
         raise ValueError("unknown dtype")

@@ -253,6 +253,8 @@ class SentencePieceVocabulary(Vocabulary):
 
     @classmethod
     def _from_model(cls, model: bytes, kind: str, lowercase: bool) -> "SentencePieceVocabulary":
+        if not model:  # which SentencePiece takes, and complains of when it is used
+            raise ValueError("it is empty")
         return cls(model, kind, lowercase)
 
 

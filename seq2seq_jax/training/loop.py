@@ -343,7 +343,8 @@ class Run:
         return asdict(self.loop_state)
 
     def saved(self, state: TrainState) -> dict[str, Any]:
-        """The arrays that a checkpoint keeps, by their names there."""
+        """The arrays that a checkpoint keeps, by name; UserError where they may not take the place of a good one's."""
+        self._check_params(state.params, int(state.step))
         return state.saved()
 
     def log(self, state: TrainState, step: int, seconds: float) -> TrainState:
@@ -370,9 +371,11 @@ class Run:
             self._check_finite(step, int(window.nonfinite), int(state.nonfinite_in_a_row))
 
     def _check_finite(self, step: int, skipped: int, in_a_row: int) -> None:
-        self._writer.line(f"Step {step:,}: {skipped} updates skipped, their gradients were not finite.")
+        self._writer.line(f"Step {step:,}: {skipped} updates skipped, their losses or gradients were not finite.")
         if in_a_row >= self._config.train.max_nonfinite_steps:
-            raise UserError(f"The last {in_a_row} gradients up to step {step:,} were not finite. {self._what_to_try()}")
+            raise UserError(
+                f"The last {in_a_row} losses or gradients up to step {step:,} were not finite. {self._what_to_try()}"
+            )
 
     def _what_to_try(self) -> str:
         """What keeps training from diverging."""

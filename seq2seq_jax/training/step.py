@@ -159,8 +159,8 @@ def make_update(config: Config, vocab_sizes: tuple[int, ...]) -> Callable:
 
     The key is made of a run's seed. The gradient is the sum over all rows divided
     by the number of real target tokens in the whole batch, so that devices,
-    accumulation and padding agree. An update whose gradient is not finite leaves
-    the parameters and their average as they were.
+    accumulation and padding agree. An update whose loss or gradient is not finite
+    leaves the parameters and their average as they were.
     """
     gradients_of = make_gradients(config, vocab_sizes)
     optimizer = make_optimizer(config.optimizer)
@@ -234,7 +234,7 @@ def _update(
     loss: Array,
     tokens: Array,
 ) -> TrainState:
-    finite = jnp.isfinite(length)
+    finite = jnp.isfinite(length) & jnp.isfinite(loss)
     rate = schedule(state.step) * state.rate_factor
 
     def move(params: Params, optimizer_state: Any, average: Params | None) -> tuple[Params, Any, Params | None]:

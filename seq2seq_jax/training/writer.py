@@ -3,15 +3,18 @@
 import importlib.util
 import json
 import math
+import socket
 import sys
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import rich.progress
 from rich.console import Console
 
-from seq2seq_jax.cache import write_whole
+from seq2seq_jax.cache import naming, write_whole
 
 _VALIDATION = "validation_loss"  # in the rows of evaluations
 
@@ -35,7 +38,7 @@ class Writer:
         self._path = workdir / "metrics.jsonl"
         self._num_steps = num_steps
         self._bar: rich.progress.Progress | None = None
-        self._events: Any = None
+        self._events: _Events | None = None
         self._purge_step: int | None = None
         self._rewrite(_whole_lines(self._path))
         self._file = self._path.open("a", encoding="utf-8")
@@ -55,8 +58,9 @@ class Writer:
             the only way JSON has to say so.
         """
         plain = {name: _plain(value) for name, value in values.items()}
-        self._file.write(json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n")
+            self._file.flush()
         self._write_events(plain)
 
     def keep_rows(self, step: int, evaluated_step: int) -> int:
@@ -113,10 +117,10 @@ class Writer:
     def close(self) -> None:
         """Ends the bar and closes the files. Closing twice is harmless."""
         self.end_progress()
-        if self._events is not None:
-            self._events.close()
-            self._events = None
-        self._file.close()
+        events, self._events = self._events, None
+        with naming(self._path), closing(self._file):
+            if events is not None:
+                events.close()
 
     def _start_bar(self, step: int) -> rich.progress.Progress:
         bar = rich.progress.Progress(
@@ -137,18 +141,56 @@ class Writer:
         if self._events is None:
             if importlib.util.find_spec("tensorboardX") is None:
                 return
-            from tensorboardX import SummaryWriter
-
-            self._events = SummaryWriter(logdir=str(self._workdir), purge_step=self._purge_step)
-        for name, value in row.items():
-            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
-                self._events.add_scalar(name, value, row["step"])
+            self._events = _Events(self._workdir, self._purge_step)
+        self._events.row(row)
 
     def _rewrite(self, lines: Iterable[bytes]) -> None:
         """Replaces `metrics.jsonl` by these of its lines, unless they are all there is."""
         kept = b"".join(lines)
         if self._path.exists() and self._path.read_bytes() != kept:
             write_whole(self._path, kept)
+
+
+class _Events:
+    """TensorBoard's file of a run.
+
+    It is written in this thread. That of tensorboardX's own SummaryWriter ends
+    where the disk is full, and whoever hands it more waits for ever.
+    """
+
+    def __init__(self, workdir: Path, purge_step: int | None) -> None:
+        """Begins a file in `workdir`, which hides what those before it have of `purge_step` and later steps."""
+        from tensorboardX.proto import event_pb2, summary_pb2
+        from tensorboardX.record_writer import RecordWriter
+
+        events, summaries = cast(Any, event_pb2), cast(Any, summary_pb2)  # whose names are made when they are imported
+        self._event, self._summary = events.Event, summaries.Summary
+        self._path = workdir / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        self._file = RecordWriter(str(self._path))
+        self._write(file_version="brain.Event:2")
+        if purge_step is not None:
+            self._write(step=purge_step, session_log=events.SessionLog(status=events.SessionLog.START))
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Adds the numbers of a row; they can be seen from the next evaluation on."""
+        values = [
+            self._summary.Value(tag=name, simple_value=value)
+            for name, value in row.items()
+            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool)
+        ]
+        self._write(step=row["step"], summary=self._summary(value=values))
+        if _VALIDATION in row:
+            with naming(self._path):
+                self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        with naming(self._path):
+            self._file.close()
+
+    def _write(self, **content: Any) -> None:
+        with naming(self._path):
+            self._file.write(self._event(wall_time=time.time(), **content).SerializeToString())
 
 
 class SilentWriter(Writer):

@@ -19,6 +19,7 @@ from seq2seq_jax.data.vocabulary import (
     UNK,
     UNKNOWN_TEXT,
     Vocabulary,
+    _fingerprint,
     build_vocabularies,
     load_vocabularies,
     save_vocabularies,
@@ -330,6 +331,15 @@ def test_it_survives_pickling(kind):
 def test_a_missing_vocabulary_is_refused(tmp_path):
     with pytest.raises(UserError, match="no vocabulary in .*nowhere"):
         load_vocabularies(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("model", [b"", b"x", b"\x80\x04N.", b"\0" * 999], ids=["empty", "letter", "pickle", "zeros"])
+def test_a_sentencepiece_model_of_anything_is_refused_though_its_hash_is_right(model, tmp_path):
+    head = {"kind": "bpe", "lowercase": False, "fingerprint": _fingerprint("bpe", False, model)}
+    (tmp_path / "joint.json").write_text(json.dumps(head))
+    (tmp_path / "joint.model").write_bytes(model)
+    with pytest.raises(UserError, match="joint.model is damaged"):
+        load_vocabularies(tmp_path)
 
 
 @KINDS

@@ -27,6 +27,11 @@ one_word = st.one_of(
     st.sampled_from(WORDS),
     st.sampled_from(ODD),
     st.text(st.characters(codec="utf-8", exclude_characters="\n\r\0"), min_size=1, max_size=6),
+    st.text(st.characters(categories=["Cc", "Cf"], exclude_characters="\n\r\0"), min_size=1, max_size=6),  # controls
+    st.text(st.characters(min_codepoint=0x10000, exclude_categories=["Cs"]), min_size=1, max_size=6),  # astral
+    st.text(
+        st.sampled_from("אבגשלוםمرحبا \u0640\u064b\u200e\u200f\u202b\u202e\u202c\u2067\u2069"), min_size=1, max_size=6
+    ),  # right to left
 )
 blanks = st.sampled_from([" ", " ", " ", "  ", "\t", "", "\xa0", "\u3000", "\u2581"])
 

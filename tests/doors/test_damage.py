@@ -1,12 +1,16 @@
 """A run directory or a cache with one file damaged: the same results, or a word about it; never others in silence."""
 
+import contextlib
 import gc
+import io
 import json
+import pickle
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seq2seq_jax.checksums import CHECKSUMS, write_checksums
 from tests.doors.doorway import Doorway, Outcome, Reached, cases, enter
 
 # Orbax leaves coroutines behind where a file is damaged; their end, in `no_coroutines`, is no business of ours.
@@ -231,3 +236,68 @@ def check_rows(outcome: Outcome, sound: tuple[Any, ...]) -> None:
 def _neutral(name: str) -> str:
     """A file's name without hashes and numbers."""
     return re.sub(r"[0-9a-f]{16,}", "HASH", name)
+
+
+class Planted:
+    """What leaves a file behind when it is unpickled."""
+
+    def __init__(self, mark: Path):
+        self._mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self._mark,)
+
+
+def planted(kind: str, mark: Path) -> bytes:
+    """A file of a kind that holds pickled objects."""
+    objects, stream = np.array([Planted(mark)], object), io.BytesIO()
+    if kind == "pickle":
+        return pickle.dumps(Planted(mark))
+    np.save(stream, objects) if kind == "npy" else np.savez(stream, objects=objects)
+    return stream.getvalue()
+
+
+def plant(doorway: Doorway, whole: Whole, name: str, kind: str, commands: Sequence[str], mark: Path) -> None:
+    """Gives commands where the file `name` holds pickled objects; checks that none was unpickled.
+
+    Checksums beside it are forged. That may end in a traceback, but not in code
+    of the forger's.
+    """
+    with doorway.room("damage") as room:
+        whole.furnish(room)
+        path = room / name
+        path.write_bytes(planted(kind, mark))
+        for folder in (folder for folder in path.parents if (folder / CHECKSUMS).exists() and path.name != CHECKSUMS):
+            (folder / CHECKSUMS).unlink()
+            write_checksums(folder, folder.name)
+        for command in commands:
+            with contextlib.suppress(Exception):
+                enter(*COMMANDS[command])
+    assert not mark.exists(), f"{_neutral(name)} was unpickled"
+
+
+def readable(whole: Whole, doorway: Doorway) -> list[str]:
+    """The files of a run and its cache, one of each kind."""
+    with doorway.room("damage") as room:
+        whole.furnish(room)
+        return list({_kind(Path(name)): name for name in whole.files if (room / name).is_file()}.values())
+
+
+def test_no_file_that_is_read_runs_code(doorway: Doorway, whole: Whole, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    for name in readable(whole, doorway):
+        kind, command = "npy" if name.endswith(".npy") else "pickle", "translate" if name.startswith("run") else "train"
+        plant(doorway, whole, name, kind, [command], mark)
+    for kind in ("pickle", "npy"):
+        loaded = pickle.loads if kind == "pickle" else partial(np.load, allow_pickle=True)
+        content = planted(kind, mark)
+        loaded(content if kind == "pickle" else io.BytesIO(content))
+        assert mark.exists(), "what is planted is no code"
+        mark.unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pickle", "npy", "npz"])
+def test_no_kind_of_file_runs_code_by_any_command(doorway: Doorway, whole: Whole, kind: str, tmp_path: Path) -> None:
+    for name in readable(whole, doorway):
+        plant(doorway, whole, name, kind, [*COMMANDS], tmp_path / "mark")

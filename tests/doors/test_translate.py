@@ -62,6 +62,8 @@ def test_a_file_gives_a_line_for_each_of_its_lines(doorway: Doorway, file: File,
 @cases(150)
 @given(file=given_file())
 @example(file=File(b"ant " * LONGEST_SOURCE + b"\nbee\n", ("ant " * LONGEST_SOURCE, "bee")))
+@example(file=File(b"bee\n" + b"ant " * (10 << 18) + b"\nbee\n", None))  # a line of 10 MiB
+@example(file=File(b"a" * (10 << 20), None))
 def test_standard_input_gives_a_line_for_each_of_its_lines(doorway: Doorway, file: File) -> None:
     content = file.content
     if file.gz and file.lines is not None:

@@ -1,5 +1,6 @@
 """Whole runs on the tiny task: what is said, kept and resumed."""
 
+import errno
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import pytest
 from benchmarks.measure import compilations
 from seq2seq_jax import run_directory
 from seq2seq_jax.config import to_json
+from seq2seq_jax.data import pipeline
 from seq2seq_jax.data.vocabulary import TokenVocabulary
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluation import teacher_forced
@@ -28,6 +30,7 @@ from seq2seq_jax.training import loop
 from seq2seq_jax.training.loop import train
 from seq2seq_jax.training.setup import prepare
 from seq2seq_jax.translator import load
+from seq2seq_jax.troubles import machine_trouble
 from tests.tiny import rows, tiny_config, write_pairs
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -235,6 +238,56 @@ def test_rows_are_cut_by_their_steps_and_a_damaged_one_is_told(folder, long_conf
     assert train(long_config, workdir).status == "done"
     assert "metrics.jsonl: 1 of the 29 rows up to step 55 are lost." in capfd.readouterr().out
     assert rows(workdir) == rows(unbroken)[:3] + rows(unbroken)[4:]
+
+
+# what the machine does
+
+
+def test_a_batch_that_cannot_be_read_ends_the_run_which_resumes_to_the_same_bits(
+    folder, long_config, unbroken, monkeypatch
+):
+    """The error comes from the thread that makes batches ahead of their use."""
+    workdir, original = folder / "unreadable", pipeline._Batches.__getitem__
+
+    def failing(self, index):
+        if index == 33:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "ids")
+        return original(self, index)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output error: 'ids'") as told:
+        patch.setattr(pipeline._Batches, "__getitem__", failing)
+        train(long_config, workdir)
+    assert machine_trouble(told.value) and steps_kept(workdir)[-1] == 30
+    assert train(long_config, workdir).status == "done"
+    assert rows(workdir) == rows(unbroken)
+    assert same_params(workdir, unbroken)
+
+
+def test_a_clock_that_jumps_changes_nothing(folder, long_config, unbroken, monkeypatch):
+    """By hours, forth and back, also during a save; durations are those of a clock that does not."""
+    workdir, clock, offset, original = folder / "jumping", time.time, [0.0], loop.training_batches
+    monkeypatch.setattr(time, "time", lambda: clock() + offset[0])
+    monkeypatch.setattr(time, "time_ns", lambda: int(time.time() * 1e9))
+
+    def jumping(*arguments):
+        for step, batch in enumerate(original(*arguments)):
+            if step in (21, 36, 51):
+                saved = step // 5 * 5
+                while not list((workdir / "checkpoints").glob(f"{saved}*")):  # whole or begun
+                    time.sleep(0.001)
+                offset[0] += {21: 5, 36: -9, 51: 11}[step] * 3600
+            yield batch
+
+    monkeypatch.setattr(loop, "training_batches", jumping)
+    begin = time.perf_counter()
+    assert train(long_config, workdir).status == "done"
+    most = time.perf_counter() - begin
+    assert rows(workdir) == rows(unbroken) and same_params(workdir, unbroken)
+    timed = rows(workdir, timed=True)
+    seconds = [row["seconds"] for row in timed]
+    assert seconds == sorted(seconds) and 0 < seconds[0] <= seconds[-1] <= most
+    rates = [row["target_tokens_per_second"] for row in timed if "target_tokens_per_second" in row]
+    assert 1 < min(rates) <= max(rates) < 1e7
 
 
 # files that do not belong together
@@ -519,10 +572,27 @@ def test_parameters_that_are_not_finite_end_the_run_at_the_next_validation(folde
         return state._replace(params=jax.tree.map(lambda leaf: leaf.at[0].set(np.inf), state.params))
 
     monkeypatch.setattr(loop, "initial_state", infinite)
+    config = tiny_config(folder / "corpus", train=FAST | {"checkpoint_every": 12})
     with pytest.raises(
         UserError, match="at step 4 there are parameters that are not finite. Try, in another --workdir"
     ):
-        train(tiny_config(folder / "corpus", train=FAST), folder / "not finite")
+        train(config, folder / "not finite")
+
+
+def test_parameters_that_are_not_finite_take_no_good_checkpoints_place(folder, monkeypatch):
+    """Nor does the run go on to the next validation."""
+    original = loop.Run.log
+
+    def spoiling(self, state, step, seconds):
+        state = original(self, state, step, seconds)
+        return state if step < 6 else state._replace(params=jax.tree.map(lambda leaf: leaf + np.inf, state.params))
+
+    monkeypatch.setattr(loop.Run, "log", spoiling)
+    config = tiny_config(folder / "corpus", train=FAST | {"evaluate_every": 12, "checkpoint_every": 1})
+    with pytest.raises(UserError, match="at step 6 there are parameters that are not finite. Try, in another"):
+        train(config, folder / "spoiled")
+    assert steps_kept(folder / "spoiled") == [4, 5]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load(folder / "spoiled").params))
 
 
 def test_a_run_that_was_never_better_than_absurd_is_not_tested(folder, scripted, capfd):

@@ -164,6 +164,36 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted():
     assert (after.nonfinite_in_a_row, after.window.nonfinite, after.window.updates) == (0, 1, 2)
 
 
+def test_a_loss_that_is_not_finite_changes_nothing_and_is_counted_though_its_gradient_is_finite():
+    bias = np.full(SIZES[1], -3e38, np.float32)  # a loss of 3e38 for each token but one; two are too many
+    bias[3] = 0
+    before = with_output(run(PLAIN, pairs()), bias=bias)
+    state = run(PLAIN, pairs(), state=before)
+    assert same_bits(state.params, before.params) and (state.nonfinite_in_a_row, state.window.updates) == (1, 1)
+    assert state.window.loss == before.window.loss
+
+
+def without_pairs(rows: int) -> list[Padded]:
+    """A batch of nothing but padding."""
+    return [Padded(np.zeros((rows, 6), np.int32), np.zeros(rows, np.int32)) for _ in SIZES]
+
+
+@pytest.mark.parametrize("accumulate_steps", [1, 4])
+def test_rows_of_padding_alone_change_neither_loss_nor_update(accumulate_steps):
+    """Also where all rows of a part of the batch are such; of a device, see tests/training/test_devices.py."""
+    config = replace(PLAIN, train=TrainConfig(accumulate_steps=accumulate_steps))
+    few = pairs(rows=2)
+    padded = [Padded(*map(np.concatenate, zip(*both, strict=True))) for both in zip(few, without_pairs(6), strict=True)]
+    assert_close(run(PLAIN, few), run(config, padded))
+
+
+def test_a_batch_of_nothing_but_padding_changes_nothing():
+    before = run(PLAIN, pairs())
+    state = run(PLAIN, without_pairs(8), state=before)
+    assert same_bits(state.params, before.params) and same_bits(state.optimizer_state, before.optimizer_state)
+    assert (state.window.loss, state.window.tokens) == (before.window.loss, before.window.tokens)
+
+
 def test_the_plateau_factor_scales_the_update():
     start = first_state(PLAIN)
     whole, quarter = (

@@ -1,14 +1,22 @@
 import io
+import itertools
 import json
 import os
+import re
+import struct
 import sys
+import time
+from fnmatch import fnmatch
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
 from seq2seq_jax.training.writer import Writer
+
+Event: Any = vars(event_pb2)["Event"]  # whose name is made when it is imported
 
 
 class Terminal(io.StringIO):
@@ -124,6 +132,20 @@ def test_the_bar_on_a_terminal_shows_step_loss_and_rate(tmp_path, monkeypatch):
         assert part in screen.getvalue()
 
 
+def test_the_time_that_is_left_is_by_a_clock_that_does_not_jump(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    jumps, clock, screen = itertools.cycle([0, 7200, -7200]), time.time, Terminal()
+    monkeypatch.setattr(time, "time", lambda: clock() + next(jumps))
+    monkeypatch.setattr(sys, "stderr", screen)
+    with Writer(tmp_path, num_steps=100) as writer:
+        for step in range(40):
+            writer.progress(step, loss=2.5, target_tokens_per_second=1.0)
+            time.sleep(0.05)
+    told = set(re.findall(r"ETA \x1b\[36m(\S+)\x1b", screen.getvalue()))
+    assert told > {"-:--:--"} and told <= {"-:--:--", *(f"0:00:0{second}" for second in range(10))}
+
+
 def test_lines_go_to_a_piped_standard_output_while_the_bar_has_the_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TERM", "xterm")
     screen = Terminal()
@@ -136,25 +158,42 @@ def test_lines_go_to_a_piped_standard_output_while_the_bar_has_the_terminal(tmp_
     assert "a line" not in screen.getvalue()
 
 
-def test_tensorboard_gets_the_numbers_where_it_is_installed(tmp_path, monkeypatch):
-    seen = []
+def events(folder: Path) -> list[tuple[int, dict[str, float]]]:
+    """Steps and numbers of TensorBoard's only file in `folder`; no numbers where it says that a run begins anew."""
+    (path,) = folder.glob("events.out.tfevents.*")
+    content, found = path.read_bytes(), []
+    while content:  # its length, a checksum of that, the event, a checksum of it
+        (length,) = struct.unpack("Q", content[:8])
+        event = Event.FromString(content[12 : 12 + length])
+        found.append((event.step, {value.tag: value.simple_value for value in event.summary.value}))
+        content = content[16 + length :]
+    return found[1:]  # the first has the version of the format
 
-    class SummaryWriter:
-        def __init__(self, logdir, purge_step):
-            seen.append((logdir, purge_step))
 
-        def add_scalar(self, *scalar):
-            seen.append(scalar)
-
-        def close(self):
-            seen.append("closed")
-
-    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=SummaryWriter, __spec__=object()))
-    with Writer(tmp_path, num_steps=10) as writer:
-        writer.keep_rows(0, 0)
-        writer.row({"step": 7, "loss": 0.5, "sample": "text", "grad_norm": float("inf")})
-    assert seen == [(str(tmp_path), 1), ("loss", 0.5, 7), "closed"]
+def test_tensorboard_gets_the_numbers_and_hides_those_of_steps_that_are_done_again(tmp_path):
     with Writer(tmp_path, num_steps=10) as writer:
         writer.keep_rows(7, 7)
-        writer.row({"step": 8, "loss": 0.25})
-    assert seen[3:] == [(str(tmp_path), 8), ("loss", 0.25, 8), "closed"]
+        writer.row({"step": 8, "loss": 0.5, "sample": "text", "grad_norm": float("inf")})
+        writer.row({"step": 8, "validation_loss": 0.25})
+        seen = [(8, {}), (8, {"loss": 0.5}), (8, {"validation_loss": 0.25})]
+        assert events(tmp_path) == seen  # while it is still open
+        writer.row({"step": 9, "loss": 0.125})
+    assert events(tmp_path) == [*seen, (9, {"loss": 0.125})]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.out.tfevents.*"])
+def test_a_full_disk_is_an_error_that_names_the_file(disk, tmp_path, name):
+    """Of TensorBoard's file, too, whose own writer would have the run wait for ever."""
+    if name == "metrics.jsonl":
+        (disk.path / name).touch()
+        (tmp_path / name).symlink_to(disk.path / name)
+    else:
+        (disk.path / "metrics.jsonl").symlink_to(tmp_path / "metrics.jsonl")
+    workdir = tmp_path if name == "metrics.jsonl" else disk.path
+    with pytest.raises(OSError, match="No space left on device") as told, Writer(workdir, num_steps=10_000) as writer:
+        writer.row({"step": 0, "validation_loss": 0.5})
+        disk.fill()
+        for step in range(1, 10_000):
+            writer.row({"step": step, "validation_loss": 0.5})
+    assert fnmatch(told.value.filename, str(workdir / name))
+    assert step < 1_000
