@@ -2,6 +2,7 @@ import errno
 import os
 import pickle
 import random
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -370,6 +371,15 @@ def test_what_is_prepared_is_a_dataset_that_tfds_reads(config, tmp_path):
     examples = builder.as_data_source("train[:50%]")
     assert len(examples) == 19
     assert [(e["source"].decode(), e["target"].decode()) for e in examples] == everything(corpus.split("train"))[:19]
+
+
+def test_a_pair_is_the_same_bytes_in_every_process(config):
+    """Of a message's two fields either may be the first, as a process happens to hash them."""
+    load_corpus(config)
+    (path,) = Path(config.data_dir).glob(f"pairs/*/*/{FILES[0]}")
+    content = path.read_bytes()
+    places = [[found.start() for found in re.finditer(name, content)] for name in (b"source", b"target")]
+    assert len(places[0]) == 38 and all(source < target for source, target in zip(*places, strict=True))
 
 
 def test_progress_counts_every_pair(config):
