@@ -173,7 +173,11 @@ def encode_split(split: LinePairs, vocabularies: Vocabularies, cache: Path, key:
     names += ("copy",) if vocabularies.copy else ()
     folder = cache / "encoded" / hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()[:32]
     if not is_whole(folder):
-        with writing_to(folder, "SEQ2SEQ_JAX_CACHE"), whole_directory(folder) as beside, progress_bar() as progress:
+        with (
+            writing_to(folder, "SEQ2SEQ_JAX_CACHE"),
+            whole_directory(folder) as beside,
+            progress_bar(logged=True) as progress,
+        ):
             _write(split, vocabularies, beside, progress)
     return EncodedSplit(
         _open_side(folder, "source", len(split), vocabularies.source),
