@@ -10,7 +10,7 @@ code is imported for it.
 """
 
 import contextlib
-import importlib
+import importlib.util
 import io
 import itertools
 import logging
@@ -313,7 +313,9 @@ def _download(builder: Any) -> None:
       UserError: no network, or whatever else the builder could not do.
     """
     _check_network(builder)
-    settings = tfds.download.DownloadConfig(try_download_gcs=False)
+    # Unless a runner is named, TFDS asks at a prompt that nobody sees whether a large dataset may run on one machine.
+    runner = "DirectRunner" if importlib.util.find_spec("apache_beam") else None
+    settings = tfds.download.DownloadConfig(try_download_gcs=False, beam_runner=runner)
     try:
         with _quiet(), _own_features(), _few_retries(), file_functions():
             builder.download_and_prepare(download_config=settings, file_format="array_record")
