@@ -399,6 +399,14 @@ def test_the_scan_corpus_is_prepared_without_any_file(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_reading_ends_where_the_split_does(config):
+    split = load_corpus(config).split("train")
+    pairs = everything(split)
+    assert len(pairs) == len(split) == 38
+    for start, stop in ((0, 1), (30, 38), (30, 99), (38, 40), (7, 7), (0, 0)):
+        assert list(zip(*split.read(start, stop), strict=True)) == pairs[start:stop]
+
+
 def test_splits_can_be_sent_to_another_process(config):
     split = load_corpus(config).split("train")
     assert everything(pickle.loads(pickle.dumps(split))) == everything(split)
