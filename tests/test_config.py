@@ -321,6 +321,10 @@ def test_a_value_that_cannot_be_shown_is_refused_all_the_same():
             lambda: OptimizerConfig(schedule="halving", halving_start=5, halving_every=2, warmup_steps=6),
             "halving_start 5 lies within the warm-up of optimizer.warmup_steps 6; use 6 or more",
         ),
+        (
+            lambda: DataConfig(vocabulary_sample=9, vocabulary="words"),
+            "data.vocabulary_sample 9 acts in unigram and bpe only, and data.vocabulary is words",
+        ),
         (lambda: DataConfig(min_frequency=2), "acts in words and characters only, and data.vocabulary is unigram"),
         (
             lambda: DataConfig(min_frequency=2, target_vocabulary="bpe", joint_vocabulary=False),

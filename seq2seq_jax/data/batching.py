@@ -19,6 +19,7 @@ from seq2seq_jax.errors import UserError
 
 _MAX_EDGES = 160  # lengths per side at which a shape may end
 _NUM_STARTS = 16  # beginnings of the search for shapes; with _MAX_EDGES this keeps it near a second
+_BLOCK = 1 << 18  # pairs looked at together: few enough for a processor's cache, whatever the number of all
 
 
 @dataclass(frozen=True, order=True)
@@ -76,7 +77,14 @@ def choose_shapes(
     Raises:
       UserError: `batch_size` is not a multiple of `batch_multiple`.
     """
-    histogram = _Histogram(source_lengths, target_lengths)
+    histogram = _Histogram(_Fitting(source_lengths, target_lengths))
+    return _choose_shapes(histogram, num_shapes, batch_size, batch_tokens, batch_multiple)[0]
+
+
+def _choose_shapes(
+    histogram: "_Histogram", num_shapes: int, batch_size: int | None, batch_tokens: int | None, batch_multiple: int
+) -> tuple[tuple[BatchShape, ...], list[int]]:
+    """Returns the shapes, and how many pairs have each as the cheapest that holds them."""
     choices = []
     for cells in histogram.covers(num_shapes):
         unused = True
@@ -85,11 +93,13 @@ def choose_shapes(
                 BatchShape(_num_rows(target, batch_size, batch_tokens, batch_multiple), source, target)
                 for source, target in histogram.rectangles(cells)
             )
-            flow = _settle(shapes, histogram.shares(cells))
+            shares = histogram.shares(cells)
+            flow = _settle(shapes, shares)
             unused = {cell for cell, step in zip(cells[:-1], flow, strict=False) if not step.num_batches}
             cells = [cell for cell in cells if cell not in unused]
-        choices.append((_positions(shapes, flow), len(shapes), shapes))
-    return min(choices)[-1]
+        choices.append((_positions(shapes, flow), len(shapes), shapes, shares))
+    *_, shapes, shares = min(choices)
+    return shapes, shares
 
 
 def _num_rows(target: int, batch_size: int | None, batch_tokens: int | None, multiple: int) -> int:
@@ -129,14 +139,38 @@ def similar_groups(lengths: Sequence[Lengths], rows: int) -> list[Int[np.ndarray
 _Cell = tuple[int, int]  # a possible shape: index of its source edge, index of its target edge
 
 
+class _Fitting:
+    """Indices, source lengths and target lengths of the pairs that are not too long.
+
+    They come a block at a time, so that lengths on disk are never in memory as a whole.
+    """
+
+    def __init__(self, source_lengths: Lengths, target_lengths: Lengths, max_length: int | None = None) -> None:
+        self._sides, self._max_length = (source_lengths, target_lengths), max_length
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, Lengths, Lengths]]:
+        for start in range(0, len(self._sides[0]), _BLOCK):
+            sources, targets = (lengths[start : start + _BLOCK] for lengths in self._sides)
+            if self._max_length is None:
+                yield np.arange(start, start + len(sources)), sources, targets
+            else:
+                places = np.flatnonzero(np.maximum(sources, targets) <= self._max_length)
+                yield start + places, sources[places], targets[places]
+
+
 class _Histogram:
     """Numbers of pairs by (source, target) length, on a grid of possible shape edges."""
 
-    def __init__(self, source_lengths: Lengths, target_lengths: Lengths) -> None:
-        self.sources, rows = _edges(source_lengths)
-        self.targets, columns = _edges(target_lengths)
+    def __init__(self, pairs: _Fitting) -> None:
+        totals = _count_lengths(pairs)
+        self.num_pairs = int(totals[0].sum())
+        self.num_tokens = sum(int(np.arange(len(total)) @ total) for total in totals)
+        (self.sources, rows), (self.targets, columns) = map(_edges, totals)
         shape = (len(self.sources), len(self.targets))
-        self.counts = np.bincount(rows * shape[1] + columns, minlength=shape[0] * shape[1]).reshape(shape)
+        counts = np.zeros(shape[0] * shape[1], np.int64)
+        for _, sources, targets in pairs:
+            counts += np.bincount(rows[sources] * shape[1] + columns[targets], minlength=len(counts))
+        self.counts = counts.reshape(shape)
         self.costs = self.sources[:, None] + self.targets[None, :]  # positions of a row of each possible shape
 
     def rectangles(self, cells: Sequence[_Cell]) -> list[tuple[int, int]]:
@@ -210,15 +244,30 @@ class _Histogram:
         return int((np.maximum(costs[part] - self.costs[cell], 0) * self.counts[part]).sum())
 
 
-def _edges(lengths: Lengths) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the lengths at which a shape may end, rising, and for each length the first that holds it."""
-    edges, counts = np.unique(lengths, return_counts=True)
+def _count_lengths(pairs: _Fitting) -> tuple[np.ndarray, np.ndarray]:
+    """Returns how many sources, and how many targets, have each length from 0 on."""
+    totals = [np.zeros(0, np.int64)] * 2
+    for _, *sides in pairs:
+        for side, lengths in enumerate(sides):
+            counts = np.bincount(lengths, minlength=len(totals[side]))
+            counts[: len(totals[side])] += totals[side]
+            totals[side] = counts
+    return totals[0], totals[1]
+
+
+def _edges(total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the lengths at which a shape may end, rising, and for each length from 0 on the first that holds it.
+
+    Args:
+      total: how many sequences have each length.
+    """
+    edges = np.flatnonzero(total)
+    counts = total[edges]
     if len(edges) > _MAX_EDGES:
         # Every n-th length of the corpus, so that edges are dense where pairs are.
         ranks = np.cumsum(counts) * _MAX_EDGES // counts.sum()
         edges = edges[np.append(np.flatnonzero(np.diff(ranks)), len(edges) - 1)]
-    edges = edges.astype(np.int64)
-    return edges, np.searchsorted(edges, lengths)
+    return edges, np.searchsorted(edges, np.arange(len(total)))
 
 
 class _Epoch(NamedTuple):
@@ -266,32 +315,25 @@ class Batching:
         Raises:
           UserError: every example is too long, or rows cannot be shared evenly.
         """
-        longer = np.maximum(source_lengths, target_lengths)
-        # Half of NumPy's own eight bytes an example, which are several gigabytes for a hundred million.
-        kept = np.flatnonzero(longer <= max_length).astype(np.int32 if len(longer) < 2**31 else np.int64)
-        self.num_examples = len(kept)
-        self.num_too_long = len(source_lengths) - len(kept)
+        fitting = _Fitting(source_lengths, target_lengths, max_length)
+        histogram = _Histogram(fitting)
+        self.num_examples = histogram.num_pairs
+        self.num_too_long = len(source_lengths) - self.num_examples
         if not self.num_examples:
+            shortest = np.maximum(source_lengths, target_lengths).min() if self.num_too_long else 0
             raise UserError(
                 f"None of the {self.num_too_long:,} training pairs fits data.max_length {max_length} (tokens, end mark"
-                f" included); the shortest needs {longer.min() if len(longer) else 0}."
+                f" included); the shortest needs {shortest}."
             )
-        sources, targets = source_lengths[kept], target_lengths[kept]
-        self.shapes = choose_shapes(
-            sources,
-            targets,
-            num_shapes=num_shapes,
-            batch_size=batch_size,
-            batch_tokens=batch_tokens,
-            batch_multiple=batch_multiple,
-        )
+        self.shapes, shares = _choose_shapes(histogram, num_shapes, batch_size, batch_tokens, batch_multiple)
         self.seed, self.shape_seed = seed, seed if shape_seed is None else shape_seed
-        own = _cheapest(self.shapes, sources, targets)
-        self._members = [kept[own == index] for index in range(len(self.shapes))]
-        self._flow = _settle(self.shapes, [len(members) for members in self._members])
+        # Half of NumPy's own eight bytes an example, which are several gigabytes for a hundred million.
+        dtype = np.int32 if len(source_lengths) < 2**31 else np.int64
+        self._members = [np.empty(share, dtype) for share in shares]
+        _fill(self._members, self.shapes, fitting)
+        self._flow = _settle(self.shapes, shares)
         self.num_batches = sum(step.num_batches for step in self._flow)
-        num_tokens = int(sources.sum(dtype=np.int64) + targets.sum(dtype=np.int64))
-        self.padded_share = 1.0 - num_tokens / _positions(self.shapes, self._flow)
+        self.padded_share = 1.0 - histogram.num_tokens / _positions(self.shapes, self._flow)
         self._epoch: _Epoch | None = None
 
     def batch(self, step: int) -> tuple[BatchShape, Int[np.ndarray, " n"]]:
@@ -299,6 +341,7 @@ class Batching:
         number, position = divmod(step, self.num_batches)
         epoch = self._epoch
         if epoch is None or epoch.number != number:
+            epoch = self._epoch = None  # two epochs of a large corpus would take twice the memory
             epoch = self._epoch = self._arrange(number)
         examples = epoch.examples[epoch.starts[position] : epoch.stops[position]]
         return self.shapes[epoch.shapes[position]], examples
@@ -317,8 +360,9 @@ class Batching:
         # Raw words of a counter-based generator: NumPy promises that they never change.
         random = np.random.Philox(key=np.array([self.seed, number], np.uint64))
         moved: list[list[np.ndarray]] = [[] for _ in self.shapes]
-        parts, shapes, sizes = [], [], []
-        num_drawn = 0
+        examples = np.empty(self.num_examples, self._members[0].dtype)
+        shapes, starts, stops = [], [], []
+        num_drawn = filled = 0
         for index, (shape, step) in enumerate(zip(self.shapes, self._flow, strict=True)):
             members = np.concatenate([self._members[index], *moved[index]])
             num_drawn += len(members)
@@ -326,15 +370,17 @@ class Batching:
             stay = len(members) - step.num_moved
             if step.num_moved:
                 moved[step.destination].append(members[stay:])
-            parts.append(members[:stay])
-            shapes += [index] * step.num_batches
-            sizes += [min(shape.batch, stay - start) for start in range(0, step.num_batches * shape.batch, shape.batch)]
-        stops = np.cumsum(sizes)
+            examples[filled : filled + stay] = members[:stay]
+            edges = np.minimum(np.arange(step.num_batches + 1) * shape.batch, stay) + filled
+            shapes.append(np.full(step.num_batches, index))
+            starts.append(edges[:-1])
+            stops.append(edges[1:])
+            filled += stay
         if self.shape_seed != self.seed:
             random = np.random.Philox(key=np.array([self.shape_seed, number], np.uint64))
-            random.random_raw(num_drawn)  # as many as that seed takes before it comes to the order
-        order = _shuffled(random, len(shapes))
-        return _Epoch(number, np.array(shapes)[order], (stops - sizes)[order], stops[order], np.concatenate(parts))
+            random.random_raw(num_drawn, output=False)  # as many as that seed takes before it comes to the order
+        order = _shuffled(random, self.num_batches)
+        return _Epoch(number, *(np.concatenate(parts)[order] for parts in (shapes, starts, stops)), examples)
 
 
 class _Flow(NamedTuple):
@@ -381,6 +427,17 @@ def _cheapest(shapes: Sequence[BatchShape], sources: Lengths, targets: Lengths) 
     for index in reversed(range(len(shapes))):
         own[(sources <= shapes[index].source) & (targets <= shapes[index].target)] = index
     return own
+
+
+def _fill(members: Sequence[np.ndarray], shapes: Sequence[BatchShape], fitting: _Fitting) -> None:
+    """Writes the indices of all pairs, each among the members of the cheapest shape that holds it."""
+    filled = [0] * len(shapes)
+    for indices, sources, targets in fitting:
+        own = _cheapest(shapes, sources, targets)
+        for index, all_of_shape in enumerate(members):
+            some = indices[own == index]
+            all_of_shape[filled[index] : filled[index] + len(some)] = some
+            filled[index] += len(some)
 
 
 def _shuffled(random: np.random.Philox, count: int) -> np.ndarray:

@@ -47,9 +47,6 @@ from seq2seq_jax.symbols import BOS, EOS, NUM_SPECIAL, PAD, UNK
 
 UNKNOWN_TEXT = "\u2047"  # what an unknown symbol is written as: the sign that SentencePiece uses
 
-# Lines beyond so many characters do not take part in training a SentencePiece
-# model: unigram training takes about 25 bytes and 0.7 us a character.
-_MAX_CHARACTERS = 20_000_000
 _BLOCK = 1_000  # lines read at once
 
 # Of all characters of Unicode, SentencePiece 0.2.3 gives back all but these: it
@@ -690,14 +687,14 @@ def _lines(side: _Side) -> Iterator[str]:
 
 
 def _sample(side: _Side) -> Iterator[str]:
-    """Yields all lines, or of a large corpus a fixed random choice of blocks of lines."""
+    """Yields all lines, or of a large corpus a fixed random choice of blocks, see `data.vocabulary_sample`."""
     blocks = np.random.RandomState(0).permutation(-(-len(side.train) // _BLOCK))
     num_characters = 0
     for block in blocks:
         for line in _block(side, int(block) * _BLOCK):
             yield line
             num_characters += len(line)
-        if num_characters > _MAX_CHARACTERS:
+        if num_characters > side.config.vocabulary_sample:
             return
 
 

@@ -30,6 +30,7 @@ _TOKENS = (
     "data.vocabulary",
     "data.target_vocabulary",
     "data.vocab_size",
+    "data.vocabulary_sample",
     "data.joint_vocabulary",
     "data.min_frequency",
     "model.copy",

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import seq2seq_jax.data.batching as module
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.batching import Batching, BatchShape, choose_shapes
 from seq2seq_jax.data.encoded import encode_lines
@@ -136,6 +137,31 @@ def test_the_order_never_changes():
     # A stored number on purpose: what is resumed with another version of NumPy or of this file has to go on alike.
     batches = arranged(*lengths(100), batch_size=10)
     assert batches.batch(25)[1].tolist() == [48, 66, 47, 39, 74, 87, 79, 62, 46, 6]
+
+
+@WAYS
+def test_lengths_on_disk_are_read_in_blocks_that_change_nothing(settings, tmp_path, monkeypatch):
+    sides = lengths()
+    np.save(tmp_path / "lengths.npy", sides)
+    whole = arranged(*sides, max_length=40, **settings)
+    monkeypatch.setattr(module, "_BLOCK", 7)
+    on_disk = arranged(*np.load(tmp_path / "lengths.npy", mmap_mode="r"), max_length=40, **settings)
+    assert on_disk.shapes == whole.shapes == shapes_of(*short(*sides), settings)
+    assert on_disk.num_too_long == whole.num_too_long > 0
+    assert on_disk.padded_share == whole.padded_share
+    for one, other in zip(epoch(whole, 1), epoch(on_disk, 1), strict=True):
+        assert one[0] == other[0] and one[1].tolist() == other[1].tolist()
+
+
+def shapes_of(source, target, settings):
+    plain = {"num_shapes": 6} | ({} if "batch_tokens" in settings else {"batch_size": 32})
+    return choose_shapes(source, target, **plain | settings)
+
+
+def short(source, target, longest=40):
+    """Lengths without those of pairs that are longer."""
+    kept = np.maximum(source, target) <= longest
+    return source[kept], target[kept]
 
 
 def test_batches_mix_examples_and_shapes_over_epochs():

@@ -63,6 +63,38 @@ def test_blocks_do_not_matter(pairs, vocabularies, tmp_path, monkeypatch):
     assert rows(encode_split(pairs, vocabularies, tmp_path / "b", "toy")) == rows(whole)
 
 
+def test_the_files_are_the_same_with_any_number_of_threads(vocabularies, tmp_path, monkeypatch):
+    pairs, written = toy_pairs(400), []
+    monkeypatch.setattr(module, "_BLOCK", 7)
+    for threads in (1, 2, 4):
+        monkeypatch.setattr(module, "_THREADS", threads)
+        encode_split(pairs, vocabularies, tmp_path / str(threads), "toy")
+        written.append({path.name: path.read_bytes() for path in (tmp_path / str(threads)).glob("encoded/*/*")})
+    assert written[0] == written[1] == written[2] and len(written[0]) == 7
+
+
+def test_threads_are_only_a_few_blocks_ahead(vocabularies, monkeypatch):
+    """However slow the disk is, what waits to be written is bounded."""
+    pairs = toy_pairs(50)
+    monkeypatch.setattr(module, "_BLOCK", 1)
+    blocks = module._encoded(pairs, vocabularies)
+    next(blocks)
+    assert pairs.num_reads <= module._THREADS + 1
+    del blocks
+    assert pairs.num_reads <= module._THREADS + 1
+
+
+def test_ids_and_lengths_stay_on_disk(pairs, vocabularies, tmp_path):
+    split = encode_split(pairs, vocabularies, tmp_path, "toy")
+    for side in (split.sources, split.targets):
+        assert all(isinstance(array.base, np.memmap) for array in (side.flat, side.lengths, side._starts))
+
+
+def test_a_split_without_a_pair_is_empty(vocabularies, tmp_path):
+    split = encode_split(Pairs([], []), vocabularies, tmp_path, "none")
+    assert rows(split) == [] and split.sources.with_unknown().tolist() == []
+
+
 def test_text_is_encoded_once(pairs, vocabularies, tmp_path):
     first = encode_split(pairs, vocabularies, tmp_path, "toy")
     untouched = Pairs(pairs.sources, pairs.targets)
@@ -80,7 +112,7 @@ def test_other_text_or_another_vocabulary_is_encoded_anew(pairs, vocabularies, t
     assert len(list((tmp_path / "encoded").iterdir())) == 3
 
 
-@pytest.mark.parametrize("name", ["source.ids", "target.ids", "source_lengths.npy", "target_lengths.npy"])
+@pytest.mark.parametrize("name", ["source.ids", "target.ids", "source.lengths", "target.starts"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "one bit"])
 def test_a_damaged_cache_is_made_again(pairs, vocabularies, tmp_path, name, damage):
     whole = rows(encode_split(pairs, vocabularies, tmp_path, "toy"))
@@ -135,7 +167,7 @@ def test_a_cache_that_cannot_be_written_is_said(pairs, vocabularies, tmp_path, m
     def fail(*arguments, **settings):
         raise OSError(code, "no")
 
-    monkeypatch.setattr(module.np, "save", fail)
+    monkeypatch.setattr(module, "open", fail, raising=False)
     with pytest.raises(UserError, match=f"{message}.*SEQ2SEQ_JAX_CACHE|SEQ2SEQ_JAX_CACHE"):
         encode_split(pairs, vocabularies, tmp_path, "toy")
     assert list((tmp_path / "encoded").iterdir()) == []
@@ -175,13 +207,16 @@ def test_it_survives_pickling(pairs, vocabularies, tmp_path):
     assert rows(pickle.loads(pickle.dumps(split))) == rows(split)
 
 
-def test_unknown_tags_and_unknown_words_are_both_unknown():
+def test_unknown_tags_and_unknown_words_are_both_unknown(monkeypatch):
     pairs = Pairs(["ba\tV", "do\tN"], ["x", "y"])
     vocabularies = build_vocabularies(DataConfig(vocabulary="words", features="tags"), pairs)
     encoded = encode_lines(vocabularies, ["ba\tV", "ba\tNEW", "new\tV", "do\tN;V"], ["x", "new", "y", "x"])
     assert encoded.sources.with_unknown().tolist() == [1, 2]
     assert encoded.first(2).sources.with_unknown().tolist() == [1]
     assert encoded.targets.with_unknown().tolist() == [1]
+    monkeypatch.setattr(module, "_IDS_AT_ONCE", 2)
+    assert encoded.sources.with_unknown().tolist() == [1, 2]
+    assert encoded.sources.with_turns_left_out().tolist() == []
 
 
 COPIED = Pairs(["ba do ke", "ke ba", "do"] * 100, ["do ba", "ke", "do ba"] * 100)

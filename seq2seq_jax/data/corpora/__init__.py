@@ -80,7 +80,7 @@ def load_corpus(config: DataConfig, *, progress: ProgressCallback | None = None)
 
     Args:
       config: corpus, columns and where prepared corpora are kept.
-      progress: told what is done; by default a bar on a terminal.
+      progress: told what is done; by default a bar on a terminal, and lines in a log.
 
     Raises:
       UserError: the corpus is not there or faulty, or cannot be prepared.
@@ -88,7 +88,7 @@ def load_corpus(config: DataConfig, *, progress: ProgressCallback | None = None)
     root = named_path("data.data_dir", config.data_dir) if config.data_dir else cache_dir() / "corpora"
     setting = "data.data_dir" if config.data_dir else "SEQ2SEQ_JAX_CACHE or data.data_dir"
     existing_folder(root / DATASET / "index", setting)  # before minutes are spent
-    with contextlib.nullcontext(progress) if progress else progress_bar() as report:
+    with contextlib.nullcontext(progress) if progress else progress_bar(logged=True) as report:
         raw = name_splits(_find(config, root, report), config.train_split)
         if config.hallucinate:
             raw = with_hallucinated(raw, config.hallucinate, lowercase=config.lowercase)

@@ -19,8 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter  # ty: ignore[import-not-found] - a compiled module
+from array_record.python.array_record_module import (  # ty: ignore[import-not-found] - a compiled module
+    ArrayRecordReader,
+    ArrayRecordWriter,
+)
 from tensorflow_datasets.proto import tf_example_pb2
 
 from seq2seq_jax.cache import existing_folder, whole_directory
@@ -38,6 +40,7 @@ _LARGEST_VALIDATION = 2_000  # pairs: evaluated every few minutes, and its score
 _REPORT_EVERY = 2_000  # pairs between two calls of `ProgressCallback`
 # One record a group, as TFDS writes, for random access; a sentence is too short for compression to gain anything.
 _RECORD_OPTIONS = "group_size:1,uncompressed"
+_READ_OPTIONS = "readahead_buffer_size:0"  # for random access
 _LONGEST_NAME = 255  # bytes, on the file systems there are
 _RECORD_OVERHEAD = 150  # bytes a pair takes on disk beside its text, by measurement
 
@@ -47,10 +50,14 @@ class Split:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._records = ArrayRecordDataSource(str(path))
+        # Not ArrayRecordDataSource: to be asked for a list of records costs time in proportion to all that there are.
+        self._records = ArrayRecordReader(str(path), _READ_OPTIONS)
+
+    def __reduce__(self) -> tuple[type["Split"], tuple[Path]]:
+        return Split, (self._path,)
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._records.num_records()
 
     def read(self, start: int, stop: int) -> tuple[list[str], list[str]]:
         """Returns source lines and target lines `start` to `stop` (not included; cut to the split's length).
@@ -59,7 +66,8 @@ class Split:
           UserError: the file was damaged since it was opened.
         """
         try:
-            records = self._records.__getitems__(list(range(start, min(stop, len(self)))))
+            stop = min(stop, len(self))
+            records = self._records.read(start, stop) if start < stop else []
             # TFDS's own decoding takes three times as long as this.
             features = [_Example.FromString(record).features.feature for record in records]
             columns = [[feature[side].bytes_list.value[0].decode() for feature in features] for side in _SIDES]
@@ -212,7 +220,8 @@ def _held_out(ranks: array, whole_sources: bool) -> frozenset[int]:
     as SCAN its primitives, stays in train. With `whole_sources` they are the
     pairs of the sources of lowest rank, whatever number of pairs these have.
     """
-    pairs, places, copies = np.unique(np.frombuffer(ranks, np.uint64), return_inverse=True, return_counts=True)
+    numbers = np.frombuffer(ranks, np.uint64)
+    pairs, copies = np.unique(numbers, return_counts=True)
     if len(pairs) < 2:
         one = "source" if whole_sources else "pair"
         raise UserError(
@@ -223,7 +232,9 @@ def _held_out(ranks: array, whole_sources: bool) -> frozenset[int]:
     # `pairs` rises, so that ranks decide among as many copies.
     order = np.arange(len(pairs)) if whole_sources else np.argsort(copies, kind="stable")
     chosen = order[: max(np.searchsorted(np.cumsum(copies[order]), number, side="right"), 1)]
-    return frozenset(np.flatnonzero(np.isin(places, chosen)).tolist())
+    wanted = np.sort(pairs[chosen])
+    nearest = wanted[np.minimum(np.searchsorted(wanted, numbers), len(wanted) - 1)]
+    return frozenset(np.flatnonzero(nearest == numbers).tolist())
 
 
 def _cut(counts: dict[str, int], number: int) -> dict[str, int]:
@@ -269,7 +280,7 @@ class _SplitWriter:
         feature = example.features.feature
         for side, text in zip(_SIDES, (source, target), strict=True):
             feature[side].bytes_list.value.append(text.encode())
-        record = example.SerializeToString()
+        record = example.SerializeToString(deterministic=True)  # else the order of the sides is left to chance
         self._writer.write(record)
         self.count += 1
         self._num_bytes += len(record)

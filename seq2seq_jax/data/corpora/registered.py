@@ -10,7 +10,7 @@ code is imported for it.
 """
 
 import contextlib
-import importlib
+import importlib.util
 import io
 import itertools
 import logging
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordReader  # ty: ignore[import-not-found] - a compiled module
 from tensorflow_datasets.core import constants, registered
 from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
@@ -182,9 +182,10 @@ def _rows(builder: Any, folder: Path, split: str, columns: Sequence[str]) -> Ite
 
 
 def _read_array_records(path: Path) -> Iterator[bytes]:
-    records = ArrayRecordDataSource(str(path))
-    for start in range(0, len(records), _READ_AT_ONCE):
-        yield from records.__getitems__(list(range(start, min(start + _READ_AT_ONCE, len(records)))))
+    records = ArrayRecordReader(str(path))
+    count = records.num_records()
+    for start in range(0, count, _READ_AT_ONCE):
+        yield from records.read(start, min(start + _READ_AT_ONCE, count))
 
 
 _READERS = {
@@ -313,7 +314,9 @@ def _download(builder: Any) -> None:
       UserError: no network, or whatever else the builder could not do.
     """
     _check_network(builder)
-    settings = tfds.download.DownloadConfig(try_download_gcs=False)
+    # Unless a runner is named, TFDS asks at a prompt that nobody sees whether a large dataset may run on one machine.
+    runner = "DirectRunner" if importlib.util.find_spec("apache_beam") else None
+    settings = tfds.download.DownloadConfig(try_download_gcs=False, beam_runner=runner)
     try:
         with _quiet(), _own_features(), _few_retries(), file_functions():
             builder.download_and_prepare(download_config=settings, file_format="array_record")

@@ -2,6 +2,7 @@ import errno
 import os
 import pickle
 import random
+import re
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -372,6 +373,15 @@ def test_what_is_prepared_is_a_dataset_that_tfds_reads(config, tmp_path):
     assert [(e["source"].decode(), e["target"].decode()) for e in examples] == everything(corpus.split("train"))[:19]
 
 
+def test_a_pair_is_the_same_bytes_in_every_process(config):
+    """Of a message's two fields either may be the first, as a process happens to hash them."""
+    load_corpus(config)
+    (path,) = Path(config.data_dir).glob(f"pairs/*/*/{FILES[0]}")
+    content = path.read_bytes()
+    places = [[found.start() for found in re.finditer(name, content)] for name in (b"source", b"target")]
+    assert len(places[0]) == 38 and all(source < target for source, target in zip(*places, strict=True))
+
+
 def test_progress_counts_every_pair(config):
     calls = []
     load_corpus(config, progress=lambda *call: calls.append(call))
@@ -387,6 +397,14 @@ def test_the_scan_corpus_is_prepared_without_any_file(tmp_path, capfd):
         "test": 4_182,
     }
     assert capfd.readouterr() == ("", "")
+
+
+def test_reading_ends_where_the_split_does(config):
+    split = load_corpus(config).split("train")
+    pairs = everything(split)
+    assert len(pairs) == len(split) == 38
+    for start, stop in ((0, 1), (30, 38), (30, 99), (38, 40), (7, 7), (0, 0)):
+        assert list(zip(*split.read(start, stop), strict=True)) == pairs[start:stop]
 
 
 def test_splits_can_be_sent_to_another_process(config):

@@ -284,3 +284,18 @@ def test_what_a_builder_says_when_it_fails_is_passed_on(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="tiny_pairs: TFDS could not prepare it: the server went away"):
         load(tmp_path, "tiny_pairs/de_en")
     assert not list(tmp_path.rglob("*.array_record*"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")  # Beam's
+def test_a_builder_that_needs_beam_has_it_where_it_is_installed(tmp_path, monkeypatch):
+    beam = pytest.importorskip("apache_beam")
+
+    def generate(self, dl_manager):
+        rows = [(number, {"id": number, "de": f"d {number}", "en": f"e {number}"}) for number in range(60)]
+        return {"train": beam.Create(rows)}
+
+    monkeypatch.setattr(TinyPairs, "_split_generators", generate)
+    corpora = [load(tmp_path / place, "tiny_pairs/de_en") for place in "ab"]
+    assert corpora[0].fingerprint == corpora[1].fingerprint
+    pairs = [pair for split in corpora[0].splits.values() for pair in zip(*split.read(0, 60), strict=True)]
+    assert sorted(pairs) == sorted((f"d {number}", f"e {number}") for number in range(60))
