@@ -50,11 +50,13 @@ def test_nothing_is_said_where_no_log_is_wanted(clock, capfd):
 
 
 def test_a_terminal_has_a_bar_with_the_speed(clock, monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Screen())
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
     with progress_bar(logged=True) as progress:
         work(progress, clock)
+        assert isinstance(progress, module._Bar) and progress._line is not None
         progress._line.refresh()
-        shown = sys.stderr.getvalue()
+        shown = screen.getvalue()
     assert "preparing train" in shown and "40/s" in shown and "a second" not in shown
 
 

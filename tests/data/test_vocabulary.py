@@ -296,7 +296,7 @@ def test_a_large_corpus_is_sampled(kind):
 
 
 def test_the_sample_never_changes():
-    """A stored list on purpose: the same vocabulary on every machine, whatever the versions of NumPy and of this file."""
+    """A stored list on purpose: the same vocabulary on every machine, with any version of NumPy and of this file."""
     pairs = Pairs([str(number) for number in range(25_500)], [""] * 25_500)
     side = module._Side(DataConfig(vocabulary_sample=12_000), pairs, "bpe", (0,))
     sample = list(module._sample(side))
