@@ -21,7 +21,7 @@ from seq2seq_jax.symbols import EOS, PAD, UNK
 _FILES = {"ids": np.dtype("<i4"), "lengths": np.dtype("<i4"), "starts": np.dtype("<i8")}  # of each side, on disk
 _FORMAT = "3"  # part of the cache key: raise it when the files change
 _BLOCK = 8_192  # pairs encoded at once
-# SentencePiece, three fifths of the work, does without Python's lock: beyond so many, threads wait for each other.
+# SentencePiece, two thirds of the work, does without Python's lock: beyond so many, threads wait for each other.
 _THREADS = 4
 _IDS_AT_ONCE = 1 << 20  # looked through
 
