@@ -1,10 +1,10 @@
 """Tanaka corpus, 10,000 short sentences, Japanese to English (neubig/nmt-tips): tokenised, lowercased text as it is.
 
-    python -m seq2seq_jax reproduce --config configs/tanaka10k_ja_en.py --data.corpus files:DIR
+    python train.py --config configs/tanaka10k_ja_en.py --data.corpus files:DIR
 
 with `train.ja[.gz]`, `train.en`, `validation.*`, `test.*` in DIR. The tutorial's system with attention, an LSTM of 100
 units, words that are seen once replaced by the unknown word, has 3.32 BLEU on the 500 test sentences (one run;
-multi-bleu.perl, which is `bleu_tokenizer none`, but for smoothing).
+multi-bleu.perl, which is `bleu_tokenizer none`, but for smoothing). Here 3.56, seed 0; 5 to 12 minutes on 2 CPU cores.
 """
 
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig, ModelConfig, OptimizerConfig, TrainConfig

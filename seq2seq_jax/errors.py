@@ -49,7 +49,8 @@ def nearest(name: str, options: Iterable[str]) -> str | None:
         return None
     options = list(options)
     longer = sorted((option for option in options if len(name) > 2 and option.startswith(name)), key=len)
-    matches = longer or difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    same = [option for option in options if option.lower() == name.lower()]
+    matches = same or longer or difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     return matches[0] if matches else None
 
 

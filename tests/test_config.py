@@ -142,6 +142,7 @@ def test_a_value_that_cannot_be_shown_is_refused_all_the_same():
         (lambda: ModelConfig(attention="none"), "set model.input_feeding False"),
         (lambda: ModelConfig(bidirectional=True), "model.bidirectional must be one of none, first, all, got True"),
         (lambda: ModelConfig(cell="lstmm"), "got 'lstmm'. Did you mean lstm?"),
+        (lambda: ModelConfig(cell="LSTM"), "got 'LSTM'. Did you mean lstm?"),
         (
             lambda: ModelConfig(decoder_cell="grru"),
             "model.decoder_cell must .* None, got 'grru'. Did you mean gru",

@@ -105,7 +105,7 @@ def _reproduce(config: Config, num_seeds: int, workdir: Path) -> Reproduction:
     for line in report.describe(config, material, abstract_state(config, sizes, mesh).params, mesh):
         say(line)
     several = f"Seeds       {num_seeds}, {seeds[0]} to {seeds[-1]}, trained in one program"
-    say(several if num_seeds > 1 else f"Seed        {seeds[0]}")
+    say(f"{several if num_seeds > 1 else f'Seed        {seeds[0]}'}, in {workdir}")
     compiled = compile_steps(config, material, groups, abstract, say, num_seeds)
     check_fits(config, material, groups, abstract, compiled, num_seeds)
     if not run_directory.is_claimed(workdir):

@@ -213,6 +213,9 @@ def _as_json(summary: Summary) -> dict[str, Any]:
 def _markdown(
     config: Config, outcomes: Sequence[Outcome], found: dict[str, dict[str, Summary]], sentence: str
 ) -> Iterator[str]:
+    seeds = counted(len(outcomes), "seed")
+    yield f"# {config.data.corpus}, {seeds}\n"
+    yield f"seq2seq_jax {__version__}; all settings are in config.json beside this file.\n"
     columns = ["split", "metric", "mean ± standard deviation", *(f"seed {outcome.seed}" for outcome in outcomes)]
     yield f"| {' | '.join(columns)} |"
     yield f"|{'---|' * len(columns)}"

@@ -28,15 +28,16 @@ def stopping(after):
             yield batch
     return stream
 
-for data, fsdp, after in json.loads(sys.argv[3]):
+for data, fsdp, model, after in json.loads(sys.argv[3]):
     loop.training_batches = stopping(after)
-    print(loop.train(replace(config, mesh=MeshConfig(data=data, fsdp=fsdp)), workdir).status, file=sys.stderr)
+    mesh = MeshConfig(data=data, fsdp=fsdp, model=model)
+    print(loop.train(replace(config, mesh=mesh), workdir).status, file=sys.stderr)
 """
-WAYS = {  # devices of each part of the run: data, fsdp, and the step that it stops at
-    "on one": [(1, 1, 0)],
-    "from eight to one": [(8, 1, 5), (1, 1, 0)],
-    "in parts, then in others, then on one": [(2, 4, 3), (4, 2, 8), (1, 1, 0)],
-    "from one to parts": [(1, 1, 7), (1, 8, 0)],
+WAYS = {  # devices of each part of the run: data, fsdp, model, and the step that it stops at
+    "on one": [(1, 1, 1, 0)],
+    "from eight to one": [(8, 1, 1, 5), (1, 1, 1, 0)],
+    "in parts, then in others, then on one": [(2, 4, 1, 3), (2, 2, 2, 8), (1, 1, 1, 0)],
+    "from one to parts": [(1, 1, 1, 7), (1, 8, 1, 0)],
 }
 
 

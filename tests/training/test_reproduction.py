@@ -228,7 +228,8 @@ def test_the_results_are_means_and_standard_deviations_of_the_seeds(unbroken):
         assert score["standard_deviation"] == pytest.approx(np.std(values, ddof=1), abs=1e-12)
     assert found["verdict"] == "BELOW" and found["conclusion"].startswith("BELOW: exact_match on test ")
     table = (unbroken / "reproduction.md").read_text()
-    assert table.startswith("| split | metric | mean ± standard deviation | seed 4 | seed 5 | seed 6 |\n|---|---|")
+    assert table.startswith("# scan/simple, 3 seeds\n\nseq2seq_jax ")
+    assert "\n\n| split | metric | mean ± standard deviation | seed 4 | seed 5 | seed 6 |\n|---|---|" in table
     assert "\nPublished: all of them\n" in table and found["conclusion"] in table
 
 
