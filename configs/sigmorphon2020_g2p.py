@@ -9,8 +9,8 @@ by phones.
 Published on test, WER / PER: Gorman et al. 2020, Table 2, the task's own encoder-decoder (a bidirectional LSTM and an
 LSTM with attention, with sizes and dropout chosen for each language on validation): bul 31.11 / 5.94, fre 6.22 / 1.32,
 geo 26.44 / 5.14, hun 5.33 / 1.18, jpn 7.56 / 1.79, kor 46.89 / 16.78; the mean of all 15 languages 16.84 / 3.99.
-Here, WER, two seeds each: bul 26.7, fre 6.8, geo 25.8, hun 5.7, jpn 6.1, kor 34.4 (docs/reproductions.md); 3 to 9
-minutes on 2 CPU cores.
+Here, WER, two seeds each (hun eight): bul 26.7, fre 6.8, geo 25.8, hun 6.0, jpn 6.1, kor 34.4 (docs/reproductions.md);
+3 to 9 minutes on 2 CPU cores for two seeds.
 
 For a verdict on one language name its score, here French:
 
