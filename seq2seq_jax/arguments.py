@@ -26,8 +26,6 @@ Arguments = TypeVar("Arguments")
 
 HELP = frozenset({"-h", "--h", "-help", "--help"})
 LONGEST_PATH = 4095  # bytes, as Linux has it
-UNNAMED = ("settings", "processes")
-"""Fields whose own fields are options of their names alone."""
 MOST_COMBINATIONS = 1_000  # each takes tyro a tenth of a second
 
 
@@ -159,13 +157,18 @@ def _listed(sweep: str, values: str) -> list[str]:
 
 
 def options_of(cls: Any) -> dict[str, Any]:
-    """Returns the type of every option of a dataclass by its dotted name, as in `model.hidden_size`."""
+    """Returns the type of every option of a dataclass by its dotted name, as in `model.hidden_size`.
+
+    A field annotated with `tyro.conf.arg(name="")` adds nothing to the names of its own fields.
+    """
     options: dict[str, Any] = {}
+    annotated = get_type_hints(cls, include_extras=True)
     for name, hint in get_type_hints(cls).items():
         if not dataclasses.is_dataclass(hint):
             options[name] = hint
             continue
-        prefix = "" if name in UNNAMED else f"{name}."
+        unnamed = any(getattr(extra, "name", None) == "" for extra in getattr(annotated[name], "__metadata__", ()))
+        prefix = "" if unnamed else f"{name}."
         options |= {prefix + inner: inner_hint for inner, inner_hint in options_of(hint).items()}
     return options
 

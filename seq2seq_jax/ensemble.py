@@ -9,9 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from seq2seq_jax.config import Mixture
-from seq2seq_jax.outputs import Predicted, scores
+from seq2seq_jax.outputs import Predicted, scores, wide
 from seq2seq_jax.padded import Padded
-from seq2seq_jax.products import wide
 from seq2seq_jax.seq2seq import Encoded, SearchTables, Seq2Seq
 
 

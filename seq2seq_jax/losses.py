@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from seq2seq_jax.outputs import LEAST, Copying, log_or_least
-from seq2seq_jax.products import wide
+from seq2seq_jax.outputs import LEAST, Copying, log_or_least, wide
+from seq2seq_jax.sharding import MODEL
+from seq2seq_jax.vocabulary_parts import of_all, own_of_all, places_here
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -44,16 +45,78 @@ def _forward(logits: Array, labels: Array, mask: Array, label_smoothing: float):
 
 def _backward(label_smoothing: float, residuals, cotangent: Array):
     logits, log_normalizer, labels, mask = residuals
-    vocab_size = logits.shape[-1]
+    onehot = labels[..., None] == jnp.arange(logits.shape[-1])
+    gradient = _logits_gradient(logits, log_normalizer, onehot, label_smoothing, logits.shape[-1], mask, cotangent)
+    return gradient, None, None
+
+
+def _logits_gradient(
+    logits: Array,
+    log_normalizer: Array,
+    onehot: Array,
+    label_smoothing: float,
+    vocab_size: int,
+    mask: Array,
+    cotangent: Array,
+) -> Array:
     probabilities = jnp.exp(logits.astype(log_normalizer.dtype) - log_normalizer[..., None])
-    onehot = labels[..., None] == jnp.arange(vocab_size)
     gradient = probabilities - (1 - label_smoothing) * onehot - label_smoothing / vocab_size
     scale = jnp.where(mask, cotangent, 0)
     # Written once for its three readers (both products and the bias), instead of formed anew by each.
-    return jax.lax.optimization_barrier((gradient * scale[..., None]).astype(logits.dtype)), None, None
+    return jax.lax.optimization_barrier((gradient * scale[..., None]).astype(logits.dtype))
 
 
 cross_entropy.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def cross_entropy_in_parts(
+    logits: Float[Array, "A P"],
+    labels: Int[Array, " N"],
+    mask: Bool[Array, " N"],
+    label_smoothing: float,
+    vocab_size: int,
+) -> Float[Array, ""]:
+    """Cross-entropy as `cross_entropy` has it, of one device's tokens, where devices share a vocabulary.
+
+    Its gradient takes every device's cotangent to be the same, as it is where losses
+    are added up.
+
+    Args:
+      logits: of this device's words, for the tokens of all devices, see `vocabulary_parts`.
+      labels: the right tokens of this device's.
+      mask: True at tokens that count, of this device's.
+      label_smoothing: share of probability spread evenly over the vocabulary.
+      vocab_size: words of all devices.
+    """
+    return _forward_in_parts(logits, labels, mask, label_smoothing, vocab_size)[0]
+
+
+def _forward_in_parts(logits: Array, labels: Array, mask: Array, label_smoothing: float, vocab_size: int):
+    logits32, every, counts = wide(logits), of_all(labels), of_all(mask)
+    place, here = places_here(every, logits.shape[-1])
+    largest = jax.lax.pmax(logits32.max(-1), MODEL)
+    right = jnp.take_along_axis(logits32, place[:, None], axis=-1)[:, 0]
+    sums = [jnp.exp(logits32 - largest[:, None]).sum(-1), jnp.where(here, right, 0)]
+    if label_smoothing:
+        sums.append(logits32.sum(-1))
+    sums = jax.lax.psum(jnp.stack(sums), MODEL)
+    log_normalizer = largest + jnp.log(sums[0])
+    losses = log_normalizer - (1 - label_smoothing) * sums[1]
+    if label_smoothing:
+        losses -= label_smoothing / vocab_size * sums[2]
+    own = own_of_all(losses, len(labels))
+    return jnp.sum(own, where=mask), (logits, log_normalizer, place, here, counts)
+
+
+def _backward_in_parts(label_smoothing: float, vocab_size: int, residuals, cotangent: Array):
+    logits, log_normalizer, place, here, counts = residuals
+    onehot = here[:, None] & (place[:, None] == jnp.arange(logits.shape[-1]))
+    gradient = _logits_gradient(logits, log_normalizer, onehot, label_smoothing, vocab_size, counts, cotangent)
+    return gradient, None, None
+
+
+cross_entropy_in_parts.defvjp(_forward_in_parts, _backward_in_parts)
 
 
 def copying_cross_entropy(

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from seq2seq_jax.linear import Linear
-from seq2seq_jax.products import matmul, wide
+from seq2seq_jax.products import matmul
 from seq2seq_jax.vocabulary_parts import of_all
 
 LEAST = -1e30
@@ -59,6 +59,11 @@ def log_or_least(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
     """The logarithm; of 0 it is `LEAST`, with a gradient of 0."""
     some = x > 0
     return jnp.where(some, jnp.log(jnp.where(some, x, 1)), LEAST)
+
+
+def wide(x: Array) -> Array:
+    """In float32, or wider where it is."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class Combine(Linear):

@@ -90,8 +90,3 @@ def kernel_gradient(x: Float[Array, "N I"], d_result: Float[Array, "N O"]) -> Fl
         cpu=lambda x, d_result: jax.lax.optimization_barrier(x.T) @ d_result,
         default=lambda x, d_result: x.T @ d_result,
     )
-
-
-def wide(x: Array) -> Array:
-    """In float32, or wider where it is."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

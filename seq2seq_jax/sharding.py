@@ -147,10 +147,10 @@ def _names(path: Sequence[Any]) -> tuple[str | None, ...]:
 
 def in_parts(tree: Any, mesh: Mesh) -> Any:
     """The sharding of each (abstract) array of a tree, by `spec_of`."""
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(tree, mesh.shape[FSDP], mesh.shape[MODEL]))
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs_of(tree, mesh.shape[FSDP], mesh.shape[MODEL]))
 
 
-def specs(tree: Any, fsdp: int, model: int) -> Any:
+def specs_of(tree: Any, fsdp: int, model: int) -> Any:
     """Of each (abstract) array of a tree `spec_of` it."""
     return jax.tree.map_with_path(lambda path, leaf: spec_of(path, leaf.shape, fsdp, model), tree)
 
@@ -184,7 +184,7 @@ def _sum(tree: Any, axes: tuple[str, ...]) -> Any:
 
 def specs_here(tree: Any) -> Any:
     """Within `share_out`: of each whole (abstract) array of a tree how it lies on the devices."""
-    return specs(tree, jax.lax.axis_size(FSDP), jax.lax.axis_size(MODEL))
+    return specs_of(tree, jax.lax.axis_size(FSDP), jax.lax.axis_size(MODEL))
 
 
 def gather(tree: Any, specs: Any) -> Any:

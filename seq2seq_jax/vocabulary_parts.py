@@ -6,14 +6,12 @@ functions here are for the program of a device (`sharding.share_out`), and each
 device gives its own tokens, as many as every other one.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from seq2seq_jax.products import wide
 from seq2seq_jax.sharding import MODEL
 
 
@@ -22,63 +20,20 @@ def of_all(x: Array) -> Array:
     return jax.lax.all_gather(x, MODEL, tiled=True)
 
 
+def places_here(ids: Int[Array, "*N"], num_rows: int) -> tuple[Int[Array, "*N"], Bool[Array, "*N"]]:
+    """The place of each id among this device's so many words, and whether it is one of them; other places are 0."""
+    place = ids - jax.lax.axis_index(MODEL) * num_rows
+    here = (place >= 0) & (place < num_rows)
+    return jnp.where(here, place, 0), here
+
+
+def own_of_all(x: Array, number: int) -> Array:
+    """Of the rows of all devices, as `of_all` has them, this device's so many."""
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(MODEL) * number, number)
+
+
 def embed(table: Float[Array, "P D"], tokens: Int[Array, "*N"], dtype: Any) -> Float[Array, "*N D"]:
     """Rows of a table, of which this device holds P, for its own tokens."""
-    place = of_all(tokens.reshape(-1)) - jax.lax.axis_index(MODEL) * len(table)
-    here = (place >= 0) & (place < len(table))
-    rows = jnp.where(here[:, None], table[jnp.where(here, place, 0)].astype(dtype), 0)
+    place, here = places_here(of_all(tokens.reshape(-1)), len(table))
+    rows = jnp.where(here[:, None], table[place].astype(dtype), 0)
     return jax.lax.psum_scatter(rows, MODEL, tiled=True).reshape(*tokens.shape, -1)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def cross_entropy(
-    logits: Float[Array, "A P"],
-    labels: Int[Array, " N"],
-    mask: Bool[Array, " N"],
-    label_smoothing: float,
-    vocab_size: int,
-) -> Float[Array, ""]:
-    """As `losses.cross_entropy`, of this device's tokens.
-
-    Its gradient takes every device's cotangent to be the same, as it is where losses
-    are added up.
-
-    Args:
-      logits: of this device's words, for the tokens of all devices.
-      labels: the right tokens of this device's.
-      mask: True at tokens that count, of this device's.
-      label_smoothing: share of probability spread evenly over the vocabulary.
-      vocab_size: words of all devices.
-    """
-    return _forward(logits, labels, mask, label_smoothing, vocab_size)[0]
-
-
-def _forward(logits: Array, labels: Array, mask: Array, label_smoothing: float, vocab_size: int):
-    logits32, (every, counts) = wide(logits), jax.tree.map(of_all, (labels, mask))
-    largest = jax.lax.pmax(logits32.max(-1), MODEL)
-    place = every - jax.lax.axis_index(MODEL) * logits.shape[-1]
-    here = (place >= 0) & (place < logits.shape[-1])
-    right = jnp.take_along_axis(logits32, jnp.where(here, place, 0)[:, None], axis=-1)[:, 0]
-    sums = [jnp.exp(logits32 - largest[:, None]).sum(-1), jnp.where(here, right, 0)]
-    if label_smoothing:
-        sums.append(logits32.sum(-1))
-    sums = jax.lax.psum(jnp.stack(sums), MODEL)
-    log_normalizer = largest + jnp.log(sums[0])
-    losses = log_normalizer - (1 - label_smoothing) * sums[1]
-    if label_smoothing:
-        losses -= label_smoothing / vocab_size * sums[2]
-    own = jax.lax.dynamic_slice_in_dim(losses, jax.lax.axis_index(MODEL) * len(labels), len(labels))
-    return jnp.sum(own, where=mask), (logits, log_normalizer, place, counts)
-
-
-def _backward(label_smoothing: float, vocab_size: int, residuals: Any, cotangent: Array):
-    logits, log_normalizer, place, counts = residuals
-    probabilities = jnp.exp(wide(logits) - log_normalizer[:, None])
-    onehot = place[:, None] == jnp.arange(logits.shape[-1])
-    gradient = probabilities - (1 - label_smoothing) * onehot - label_smoothing / vocab_size
-    scale = jnp.where(counts, cotangent, 0)
-    # Written once for its three readers (both products and the bias), instead of formed anew by each.
-    return jax.lax.optimization_barrier((gradient * scale[:, None]).astype(logits.dtype)), None, None
-
-
-cross_entropy.defvjp(_forward, _backward)

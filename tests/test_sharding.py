@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from seq2seq_jax.config import Config, MeshConfig, ModelConfig, OptimizerConfig
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.sharding import FSDP, MODEL, grouped, make_mesh, specs
+from seq2seq_jax.sharding import FSDP, MODEL, grouped, make_mesh, specs_of
 from seq2seq_jax.training.setup import _check_vocabulary_parts
 
 DEVICE = jax.devices()[0]
@@ -79,8 +79,8 @@ def test_a_vocabulary_that_does_not_make_equal_parts_is_refused():
 def test_tables_lie_in_parts_by_word_and_large_arrays_by_their_longest_axis():
     table, small = jax.ShapeDtypeStruct((64, 128), float), jax.ShapeDtypeStruct((64,), float)
     state = {"mu": {"output": {"table": table, "bias": small}, "decoder": {"table": table, "bias": small}}}
-    assert specs(state, 2, 4)["mu"] == {
+    assert specs_of(state, 2, 4)["mu"] == {
         "output": {"table": PartitionSpec(MODEL, FSDP), "bias": PartitionSpec(MODEL)},
         "decoder": {"table": PartitionSpec(None, FSDP), "bias": PartitionSpec()},
     }
-    assert specs({"source_table": table}, 1, 1) == {"source_table": PartitionSpec()}
+    assert specs_of({"source_table": table}, 1, 1) == {"source_table": PartitionSpec()}

@@ -3,10 +3,9 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from seq2seq_jax import vocabulary_parts
 from seq2seq_jax.config import TrainConfig
 from seq2seq_jax.dropout import Keys
-from seq2seq_jax.losses import copying_cross_entropy, cross_entropy
+from seq2seq_jax.losses import copying_cross_entropy, cross_entropy, cross_entropy_in_parts
 from seq2seq_jax.outputs import Predicted
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.seq2seq import Seq2Seq
@@ -23,7 +22,7 @@ def negative_log_likelihood(
         if copying is not None:
             loss = copying_cross_entropy(logits, copying, labels, mask, smoothing)
         elif logits.shape[-1] < vocab_size:
-            loss = vocabulary_parts.cross_entropy(logits, labels, mask, smoothing, vocab_size)
+            loss = cross_entropy_in_parts(logits, labels, mask, smoothing, vocab_size)
         else:
             loss = cross_entropy(logits, labels, mask, smoothing)
         if config.coverage_loss and repeated is not None:  # See et al. 2017, equation 13
