@@ -18,16 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seq2seq_jax.cache import existing_folder, naming, try_lock, write_whole
-from seq2seq_jax.config import (
-    PUBLISHED,
-    Config,
-    DecodeConfig,
-    MeshConfig,
-    TrainConfig,
-    differences,
-    from_json,
-    to_json,
-)
+from seq2seq_jax.config import PUBLISHED, Config, MeshConfig, differences, from_json, to_json
 from seq2seq_jax.errors import UserError, nearest
 from seq2seq_jax.signals import undoing
 from seq2seq_jax.wording import counted
@@ -40,7 +31,6 @@ REPRODUCTION = "reproduction.json"
 """What became of several seeds, once they are done."""
 _FINGERPRINT = Path(VOCABULARY, "corpus.txt")  # hash of the text that the run reads
 _LOCK = "lock"
-_KEPT_AND_SAID = ("log_every", "num_samples", "checkpoint_every", "keep_checkpoints")
 _FILES = ("train_files", "validation_files", "test_files")
 _VECTORS = ("source_vectors", "target_vectors")
 
@@ -302,11 +292,7 @@ def check_ensemble(runs: Mapping[Path, Origin]) -> None:
 
 
 def _differences(old: Config, new: Config) -> list[str]:
-    """`differences` of what a training depends on.
-
-    That is neither devices, nor where a folder or files lie that both name, nor
-    what is logged and kept on the way, searched with at the end, and published.
-    """
+    """`differences`, but not of devices, of where a folder or files lie that both name, nor of what was published."""
     return differences(_what_counts(old), _what_counts(new))
 
 
@@ -317,8 +303,7 @@ def _what_counts(config: Config) -> Config:
         changes["corpus"] = "files:"
     nothing: dict[str, Any] = {name: getattr(Config, name) for name in PUBLISHED}
     data = dataclasses.replace(data, data_dir=None, **changes)
-    train = dataclasses.replace(config.train, **{name: getattr(TrainConfig, name) for name in _KEPT_AND_SAID})
-    return dataclasses.replace(config, data=data, train=train, decode=DecodeConfig(), mesh=MeshConfig(), **nothing)
+    return dataclasses.replace(config, data=data, mesh=MeshConfig(), **nothing)
 
 
 def _absolute(path: str) -> str:

@@ -253,14 +253,6 @@ def test_a_run_may_go_on_on_other_devices(tmp_path):
     check_is_free(tmp_path, tiny_config(tmp_path / "corpus", mesh={"data": 2, "fsdp": 4}))
 
 
-def test_what_is_said_kept_and_searched_with_may_change_on_the_way(tmp_path):
-    claim(tmp_path, tiny_config(tmp_path / "corpus"))
-    train = {"log_every": 3, "num_samples": 1, "checkpoint_every": 7, "keep_checkpoints": 5}
-    check_is_free(tmp_path, tiny_config(tmp_path / "corpus", train=train, decode={"beam_size": 3}))
-    with pytest.raises(UserError, match="train.decode_sentences: "):  # by these the best checkpoint is chosen
-        check_is_free(tmp_path, tiny_config(tmp_path / "corpus", train=train | {"decode_sentences": 3}))
-
-
 def test_a_folder_that_is_no_run_directory_is_told_with_the_nearest_run(tmp_path):
     claim(tmp_path / "german", tiny_config(tmp_path / "corpus"))
     with pytest.raises(UserError, match="germn is not a run directory.* Did you mean .*/german.$"):
