@@ -53,30 +53,40 @@ class Ensemble(nnx.Module):
     ) -> Any:
         """Sum over the target, by teacher forcing, of what `read` makes of each position, as `Seq2Seq.total`.
 
-        All decode all positions first. Scores, which are as wide as the vocabulary, are
-        there for one position at a time.
-
         Args:
           read: see there; what is predicted are the mixed scores.
           source, target: ids.
           piece: source positions that an encoder reads at once, see `recurrence.in_pieces`.
         """
+        return jax.tree.map(lambda leaf: leaf.sum(0), self.each(read, source, target, piece=piece)[0])
+
+    def each(
+        self,
+        read: Callable[[Predicted, Int[Array, " B"], Array], Any],
+        source: Padded,
+        target: Padded,
+        *,
+        piece: int = 0,
+    ) -> tuple[Any, Float[Array, "T B S"] | None]:
+        """As `Seq2Seq.each`: all decode all positions first. The weights are the mean, None where a model has none."""
         encoded = [model.encode(source, piece=piece) for model in self.models]
         features = [model.decode(memory, target.values) for model, memory in zip(self.models, encoded, strict=True)]
 
         def look(position: tuple[Any, Array, Array]) -> Any:
             now, labels, mask = position
-            each = zip(self.models, jax.tree.map(lambda leaf: leaf[None], now), encoded, strict=True)
-            found = [scores(model.predict(features, memory.copies)) for model, features, memory in each]
+            of_each = zip(self.models, jax.tree.map(lambda leaf: leaf[None], now), encoded, strict=True)
+            found = [scores(model.predict(features, memory.copies)) for model, features, memory in of_each]
             return read(Predicted(mixture(found, self.kind)), labels, mask)
 
-        return jax.tree.map(lambda leaf: leaf.sum(0), jax.lax.map(look, (features, target.values.T, target.mask.T)))
+        return jax.lax.map(look, (features, target.values.T, target.mask.T)), mean_weights(
+            [feature.weights for feature in features]
+        )
 
-    def attention(self, source: Padded, target: Int[Array, "B T"]) -> Float[Array, "T B S"] | None:
-        """Mean of the attention weights by teacher forcing; None where a model has none."""
-        each = [model.attention(source, target) for model in self.models]
-        weights = [found for found in each if found is not None]
-        return jnp.stack(weights).mean(0) if len(weights) == len(each) else None
+
+def mean_weights(of_each: Sequence[Float[Array, "*N S"] | None]) -> Float[Array, "*N S"] | None:
+    """The mean of attention weights; None where a model has none."""
+    weights = [found for found in of_each if found is not None]
+    return sum(weights[1:], weights[0]) / len(weights) if len(weights) == len(of_each) else None
 
 
 def mixture(each: Sequence[Float[Array, "*N W"]], kind: Mixture) -> Float[Array, "*N W"]:

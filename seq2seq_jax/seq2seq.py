@@ -123,9 +123,25 @@ class Seq2Seq(nnx.Module):
         """Teacher forcing, from what `encode` returns. Features of all steps, [T, B, ...]."""
         return self._decode(encoded.memory, encoded.state, _inputs(target), keys)[1]
 
-    def attention(self, source: Padded, target: Int[Array, "B T"]) -> Float[Array, "T B S"] | None:
-        """Attention weights by teacher forcing; None without attention."""
-        return self(source, target).weights
+    def each(
+        self, read: Callable[[Predicted, Int[Array, " B"], Array], Any], source: Padded, target: Padded
+    ) -> tuple[Any, Float[Array, "T B S"] | None]:
+        """What `read` makes of every position by teacher forcing, leaves [T, ...], and the attention weights.
+
+        Scores, which are as wide as the vocabulary, are there for one position at a time.
+
+        Args:
+          read: as of `total`, of one position.
+          source, target: ids.
+        """
+        encoded = self.encode(source)
+        features = self.decode(encoded, target.values)
+
+        def look(position: tuple[Features, Array, Array]) -> Any:
+            now, labels, mask = position
+            return read(self.predict(jax.tree.map(lambda leaf: leaf[None], now), encoded.copies), labels, mask)
+
+        return jax.lax.map(look, (features, target.values.T, target.mask.T)), features.weights
 
     def total(
         self,

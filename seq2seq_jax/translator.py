@@ -1,7 +1,9 @@
 """A trained model at work: lines in, hypotheses out; and log-probabilities of given pairs."""
 
+import dataclasses
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -51,26 +53,58 @@ EXTRA_LENGTH = 10
 """Output positions allowed beyond the ratio: a source of one word may need several."""
 
 
+@dataclass(frozen=True)
+class Details:
+    """How a model comes to an output: computed by teacher forcing, once it is found.
+
+    Attributes:
+      source_tokens: text of each source token, tags and the end mark included.
+      tokens: text of each output token, the end mark included.
+      log_probs: of each output token given those before it, nats.
+      weights: attention of each output token to each source token, rows of sum 1;
+        None if the model has no attention. Of an ensemble the mean.
+    """
+
+    source_tokens: tuple[str, ...]
+    tokens: tuple[str, ...]
+    log_probs: tuple[float, ...]
+    weights: tuple[tuple[float, ...], ...] | None
+
+
 class Hypothesis(NamedTuple):
     """One output line.
 
     Attributes:
       text: the line.
       score: log-probability over the length penalty, nats.
-      alignment: for each output token (entry of the vocabulary, the end
-        included) the index of the source token it attended to most; None unless
-        asked for.
       cut: whether it ends only because it may be no longer, see `output_limits`.
+      details: None unless asked for.
     """
 
     text: str
     score: float
-    alignment: tuple[int, ...] | None = None
     cut: bool = False
+    details: Details | None = None
+
+    @property
+    def alignment(self) -> tuple[int, ...] | None:
+        """For each output token, the end mark included, the index of the source token it attended to most."""
+        if self.details is None or self.details.weights is None:
+            return None
+        return tuple(max(range(len(row)), key=row.__getitem__) for row in self.details.weights)
 
 
-def _from_json(text: str, score: float, alignment: list[int] | None, cut: bool) -> Hypothesis:
-    return Hypothesis(text, score, None if alignment is None else tuple(alignment), cut)
+def _to_json(hypothesis: Hypothesis) -> list[Any]:
+    details = hypothesis.details
+    return [*hypothesis[:3], None if details is None else dataclasses.asdict(details)]
+
+
+def _from_json(text: str, score: float, cut: bool, details: dict[str, Any] | None) -> Hypothesis:
+    if details is None:
+        return Hypothesis(text, score, cut)
+    weights = details.pop("weights")
+    rest = {name: tuple(values) for name, values in details.items()}
+    return Hypothesis(text, score, cut, Details(**rest, weights=weights and tuple(map(tuple, weights))))
 
 
 class TokenScores(NamedTuple):
@@ -119,7 +153,7 @@ class Translator:
         # Programs take batches as they are, and place the rows, sooner than device_put would.
         self._search = jit(search, static_argnums=(4, 5), in_shardings=(whole, whole, rows, rows))
         self._search_tables = jit(partial(_search_tables, graph), out_shardings=whole)
-        self._align = jit(partial(_align, graph, mesh), in_shardings=(whole, rows, rows))
+        self._follow = jit(partial(_follow, graph, mesh), in_shardings=(whole, rows, rows))
         token_scores = partial(_token_scores, graph, config.train.rematerialize_every, mesh)
         self._token_scores = jit(token_scores, in_shardings=(whole, rows, rows))
 
@@ -128,21 +162,21 @@ class Translator:
         self,
         lines: Iterable[str],
         *,
-        alignments: bool = False,
+        details: bool = False,
         num_best: None = None,
         progress: ProgressCallback = silent,
     ) -> list[Hypothesis]: ...
 
     @overload
     def translate(
-        self, lines: Iterable[str], *, alignments: bool = False, num_best: int, progress: ProgressCallback = silent
+        self, lines: Iterable[str], *, details: bool = False, num_best: int, progress: ProgressCallback = silent
     ) -> list[list[Hypothesis]]: ...
 
     def translate(
         self,
         lines: Iterable[str],
         *,
-        alignments: bool = False,
+        details: bool = False,
         num_best: int | None = None,
         progress: ProgressCallback = silent,
     ) -> list[Hypothesis] | list[list[Hypothesis]]:
@@ -156,7 +190,7 @@ class Translator:
 
         Args:
           lines: to translate.
-          alignments: whether hypotheses have them.
+          details: whether hypotheses have them, see `Details`.
           num_best: how many hypotheses of a beam to return for each line, best first, in a
             list; there may be fewer. None for one, in no list.
           progress: told of the lines that are done.
@@ -172,22 +206,22 @@ class Translator:
         self._warn_of_long_lines(lines, sources.lengths)
         _warn_of_unknown(lines, sources, "source")
         self._warn_of_turns_left_out(lines, sources)
-        found = self._hypotheses(sources, lines, num_best or 1, alignments, progress)
+        found = self._hypotheses(sources, lines, num_best or 1, details, progress)
         best = [each[0] for each in found]
         self._warn_of_cut_outputs(best)
         return best if num_best is None else found
 
     def translate_ids(
-        self, sources: Rows, lines: Sequence[str], *, alignments: bool = False, progress: ProgressCallback = silent
+        self, sources: Rows, lines: Sequence[str], *, details: bool = False, progress: ProgressCallback = silent
     ) -> list[Hypothesis]:
         """Returns the best hypothesis for each source, its ids and its line, in order, as `translate` does."""
-        return [best for (best,) in self._hypotheses(sources, lines, 1, alignments, progress)]
+        return [best for (best,) in self._hypotheses(sources, lines, 1, details, progress)]
 
     def _hypotheses(
-        self, sources: Rows, lines: Sequence[str], num_best: int, alignments: bool, progress: ProgressCallback
+        self, sources: Rows, lines: Sequence[str], num_best: int, details: bool, progress: ProgressCallback
     ) -> list[list[Hypothesis]]:
         """The best hypotheses for each source, as many as wanted or as there are."""
-        empty = Hypothesis("", 0.0, () if alignments else None)
+        empty = Hypothesis("", 0.0, details=Details((), (), (), ()) if details else None)
         beyond = sources.lengths > self._longest_source
         hypotheses = [[empty._replace(score=-np.inf, cut=True) if long else empty] for long in beyond]
         filled, done = np.flatnonzero((sources.lengths > 1) & ~beyond), 0
@@ -195,8 +229,8 @@ class Translator:
         for indices, source, max_lengths in self._of_share(self._batches(sources, filled)):
             longest = self._longest(source.values.shape[1])
             found = self._search(self.params, self._tables, *self._placed((source, max_lengths)), longest, num_best)
-            copies = self.vocabularies.copies([lines[index] for index in indices])
-            ranked = [self._ranked(found, rank, source, copies, alignments) for rank in range(num_best)]
+            texts = [lines[index] for index in indices]
+            ranked = [self._ranked(found, rank, source, texts, details) for rank in range(num_best)]
             there = np.maximum((np.asarray(found.lengths) > 0).sum(1), 1)
             for row, index in enumerate(indices):
                 hypotheses[index] = [rank[row] for rank in ranked[: there[row]]]
@@ -204,7 +238,7 @@ class Translator:
             done += len(indices) * self._share[1]
             progress("translating", min(done, len(filled)), len(filled))
         if self._share != ALONE:
-            for rows in processes.gathered([[index, hypotheses[index]] for index in here]):
+            for rows in processes.gathered([[index, [_to_json(each) for each in hypotheses[index]]] for index in here]):
                 for index, found in rows:
                     hypotheses[index] = [_from_json(*each) for each in found]
         return hypotheses
@@ -218,14 +252,13 @@ class Translator:
         number, count = self._share
         return islice(batches, number, None, count)
 
-    def _ranked(
-        self, found: Found, rank: int, source: Padded, copies: Sequence[Copies], alignments: bool
-    ) -> list[Hypothesis]:
-        """The hypothesis of a rank for each source of a batch; `copies` has an entry for each that is no padding."""
+    def _ranked(self, found: Found, rank: int, source: Padded, lines: Sequence[str], details: bool) -> list[Hypothesis]:
+        """The hypothesis of a rank for each source of a batch; `lines` has an entry for each that is no padding."""
         tokens, scores, cut = (np.asarray(part[:, rank]) for part in (found.tokens, found.scores, found.cut))
-        texts = self.vocabularies.target.decode(list(tokens[: len(copies)]), copies)
-        aligned = self._alignment(source, found.tokens[:, rank]) if alignments else [None] * len(copies)
-        return [Hypothesis(text, float(scores[row]), aligned[row], bool(cut[row])) for row, text in enumerate(texts)]
+        copies = self.vocabularies.copies(lines)
+        texts = self.vocabularies.target.decode(list(tokens[: len(lines)]), copies)
+        more = self._details(source, found.tokens[:, rank], copies) if details else [None] * len(lines)
+        return [Hypothesis(text, float(scores[row]), bool(cut[row]), more[row]) for row, text in enumerate(texts)]
 
     def score(self, sources: Iterable[str], targets: Iterable[str]) -> list[float]:
         """Returns the log-probability of each target, its end included, given its source, in nats.
@@ -299,10 +332,23 @@ class Translator:
     def _longest(self, width: int) -> int:
         return int(output_limits(np.array([width]), self.decode.max_length_ratio)[0])
 
-    def _alignment(self, source: Padded, tokens: Array) -> list[tuple[int, ...]]:
-        best = np.asarray(self._align(self.params, self._placed(source), tokens))
-        lengths = np.asarray((tokens != PAD).sum(-1))
-        return [tuple(row[:length].tolist()) for row, length in zip(best, lengths, strict=True)]
+    def _details(self, source: Padded, tokens: Int[Array, "B T"], copies: Sequence[Copies]) -> list[Details]:
+        log_probs, weights = jax.tree.map(np.asarray, self._follow(self.params, self._placed(source), tokens))
+        lengths, rows = np.asarray((tokens != PAD).sum(-1)), np.asarray(tokens)
+        sources, target = self.vocabularies.source, self.vocabularies.target
+        found = []
+        for row, of_row in enumerate(copies):
+            length, read = lengths[row], source.lengths[row]
+            looked = None if weights is None else tuple(map(tuple, weights[:length, row, :read].tolist()))
+            found.append(
+                Details(
+                    source_tokens=tuple(sources.entries(source.values[row, :read], of_row)),
+                    tokens=tuple(target.entries(rows[row, :length], of_row)),
+                    log_probs=tuple(log_probs[:length, row].tolist()),
+                    weights=looked,
+                )
+            )
+        return found
 
     def _warn_of_long_lines(self, lines: Sequence[str], lengths: Int[np.ndarray, " N"]) -> None:
         longest = self.config.data.max_length
@@ -442,17 +488,18 @@ def _search(
     return search(params, tables, source, max_lengths)
 
 
-def _align(
+def _follow(
     graph: nnx.GraphDef, mesh: Mesh, params: Params, source: Padded, tokens: Int[Array, "B T"]
-) -> Int[Array, "B T"]:
-    def on_a_device(params: Params, source: Padded, tokens: Array) -> Array:
-        model: Seq2Seq | Ensemble = nnx.merge(graph, params)
-        weights = model.attention(source, tokens)
-        if weights is None:
-            raise ValueError("a model without attention aligns nothing")
-        return weights.argmax(-1).T
+) -> tuple[Float[Array, "T B"], Float[Array, "T B S"] | None]:
+    """Log-probabilities of given tokens by teacher forcing, and the attention weights."""
 
-    return share_out(on_a_device, mesh, in_specs=(WHOLE, ROWS, ROWS), out_specs=ROWS)(params, source, tokens)
+    def on_a_device(params: Params, source: Padded, tokens: Array) -> tuple[Array, Array | None]:
+        model: Seq2Seq | Ensemble = nnx.merge(graph, params)
+        target = Padded(tokens, (tokens != PAD).sum(-1))
+        return model.each(lambda predicted, labels, _: -token_losses(scores(predicted), labels), source, target)
+
+    out_specs = jax.sharding.PartitionSpec(None, *ROWS)  # time first
+    return share_out(on_a_device, mesh, in_specs=(WHOLE, ROWS, ROWS), out_specs=out_specs)(params, source, tokens)
 
 
 def _token_scores(

@@ -116,7 +116,7 @@ def test_an_ensemble_is_the_mean_of_its_models_equations(configs, kind):
             state, now = ensemble.search_step(tables, encoded, state, tokens)
             searched.append(jax.nn.log_softmax(now[:, 0]))
             tokens = target.values[:, t, None]
-        return losses, ensemble.attention(source, target.values), jnp.stack(searched, 1)
+        return losses, ensemble.each(read, source, target)[1], jnp.stack(searched, 1)
 
     params = parameters(configs)
     with jax.enable_x64(True):
@@ -193,10 +193,9 @@ def averaged(workdirs, kind: str = "linear") -> Translator:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_and_its_copy_are_that_run(trained, tmp_path, kind):
     alone, twice = load(trained), averaged([trained, shutil.copytree(trained, tmp_path / "again")], kind)
-    for found, expected in zip(
-        twice.translate(LINES, alignments=True), alone.translate(LINES, alignments=True), strict=True
-    ):
-        assert found._replace(score=0.0) == expected._replace(score=0.0)
+    for found, expected in zip(twice.translate(LINES, details=True), alone.translate(LINES, details=True), strict=True):
+        assert (found.text, found.cut, found.alignment) == (expected.text, expected.cut, expected.alignment)
+        assert found.details.log_probs == pytest.approx(expected.details.log_probs, rel=1e-4, abs=1e-5)
         assert found.score == pytest.approx(expected.score, rel=1e-4, abs=1e-5)
     np.testing.assert_allclose(twice.score(LINES, REFERENCES), alone.score(LINES, REFERENCES), rtol=1e-4, atol=1e-5)
     encoded = encode_lines(alone.vocabularies, LINES, REFERENCES)
@@ -232,8 +231,8 @@ def test_without_attention_in_one_model_there_are_no_alignments(trained, other):
     models = [ensemble.config.model, without]
     mixed = Translator(ensemble.config, ensemble.vocabularies, params, ensemble=models)
     assert len(mixed.translate(LINES)) == len(LINES)
-    with pytest.raises(ValueError, match="aligns nothing"):
-        mixed.translate(LINES, alignments=True)
+    for found in mixed.translate(LINES, details=True):
+        assert found.alignment is None and found.details.weights is None and len(found.details.log_probs) > 0
 
 
 def test_settings_of_the_search_are_those_of_the_first_run(trained, other):

@@ -158,8 +158,8 @@ def test_a_line_far_too_long_is_answered_with_an_empty_one_and_a_warning(transla
     monkeypatch.setattr(translator_module, "LONGEST_SOURCE", 10)  # ten times data.max_length, 80, is more
     fits, beyond = (" ".join(["ant"] * number) for number in (79, 80))  # and the end mark
     with pytest.warns(UserWarning, match="1 of 3 lines have more than 80 tokens, the most that are translated"):
-        found = translator.translate(["bee", beyond, fits], alignments=True)
-    assert found[1] == ("", -np.inf, (), True)
+        found = translator.translate(["bee", beyond, fits], details=True)
+    assert found[1][:3] == ("", -np.inf, True) and found[1].alignment == ()
     assert [found[0].text, found[2].text] == [hypothesis.text for hypothesis in translator.translate(["bee", fits])]
 
 
@@ -179,7 +179,7 @@ def test_a_line_longer_than_any_in_training_is_translated_with_a_warning(transla
 
 def test_alignments_have_a_source_position_for_each_output_token(translator):
     lines = ["ant bee cat", "", "dog"]
-    found = translator.translate(lines, alignments=True)
+    found = translator.translate(lines, details=True)
     for line, hypothesis in zip(lines, found, strict=True):
         length = len(hypothesis.text.split()) + 1 if line else 0
         assert hypothesis.alignment is not None and len(hypothesis.alignment) == length
@@ -187,11 +187,29 @@ def test_alignments_have_a_source_position_for_each_output_token(translator):
     assert [hypothesis.text for hypothesis in found] == [hypothesis.text for hypothesis in translator.translate(lines)]
 
 
+def test_details_say_how_each_token_came_about(translator):
+    lines = ["ant bee cat", "", "dog eel"]
+    for line, found in zip(lines, translator.translate(lines, details=True), strict=True):
+        details = found.details
+        if not line:
+            assert (details.source_tokens, details.tokens, details.log_probs, details.weights) == ((), (), (), ())
+            continue
+        assert details.source_tokens == (*line.split(), "</s>") and details.tokens == (*found.text.split(), "</s>")
+        rows = token_log_probs(translator, line, found.text)
+        tokens = ids(translator.vocabularies.target, found.text)
+        expected = [row[token] for row, token in zip(rows, tokens, strict=True)]
+        np.testing.assert_allclose(details.log_probs, expected, rtol=1e-4, atol=1e-5)
+        weights = np.array(details.weights)
+        assert weights.shape == (len(details.tokens), len(details.source_tokens))
+        np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-5)
+        assert found.alignment == tuple(weights.argmax(1))
+
+
 def test_the_best_hypotheses_are_different_ones_in_their_order_and_the_first_is_the_best(translator):
     wide, lines = variant(translator, beam_size=4, length_penalty=0.6), ["ant bee cat", "", "dog"]
-    found = wide.translate(lines, num_best=3, alignments=True)
+    found = wide.translate(lines, num_best=3, details=True)
     assert [len(each) for each in found] == [3, 1, 3]
-    for line, each, best in zip(lines, found, wide.translate(lines, alignments=True), strict=True):
+    for line, each, best in zip(lines, found, wide.translate(lines, details=True), strict=True):
         assert each[0]._replace(score=0.0) == best._replace(score=0.0)
         assert each[0].score == pytest.approx(best.score, rel=1e-5)
         assert len({hypothesis.text for hypothesis in each}) == len(each)

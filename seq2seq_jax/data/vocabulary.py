@@ -47,6 +47,10 @@ from seq2seq_jax.symbols import BOS, EOS, NUM_SPECIAL, PAD, UNK
 
 UNKNOWN_TEXT = "\u2047"  # what an unknown symbol is written as: the sign that SentencePiece uses
 
+SPECIAL_NAMES = {PAD: "<pad>", BOS: "<s>", EOS: "</s>", UNK: UNKNOWN_TEXT}
+"""What special symbols are called where tokens are shown one by one."""
+BETWEEN_TURNS = "|"
+
 _BLOCK = 1_000  # lines read at once
 
 # Of all characters of Unicode, SentencePiece 0.2.3 gives back all but these: it
@@ -125,6 +129,23 @@ class Vocabulary(ABC):
         if not any(copies):
             return self._decode(rows)
         return self._decode_copies(rows, [{index: token for token, index in row.items()} for row in copies])
+
+    def entries(self, ids: Sequence[int] | np.ndarray, copies: Copies | None = None) -> list[str]:
+        """Returns the text of each id: an entry, a token that is copied, or the name of a special symbol or tag.
+
+        Args:
+          ids: of one row.
+          copies: tokens that ids beyond the vocabulary stand for.
+        """
+        copied = {index: token for token, index in (copies or {}).items()}
+        return [self._names.get(index) or copied[index] for index in map(int, ids)]
+
+    @functools.cached_property
+    def _names(self) -> dict[int, str]:
+        return SPECIAL_NAMES | self._tag_names() | {index: text for text, index in self.entry_ids().items()}
+
+    def _tag_names(self) -> dict[int, str]:
+        return {}
 
     def copies(self, source: str) -> Copies:
         """Returns an id beyond the vocabulary for every token of a source that it lacks.
@@ -350,6 +371,9 @@ class TaggedVocabulary(_WithTags):
         self._ids = {tag: index for index, tag in enumerate(self._tags, text.size + 1)}
         self.unknown = (UNK, text.size)
 
+    def _tag_names(self) -> dict[int, str]:
+        return {self._text.size: UNKNOWN_TEXT} | {index: tag for tag, index in self._ids.items()}
+
     def encode_sources(self, lines: Sequence[str]) -> list[Ids]:
         rows, texts = [], []
         for line in lines:
@@ -392,6 +416,9 @@ class DialogueVocabulary(_WithTags):
         self._context_turns, self._max_length = context_turns, max_length
         self._between, left_out = range(text.size, self.size)
         self.left_out = (left_out,)
+
+    def _tag_names(self) -> dict[int, str]:
+        return {self._between: BETWEEN_TURNS, self.left_out[0]: "..."}
 
     def encode_sources(self, lines: Sequence[str]) -> list[Ids]:
         turns = [self._turns(line) for line in lines]
