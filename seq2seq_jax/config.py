@@ -915,6 +915,7 @@ def from_json(text: str) -> Config:
 
 def _renew(values: dict[str, Any]) -> None:
     """Writes in today's words what older versions wrote otherwise."""
+    values.pop("checksum", None)  # of a run directory
     if values.get("published", "") is None:  # where the task was not the published one
         values["published"] = ""
     model = values.get("model")

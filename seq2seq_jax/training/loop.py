@@ -115,6 +115,8 @@ def _train(config: Config, workdir: Path) -> TrainResult:
     say = partial(print, flush=True) if processes.is_first() else _nothing
     for line in report.describe(config, material, abstract.params, mesh):
         say(line)
+    for change in processes.by_first(partial(run_directory.free_changes, workdir, config)):
+        say(f"Changed     {change}")
     compiled = compile_steps(config, material, mesh, abstract, say)
     check_fits(config, material, mesh, abstract, compiled)
     processes.by_first(partial(begin, config, material, workdir))  # only now: a mistake before leaves nothing behind
