@@ -26,6 +26,7 @@ from seq2seq_jax.metrics import check_packages
 from seq2seq_jax.sharding import by_rows, local_mesh, make_mesh, on_every_device, replicated
 from seq2seq_jax.training import report
 from seq2seq_jax.training.costs.fits import check_fits, check_state_fits
+from seq2seq_jax.training.fine_tuning import start_from
 from seq2seq_jax.training.optimizer import make_schedule
 from seq2seq_jax.training.setup import CompiledStep, Material, begin, compile_steps, prepare
 from seq2seq_jax.training.step import TrainState, abstract_state, empty_window, initial_state
@@ -126,6 +127,9 @@ def _train(config: Config, workdir: Path) -> TrainResult:
                 state, loop_state = TrainState(**restored[0]), LoopState(**restored[1])
             else:
                 state, loop_state = initial_state(config, sizes, mesh, material.vectors), LoopState()
+                if config.train.init_from is not None:
+                    state, their_step = start_from(state, config, material.vocabularies, mesh)
+                    writer.line(f"Starting from step {their_step:,} of {config.train.init_from}.")
             step = int(state.step)
             if restored:
                 writer.line(f"Resuming at step {step:,}.")

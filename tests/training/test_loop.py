@@ -318,9 +318,7 @@ def test_a_changed_config_json_is_refused(copied, long_config):
     text = (copied / "config.json").read_text()
     (copied / "config.json").write_text(text.replace('"beam_size": 2', '"beam_size": 3'))
     for use in (lambda: load(copied), lambda: train(long_config, copied)):
-        with pytest.raises(
-            UserError, match="config.json: it is not what was written there: something in it has"
-        ):
+        with pytest.raises(UserError, match="config.json: it is not what was written there: something in it has"):
             use()
 
 
