@@ -869,17 +869,18 @@ def _renew(values: dict[str, Any]) -> None:
 
 def differences(old: Config, new: Config) -> list[str]:
     """Returns a line `section.field: old -> new` for each field that differs."""
-    flat_old, flat_new = _flatten(old), _flatten(new)
+    flat_old, flat_new = flattened(old), flattened(new)
     changed = [name for name in flat_old if flat_old[name] != flat_new[name]]
     return [f"{name}: {flat_old[name]!r} -> {flat_new[name]!r}" for name in changed]
 
 
-def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+def flattened(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns the value of each field by its name, such as model.cell."""
     flat: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
-            flat |= _flatten(value, f"{prefix}{item.name}.")
+            flat |= flattened(value, f"{prefix}{item.name}.")
         else:
             flat[prefix + item.name] = value
     return flat

@@ -37,6 +37,7 @@ FLOORS = (
     ("translator",),
     ("evaluation", "averaging"),
     ("training",),
+    ("reporting",),
     ("cli",),
     ("__main__", ""),  # the two doors
 )
