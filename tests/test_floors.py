@@ -34,6 +34,7 @@ FLOORS = (
     ("seq2seq",),
     ("ensemble",),
     ("build", "losses", "metrics", "checkpoint", "decoding", "data"),
+    ("constraints", "programs"),
     ("translator",),
     ("evaluation", "averaging"),
     ("training",),
