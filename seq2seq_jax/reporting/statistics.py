@@ -50,8 +50,12 @@ def resample(metric: Metric, systems: Sequence[Sequence[str]], references: Refer
     signatures, scores = PairedTest(named, {"metric": metric}, streams(references), test_type="bs")()
     ((name, signature),) = signatures.items()
     bootstrap = "|".join(part for part in str(signature).split("|") if part.startswith(("bs:", "seed:")))
-    found: Any = scores[name]
-    return [Resampled(each.score, each.mean, each.ci, each.p_value, bootstrap) for each in found]
+    results: Any = scores[name]
+    first, *others = results
+    # sacreBLEU counts resamples that differ by more than the systems do; of equal ones none does, and p would be least.
+    p_values = [None, *(each.p_value if each.score != first.score else 1.0 for each in others)]
+    found = zip(results, p_values, strict=True)
+    return [Resampled(each.score, each.mean, each.ci, p_value, bootstrap) for each, p_value in found]
 
 
 def wilson(successes: int, total: int) -> tuple[float, float]:
