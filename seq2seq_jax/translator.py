@@ -142,10 +142,13 @@ class Translator:
         graph = ensemble_graph(ensemble, sizes, self.decode.ensemble) if ensemble else model_graph(config.model, sizes)
         whole, rows = replicated(mesh), by_rows(mesh)
         jit = partial(jax.jit, compiler_options=compiler_options(mesh))
-        self._check_attention([each.attention for each in ensemble] or [config.model.attention])
+        self._attends = all(each.attention != "none" for each in ensemble or [config.model])
+        for name in ("replace_unknown", "coverage_penalty"):
+            if getattr(self.decode, name):
+                self.check_attention(f"decode.{name}")
         search = partial(programs.search, graph, self.decode, self._avoided(), mesh)
         # Programs take batches as they are, and place the rows, sooner than device_put would.
-        self._search = jit(search, static_argnums=(4, 5), in_shardings=(whole, whole, rows, rows, rows))
+        self._search = jit(search, static_argnums=(5, 6), in_shardings=(whole, whole, rows, rows, rows))
         self._search_tables = jit(partial(programs.search_tables, graph), out_shardings=whole)
         self._follow = jit(partial(programs.follow, graph, mesh), in_shardings=(whole, rows, rows))
         token_scores = partial(programs.token_scores, graph, config.train.rematerialize_every, mesh)
@@ -384,11 +387,14 @@ class Translator:
                 raise UserError(f"decode.avoid {phrase[:60]!r} {trouble}; leave it out: no output has it.")
         return found
 
-    def _check_attention(self, kinds: Sequence[str]) -> None:
-        if "none" in kinds:
-            for name in ("replace_unknown", "coverage_penalty"):
-                if getattr(self.decode, name):
-                    raise UserError(f"decode.{name} goes by attention, and model.attention is none; leave it out.")
+    def check_attention(self, what: str) -> None:
+        """Refuses, where a model has no attention, what goes by it.
+
+        Raises:
+          UserError: names `what`.
+        """
+        if not self._attends:
+            raise UserError(f"{what} goes by attention, and model.attention is none; leave it out.")
 
     def _without_unknown(
         self, source: Padded, tokens: Int[np.ndarray, "B T"], lines: Sequence[str], copies: Sequence[Copies]

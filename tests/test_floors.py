@@ -36,7 +36,7 @@ FLOORS = (
     ("build", "losses", "metrics", "checkpoint", "decoding", "data"),
     ("constraints", "programs"),
     ("translator",),
-    ("evaluation", "averaging"),
+    ("evaluation", "averaging", "answers", "reranking"),
     ("training",),
     ("reporting",),
     ("cli",),

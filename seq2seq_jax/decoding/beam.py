@@ -74,7 +74,8 @@ def beam_search(
       num_best: sequences wanted per sentence, at most K and by default K;
         static. The best one is the same whatever is wanted beside it, but the
         fewer are wanted, the sooner the search ends. Of several groups each
-        keeps its share, rounded up, and the best of all are given.
+        keeps its share, rounded up, and the best of all are given; there are fewer
+        where groups find the same.
       num_groups: G, which divides K; static.
       diversity: nats.
       choose: which continuations a group keeps.
@@ -136,10 +137,23 @@ def beam_search(
     rows = _first_rows(carry, num_groups, width, num_groups * share, limits, max_length)
     rows = search_rows(advance, lambda rows: jnp.any(rows.open > -jnp.inf, axis=1), memory, rows, smallest)
     finished = rows.finished
-    if num_groups > 1:
-        finished = select(finished, jax.lax.top_k(finished.scores, num_best)[1])
     tokens = _trace_back(rows.history, finished)
-    return Found(tokens, finished.scores, finished.log_probs, finished.lengths, finished.cut)
+    found = Found(tokens, finished.scores, finished.log_probs, finished.lengths, finished.cut)
+    return _best_of_groups(found, num_best) if num_groups > 1 else found
+
+
+def _best_of_groups(found: Found, num_best: int) -> Found:
+    """The best of what several groups found, each sequence once."""
+    same = (found.tokens[:, :, None] == found.tokens[:, None]).all(-1)
+    again = (same & jnp.tri(same.shape[-1], k=-1, dtype=bool)).any(-1)
+    found = Found(
+        tokens=jnp.where(again[..., None], PAD, found.tokens),
+        scores=jnp.where(again, -jnp.inf, found.scores),
+        log_probs=jnp.where(again, -jnp.inf, found.log_probs),
+        lengths=jnp.where(again, 0, found.lengths),
+        cut=found.cut & ~again,
+    )
+    return select(found, jax.lax.top_k(found.scores, num_best)[1])
 
 
 def _side_by_side(*parts: Array) -> Array:

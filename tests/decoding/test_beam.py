@@ -72,7 +72,7 @@ def diverse_search_in_python(model, sentence, limit, vocab_size, beam_size, num_
                     finished[group].append((score(log_prob, length, alpha), sequence))
             beams[group] = [item for item in longer if item[0][-1] != EOS]
     share = -(-num_best // num_groups)
-    best = [item for group in finished for item in sorted(group, reverse=True)[:share]]
+    best = {item for group in finished for item in sorted(group, reverse=True)[:share]}
     return [sequence for _, sequence in sorted(best, reverse=True)[:num_best]]
 
 
