@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from seq2seq_jax.config import Config, DecodeConfig
+from seq2seq_jax.config import Config
 from seq2seq_jax.data.corpora import Corpus, load_corpus_of
 from seq2seq_jax.data.corpora.files import read_pairs
 from seq2seq_jax.data.encoded import encode_lines
@@ -147,7 +146,6 @@ def _read_scores(path: Path) -> dict[str, Any]:
 
 def _check_kinds(scores: Any) -> None:
     """Raises TypeError where a file of scores holds anything of another kind than `evaluate` writes."""
-    names = {field.name for field in fields(DecodeConfig)}
     kinds = dict.fromkeys(HEADLINES, (int, float, NoneType)) | {
         "sentences": int,
         "decode": dict,
@@ -155,7 +153,7 @@ def _check_kinds(scores: Any) -> None:
         "remarks": list,
         **dict.fromkeys(("source_file", "target_file", *(f"{name}_signature" for name in HEADLINES)), str),
     }
-    if not isinstance(scores, dict) or "sentences" not in scores or not names.issuperset(scores.get("decode", ())):
+    if not isinstance(scores, dict) or "sentences" not in scores:
         raise TypeError
     for name, kind in kinds.items():
         if name in scores and not isinstance(scores[name], kind):

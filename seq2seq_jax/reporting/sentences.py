@@ -1,14 +1,15 @@
 """The parts of a report that look at sentences: errors by length and frequency, samples, the best and the worst."""
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from seq2seq_jax.config import from_json
 from seq2seq_jax.data.encoded import encode_lines
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.metrics import Measured, measured_by, streams
@@ -192,7 +193,8 @@ def sample_section(evaluation: Evaluation) -> Iterator[Content]:
 def _decode(outputs: Outputs, lines: Sequence[str]) -> list[Hypothesis]:
     scores, run = outputs.scores, outputs.run
     models = run.models if len(run.models) > 1 else [Path(each) for each in scores.get("workdirs", run.models)]
-    translator = load(models, replace(run.config.decode, **scores.get("decode", {})))
+    decode = from_json(json.dumps({"decode": scores["decode"]})).decode if "decode" in scores else None
+    translator = load(models, decode)
     return translator.translate_ids(encode_lines(translator.vocabularies, lines).sources, lines, details=True)
 
 
