@@ -18,7 +18,7 @@ from seq2seq_jax.console import ready_streams
 from seq2seq_jax.errors import UserError, did_you_mean
 from seq2seq_jax.reporting.charts import NUM_COLOURS, Series, line_chart
 from seq2seq_jax.reporting.markup import Content, Element, document, element
-from seq2seq_jax.reporting.runs import Evaluation, Run, TextGone, read_evaluation, read_runs
+from seq2seq_jax.reporting.runs import Evaluation, Run, TextGone, is_number, read_evaluation, read_runs
 from seq2seq_jax.reporting.scores import Cell, Row, score_rows
 from seq2seq_jax.reporting.sentences import (
     chrf_of,
@@ -162,7 +162,7 @@ def _summary(runs: Sequence[Run]) -> Element:
 
 
 def _last(run: Run, name: str) -> Any:
-    values = [row[name] for row in run.rows if isinstance(row.get(name), int | float)]
+    values = [row[name] for row in run.rows if is_number(row.get(name))]
     return values[-1] if values else None
 
 
@@ -285,9 +285,7 @@ def _curves(runs: Sequence[Run]) -> Iterator[Content]:
 
 def _points(run: Run, name: str) -> list[tuple[float, float | None]]:
     """The rows that have `name`; none where no value is a number."""
-    found = [
-        (row["step"], value if isinstance(value := row[name], int | float) else None) for row in run.rows if name in row
-    ]
+    found = [(row["step"], value if is_number(value := row[name]) else None) for row in run.rows if name in row]
     return found if any(value is not None for _, value in found) else []
 
 

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +23,9 @@ from seq2seq_jax.training.writer import row_of, whole_lines
 from seq2seq_jax.wording import counted
 
 EVALUATIONS = "evaluations"
-MOST_COUNTED = 500_000  # training pairs whose words are counted, ten seconds
+MOST_COUNTED = 500_000  # training pairs whose words are counted, in half a minute
+SHARES = ("exact_match", "exact_match_raw", "sequence_error_rate")
+"""Scores that are shares of sentences, in percent."""
 _BLOCK = 10_000
 
 
@@ -120,7 +121,7 @@ def _runs_of(workdir: Path) -> list[Run]:
 def _read_run(name: str, workdir: Path) -> Run:
     config, evaluations = read_config(workdir), _read_evaluations(workdir)
     lines = whole_lines(workdir / "metrics.jsonl")
-    rows = [row for line in lines if (row := row_of(line))]
+    rows = [row for line in lines if (row := row_of(line)) and 0 <= row["step"] < 2**63]
     if not rows and not evaluations:
         raise UserError(
             f"There is nothing to report of {workdir}: metrics.jsonl has no row, and evaluations/ no evaluation. Train"
@@ -146,7 +147,7 @@ def _read_scores(path: Path) -> dict[str, Any]:
 
 def _check_kinds(scores: Any) -> None:
     """Raises TypeError where a file of scores holds anything of another kind than `evaluate` writes."""
-    kinds = dict.fromkeys(HEADLINES, (int, float, NoneType)) | {
+    kinds: dict[str, Any] = {
         "sentences": int,
         "decode": dict,
         "workdirs": list,
@@ -158,8 +159,17 @@ def _check_kinds(scores: Any) -> None:
     for name, kind in kinds.items():
         if name in scores and not isinstance(scores[name], kind):
             raise TypeError
+    for name in HEADLINES:
+        value = scores.get(name)
+        if value is not None and not (is_number(value) and (name not in SHARES or 0 <= value <= 100)):
+            raise TypeError
     if not all(isinstance(text, str) for name in ("workdirs", "remarks") for text in scores.get(name, ())):
         raise TypeError
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON, which Python reads more liberally than others, is a number to be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 @lru_cache(maxsize=4)

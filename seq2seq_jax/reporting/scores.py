@@ -4,11 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from seq2seq_jax.metrics import measured_by
-from seq2seq_jax.reporting.runs import Evaluation, Outputs, Run, check_score
+from seq2seq_jax.reporting.runs import SHARES, Evaluation, Outputs, Run, check_score
 from seq2seq_jax.reporting.statistics import MOST_RESAMPLED, mcnemar, resample, wilson
 from seq2seq_jax.training.report import HEADLINES
-
-_SHARES = ("exact_match", "exact_match_raw", "sequence_error_rate")  # of sentences, in percent
 
 
 class Cell(NamedTuple):
@@ -52,7 +50,7 @@ def _row(metric: str, runs: Sequence[Run], scores: Sequence[dict[str, Any]], eva
     signatures = [each.get(f"{metric}_signature", "") for each in scores if metric in each]
     if evaluation is not None:
         outputs = [each for each in evaluation.outputs if each.scores.get(metric) is not None]
-        if metric in _SHARES:
+        if metric in SHARES:
             cells |= _shares(metric, outputs)
         elif len(evaluation.sources) <= MOST_RESAMPLED:
             found = list(_resampled(metric, evaluation, outputs))
