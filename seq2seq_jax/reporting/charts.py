@@ -17,7 +17,7 @@ from seq2seq_jax.wording import figures
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 48, 8, 8, 34
-NUM_COLOURS = 8  # of the style sheet; further series have them again, with other dashes
+NUM_COLOURS = 10  # of the style sheet; further series have them again, with other dashes
 MOST_POINTS = 400
 MOST_MARKED = 60  # points that are drawn as such, and say their values
 LOGARITHMIC = 100  # of values as far apart
@@ -32,7 +32,7 @@ class Series(NamedTuple):
       name: of the legend.
       points: abscissa, not negative, and value of each, from left to right; None where there is no number.
       number: of its colour.
-      minor: whether it is drawn thin, for what stands beside the line of interest.
+      minor: whether it is drawn thin, beside a line of interest; of many lines the legend names the others alone.
     """
 
     name: str
@@ -125,7 +125,9 @@ def line_chart(
         parts += _line(each, abscissa, ordinate)
     said = "; ".join(_spoken(each) for each in series)
     note = ", logarithmic" if logarithmic else ""
-    legend = [element("span", _swatch(each), each.name, class_="key") for each in series] if len(series) > 1 else []
+    keys = [each for each in series if not each.minor] or series
+    keys = keys if len(keys) > 1 else series
+    legend = [element("span", _swatch(each), each.name, class_="key") for each in keys] if len(keys) > 1 else []
     return _figure(f"{title}{note}", f"{title} over {across}{note}. {said}", parts, legend)
 
 

@@ -101,7 +101,7 @@ def _page(workdirs: Sequence[Path], runs: Sequence[Run], chosen: str | None) -> 
     sections |= {"Settings": list(_settings(runs)), "Environment": list(_environment(runs))}
     sections = {name: parts for name, parts in sections.items() if parts}
     links = [element("a", name.partition(" (")[0], href=f"#{_anchor(name)}") for name in sections]
-    title = " · ".join(run.name for run in runs[:4]) + (f" and {len(runs) - 4} more" if len(runs) > 4 else "")
+    title = " · ".join(workdir.resolve().name for workdir in workdirs)
     head = [element("h1", title), _summary(runs), element("nav", *links, aria_label="Sections")]
     head += [element("p", note, class_="note") for note in notes]
     body = [
@@ -225,7 +225,7 @@ def _means(runs: Sequence[Run], name: str) -> Iterator[Content]:
             said = [
                 f"{metric.replace('_', ' ')} {number(mean(values))} ± {number(stdev(values))}"
                 for metric, values in scores.items()
-                if None not in values
+                if None not in values and metric != "cut_outputs"
             ]
             many = f"{counted(len(seeds), 'seed')} of {workdir.resolve().name}"
             yield element("p", f"Mean ± sample standard deviation over {many}: {', '.join(said)}.")
@@ -257,13 +257,13 @@ def _cell(cell: Cell) -> Iterator[Content]:
 def _curves(runs: Sequence[Run]) -> Iterator[Content]:
     charts = []
     losses = [
-        Series(f"{name}{f', {run.name}' if len(runs) > 1 else ''}", points, index, minor)
+        Series(f"{run.name}, {name}" if len(runs) > 1 else name, points, index, name == "training")
         for index, run in enumerate(runs)
-        for name, key, minor in (("training", "loss", True), ("validation", "validation_loss", False))
+        for name, key in (("training", "loss"), ("validation", "validation_loss"))
         if (points := _points(run, key))
     ]
     if losses:
-        charts.append(line_chart("Loss, nats per target token", losses, "step", logarithmic=True))
+        charts.append(line_chart("Loss, nats per target token (thin: training)", losses, "step", logarithmic=True))
     validated = [f"validation_{name}" for name in HEADLINES if name not in ("loss", "cut_outputs")]
     titles = {name: name.removeprefix("validation_").replace("_", " ") + ", validation" for name in validated}
     titles |= {"learning_rate": "Learning rate", "grad_norm": "Norm of the gradient"}

@@ -1,8 +1,10 @@
 """What run directories hold that can be reported: rows of training, evaluations, and the text these are of."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,13 +93,13 @@ def read_runs(workdirs: Sequence[Path]) -> list[Run]:
     """Returns what there is to report.
 
     The directory of several seeds stands for those that were tested, each a run,
-    and for their ensemble where it has been evaluated.
+    and for their ensemble where it has been evaluated; while they are trained, for all.
 
     Raises:
       UserError: one of them is no run directory, is given twice, holds a damaged
         evaluation, or has no row and no evaluation.
     """
-    found = [run for workdir in workdirs for run in _runs_of(workdir)]
+    found = [run for workdir in workdirs for run in _runs_of(workdir, len(workdirs) == 1)]
     places = [run.workdir.resolve() for run in found]
     for run, place in zip(found, places, strict=True):
         if places.count(place) > 1:
@@ -106,20 +108,25 @@ def read_runs(workdirs: Sequence[Path]) -> list[Run]:
     return [run if names[run.name] == 1 else run._replace(name=str(run.workdir)) for run in found]
 
 
-def _runs_of(workdir: Path) -> list[Run]:
-    seeds = members([workdir])
-    if seeds == (workdir,):
-        return [_read_run(workdir.resolve().name, workdir)]
-    name = workdir.resolve().name
-    runs = [_read_run(f"{name}/{SEEDS}/{seed.name}", seed) for seed in seeds]
-    if evaluations := _read_evaluations(workdir):
-        many = f"{name}, ensemble of {len(seeds)}"
-        runs.append(Run(many, workdir, seeds, read_config(seeds[0]), [], 0, evaluations))
-    return runs
+def _runs_of(workdir: Path, alone: bool) -> list[Run]:
+    """The run or the runs of a directory; where it is the only one, its seeds are called by their numbers alone."""
+    name, seeds = workdir.resolve().name, members([workdir])
+    before = "" if alone else f"{name}, "
+    if seeds != (workdir,):
+        runs = [_read_run(f"{before}seed {read_config(seed).train.seed}", seed, read_config(seed)) for seed in seeds]
+        if evaluations := _read_evaluations(workdir):
+            many = f"{before}ensemble of {len(seeds)}"
+            runs.append(Run(many, workdir, seeds, runs[0].config, [], 0, evaluations))
+        return runs
+    config, runs = read_config(workdir), []
+    for index in itertools.takewhile(lambda index: (workdir / SEEDS / str(index)).is_dir(), itertools.count()):
+        own = replace(config, train=replace(config.train, seed=config.train.seed + index))
+        runs.append(_read_run(f"{before}seed {own.train.seed}", workdir / SEEDS / str(index), own))
+    return runs or [_read_run(name, workdir, config)]
 
 
-def _read_run(name: str, workdir: Path) -> Run:
-    config, evaluations = read_config(workdir), _read_evaluations(workdir)
+def _read_run(name: str, workdir: Path, config: Config) -> Run:
+    evaluations = _read_evaluations(workdir)
     lines = whole_lines(workdir / "metrics.jsonl")
     rows = [row for line in lines if (row := row_of(line)) and 0 <= row["step"] < 2**63]
     if not rows and not evaluations:

@@ -115,7 +115,7 @@ def test_scores_are_those_of_the_evaluation_with_sacrebleus_interval(page, train
 
 def test_curves_say_the_first_and_the_last_row(page, trained):
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    (label,) = re.findall('aria-label="(Loss, nats per target token over step[^"]*)"', page.source)
+    (label,) = re.findall('aria-label="(Loss, nats per target token .thin: training. over step[^"]*)"', page.source)
     for name, key in (("training", "loss"), ("validation", "validation_loss")):
         there = [row for row in rows if key in row]
         first, last = there[0], there[-1]
@@ -204,7 +204,7 @@ def test_several_runs_are_side_by_side(better, worse, write):
     assert "chrF is higher in 11 sentences, lower in 0, equal in 1." in found.sections["where-the-runs-differ"]
     assert "Most lost" not in found.sections["where-the-runs-differ"]
     for name in ("worse", "copy"):
-        assert f"training, {name}" in found.sections["curves"]
+        assert f"{name}, training: " in found.source and f"{name}, validation" in found.sections["curves"]
         assert f"{name}: attention in item 1" in found.sections["samples"]
         assert f"All settings of {name}" in found.sections["settings"]
 
@@ -338,4 +338,16 @@ def test_the_directory_of_several_seeds_is_its_seeds_and_their_ensemble(trained,
     assert cli.main(["evaluate", "--workdir", str(tmp_path / "seeds-run")]) == 0
     capfd.readouterr()
     found = write(tmp_path / "seeds-run")
-    assert "seeds-run, ensemble of 2: attention in item 1" in found.sections["samples"]
+    assert "ensemble of 2: attention in item 1" in found.sections["samples"]
+    assert "seeds-run, ensemble of 2: attention in item 1" in write(tmp_path / "seeds-run", trained).sections["samples"]
+
+
+def test_seeds_that_are_still_trained_have_their_curves(trained, tmp_path, write):
+    run = tmp_path / "seeds-run"
+    for seed in (0, 1):
+        (run / "seeds" / str(seed)).mkdir(parents=True)
+        shutil.copy(trained / "metrics.jsonl", run / "seeds" / str(seed))
+    shutil.copy(trained / "config.json", run)
+    found = write(run)
+    assert "seed 0, validation" in found.sections["curves"] and "seed 1, validation" in found.sections["curves"]
+    assert "seed 1 has no evaluation" in found.sections[""]
