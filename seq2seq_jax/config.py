@@ -666,9 +666,19 @@ class TrainConfig:
     """Decoded sentences shown at each evaluation."""
     max_nonfinite_steps: Annotated[int, COUNT] = 20
     """Stop after so many updates in a row whose losses or gradients are not finite; they are skipped."""
+    init_from: str | None = None
+    """Run directory whose best parameters and vocabularies this run starts from: to train longer, or on other text."""
+    grow_vocabulary: bool = False
+    """Add the words or characters of the text here that the vocabularies of init_from lack; their rows start at the
+    mean of the others."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the model that stay as they are at the start: source_table, target_table, encoder, bridge, decoder,
+    output."""
 
     def __post_init__(self) -> None:
         _check("train.", self)
+        if self.grow_vocabulary and self.init_from is None:
+            raise UserError("train.grow_vocabulary is of a run that starts from another; set train.init_from.")
         if self.best_metric != "loss" and not self.decode_sentences:
             raise UserError(
                 f"train.best_metric {self.best_metric} needs decoded sentences, and train.decode_sentences is 0."
@@ -826,6 +836,9 @@ class Config:
 
     def __post_init__(self) -> None:
         _check("", self)
+        for name in ("source_vectors", "target_vectors"):
+            if self.train.init_from is not None and getattr(self.model, name):
+                raise UserError(f"train.init_from and model.{name} are both what a table starts from; leave one out.")
         if self.model.tied_embeddings in ("source_target", "all") and not self.data.joint_vocabulary:
             raise UserError(
                 f"model.tied_embeddings {self.model.tied_embeddings} shares the source table with the target,"
@@ -915,6 +928,7 @@ def from_json(text: str) -> Config:
 
 def _renew(values: dict[str, Any]) -> None:
     """Writes in today's words what older versions wrote otherwise."""
+    values.pop("checksum", None)  # of a run directory
     if values.get("published", "") is None:  # where the task was not the published one
         values["published"] = ""
     model = values.get("model")

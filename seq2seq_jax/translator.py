@@ -380,6 +380,8 @@ class Translator:
         Raises:
           UserError: one has a symbol that the vocabulary lacks, or no text.
         """
+        if not self.decode.avoid:
+            return []
         found = [ids.tolist() for ids in self.vocabularies.target.encode(self.decode.avoid)]
         for phrase, ids in zip(self.decode.avoid, found, strict=True):
             if not ids or not set(self.vocabularies.target.unknown).isdisjoint(ids):

@@ -26,6 +26,7 @@ from seq2seq_jax.metrics import check_packages
 from seq2seq_jax.sharding import by_rows, local_mesh, make_mesh, on_every_device, replicated
 from seq2seq_jax.training import report
 from seq2seq_jax.training.costs.fits import check_fits, check_state_fits
+from seq2seq_jax.training.fine_tuning import start_from
 from seq2seq_jax.training.optimizer import make_schedule
 from seq2seq_jax.training.setup import CompiledStep, Material, begin, compile_steps, prepare
 from seq2seq_jax.training.step import TrainState, abstract_state, empty_window, initial_state
@@ -115,6 +116,8 @@ def _train(config: Config, workdir: Path) -> TrainResult:
     say = partial(print, flush=True) if processes.is_first() else _nothing
     for line in report.describe(config, material, abstract.params, mesh):
         say(line)
+    for change in processes.by_first(partial(run_directory.free_changes, workdir, config)):
+        say(f"Changed     {change}")
     compiled = compile_steps(config, material, mesh, abstract, say)
     check_fits(config, material, mesh, abstract, compiled)
     processes.by_first(partial(begin, config, material, workdir))  # only now: a mistake before leaves nothing behind
@@ -124,6 +127,9 @@ def _train(config: Config, workdir: Path) -> TrainResult:
                 state, loop_state = TrainState(**restored[0]), LoopState(**restored[1])
             else:
                 state, loop_state = initial_state(config, sizes, mesh, material.vectors), LoopState()
+                if config.train.init_from is not None:
+                    state, their_step = start_from(state, config, material.vocabularies, mesh)
+                    writer.line(f"Starting from step {their_step:,} of {config.train.init_from}.")
             step = int(state.step)
             if restored:
                 writer.line(f"Resuming at step {step:,}.")

@@ -81,6 +81,8 @@ def reproduce(config: Config, num_seeds: int, workdir: Path) -> Reproduction:
             f"train.seed {config.train.seed} and the {num_seeds - 1} seeds after it go beyond {SEED.largest:,.0f}; use"
             " a smaller train.seed."
         )
+    if config.train.init_from is not None:
+        raise UserError("train.init_from gives all seeds the same first values; use the command train instead.")
     check_packages(config)
     with run_directory.locked(workdir):
         return _reproduce(run_directory.with_absolute_paths(config), num_seeds, workdir)
