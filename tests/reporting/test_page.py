@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from seq2seq_jax import cli, report
 from seq2seq_jax.config import Config, flattened
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.metrics import score_hypotheses
-from seq2seq_jax.run_directory import read_config
+from seq2seq_jax.run_directory import claim, read_config
+from tests.tiny import tiny_config
 
 HOSTILE = "<script>document.title='owned'</script> \u202e</style><img src=x onerror=alert(1)> \x07&amp;"
 
@@ -300,9 +302,9 @@ def test_a_run_without_checkpoints_has_all_but_the_samples(copy, write):
 
 
 def test_a_run_whose_text_has_gone_has_its_scores_without_intervals(copy, write, tmp_path):
-    config = json.loads((copy / "config.json").read_text())
-    config["data"]["test_files"] = [str(tmp_path / "gone.low"), str(tmp_path / "gone.up")]
-    (copy / "config.json").write_text(json.dumps(config))
+    config = read_config(copy)
+    gone = str(tmp_path / "gone.low"), str(tmp_path / "gone.up")
+    claim(copy, replace(config, data=replace(config.data, test_files=gone)))
     found = write(copy)
     assert "The sentences of test are not shown, and its scores have no intervals" in found.sections[""]
     assert "bleu" in found.sections["scores"] and "[" not in found.sections["scores"].partition("In brackets")[0]
@@ -340,6 +342,22 @@ def test_the_directory_of_several_seeds_is_its_seeds_and_their_ensemble(trained,
     found = write(tmp_path / "seeds-run")
     assert "ensemble of 2: attention in item 1" in found.sections["samples"]
     assert "seeds-run, ensemble of 2: attention in item 1" in write(tmp_path / "seeds-run", trained).sections["samples"]
+
+
+def test_items_of_several_references_and_a_model_without_attention(compiled, tmp_path, write):
+    from seq2seq_jax import train
+
+    plain = {"attention": "none", "decoder": "plain", "input_feeding": False, "output": "linear"}
+    config = tiny_config(tmp_path, data={"group_references": True}, model=plain)
+    sources, targets = (tmp_path / "test.low"), (tmp_path / "test.up")
+    sources.write_text("ant bee\ncat\nant bee\n")
+    targets.write_text("ANT BEE\nCAT\nBEE ANT\n")
+    train(config, tmp_path / "run")
+    found = write(tmp_path / "run")
+    samples = " ".join(found.sections["samples"].split())
+    assert "Item 1 source ant bee reference ANT BEE reference BEE ANT output" in samples and "Item 3" not in samples
+    assert samples.count("No map: the model has no attention. Tokens with their probabilities:") == 2
+    assert "test, 2 sentences" in found.sections["scores"] and "nrefs:var" in found.sections["scores"]
 
 
 def test_seeds_that_are_still_trained_have_their_curves(trained, tmp_path, write):
