@@ -6,7 +6,7 @@ they need no `style` attribute, which the page's policy forbids.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -131,25 +131,30 @@ def line_chart(
     return _figure(f"{title}{note}", f"{title} over {across}{note}. {said}", parts, legend)
 
 
-def bar_chart(title: str, groups: Sequence[str], runs: Sequence[Sequence[Bar]], across: str) -> Element:
+def badge(number: int) -> Element:
+    """Returns the colour of a series, to stand before its name."""
+    return element("span", class_=f"run c{number % NUM_COLOURS}", aria_hidden="true")
+
+
+def bar_chart(title: str, groups: Sequence[str], runs: Mapping[int, Sequence[Bar]], across: str) -> Element:
     """Returns a figure of bars from zero.
 
     Args:
       title: what the values are.
       groups: names of the groups, from left to right.
-      runs: for each colour a bar for every group.
+      runs: for the number of each colour a bar for every group.
       across: what the groups are.
     """
-    tops = [bar.interval[1] if bar.interval else bar.value for bars in runs for bar in bars]
+    tops = [bar.interval[1] if bar.interval else bar.value for bars in runs.values() for bar in bars]
     ordinate = Scale(0.0, max(max(tops), 1e-9), HEIGHT - BOTTOM, TOP)
     slot = (WIDTH - LEFT - RIGHT) / len(groups)
     width = 0.8 * slot / len(runs)
     marks = [(LEFT + slot * (place + 0.5), name) for place, name in enumerate(groups)]
     parts = [*_axes(ordinate, marks), _text(across, (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "middle")]
-    for number, bars in enumerate(runs):
+    for row, (number, bars) in enumerate(runs.items()):
         for place, bar in enumerate(bars):
-            parts += _bar(bar, LEFT + slot * (place + 0.1) + width * number, width, ordinate, number)
-    said = "; ".join(bar.label for bars in runs for bar in bars)
+            parts += _bar(bar, LEFT + slot * (place + 0.1) + width * row, width, ordinate, number)
+    said = "; ".join(bar.label for bars in runs.values() for bar in bars)
     return _figure(title, f"{title} by {across}. {said}", parts, [])
 
 

@@ -16,7 +16,7 @@ from seq2seq_jax.checkpoint import version_of
 from seq2seq_jax.config import Config, flattened
 from seq2seq_jax.console import ready_streams
 from seq2seq_jax.errors import UserError, did_you_mean
-from seq2seq_jax.reporting.charts import NUM_COLOURS, Series, line_chart
+from seq2seq_jax.reporting.charts import Series, badge, line_chart
 from seq2seq_jax.reporting.markup import Content, Element, document, element
 from seq2seq_jax.reporting.runs import Evaluation, Run, TextGone, is_number, read_evaluation, read_runs
 from seq2seq_jax.reporting.scores import Cell, Row, score_rows
@@ -29,7 +29,7 @@ from seq2seq_jax.reporting.sentences import (
     sample_section,
 )
 from seq2seq_jax.reporting.statistics import MOST_RESAMPLED
-from seq2seq_jax.run_directory import REPRODUCTION, SEEDS
+from seq2seq_jax.run_directory import REPRODUCTION, SEEDS, is_claimed
 from seq2seq_jax.training.report import HEADLINES, number
 from seq2seq_jax.wording import counted, duration
 
@@ -129,14 +129,16 @@ def _anchor(name: str) -> str:
 def _notes(runs: Sequence[Run], chosen: str | None) -> Iterator[str]:
     """What is missing, or was left out."""
     for run in runs:
-        if chosen not in run.evaluations:
+        if not is_claimed(run.workdir):
+            yield f"{run.name} is still trained, and has no evaluation yet."
+        elif chosen not in run.evaluations:
             what = f"evaluation of {chosen}" if chosen else "evaluation"
             yield (
                 f"{run.name} has no {what}: its sentences are not shown. To make one: python -m seq2seq_jax evaluate"
                 f" --workdir {run.workdir}{f' --split {chosen}' if chosen else ''}"
             )
         if run.damaged:
-            yield f"{counted(run.damaged, 'line')} of metrics.jsonl of {run.name} cannot be read and are left out."
+            yield f"metrics.jsonl of {run.name} has {counted(run.damaged, 'damaged line')}, left out here."
         if not run.rows and len(run.models) == 1:
             yield f"{run.name} has no metrics.jsonl, so that there are no curves of it."
 
@@ -144,7 +146,7 @@ def _notes(runs: Sequence[Run], chosen: str | None) -> Iterator[str]:
 def _summary(runs: Sequence[Run]) -> Element:
     """What each run is, in a line."""
     lines = []
-    for index, run in enumerate(runs):
+    for run in runs:
         data, model = run.config.data, run.config.model
         text = ",".join(data.train_files or ()) or data.corpus
         columns = f", {data.source} to {data.target}" if data.source and data.target else ""
@@ -152,12 +154,8 @@ def _summary(runs: Sequence[Run]) -> Element:
         steps = f"; step {run.rows[-1]['step']:,} of {run.config.train.num_steps:,}" if run.rows else ""
         took = f", {duration(seconds)} of training" if (seconds := _last(run, "seconds")) else ""
         said = f"{text}{columns}; {model.cell}, {layers}, {model.attention} attention{steps}{took}"
-        badge = [
-            element("span", class_=f"run c{index % NUM_COLOURS}", aria_hidden="true"),
-            element("b", run.name),
-            ": ",
-        ]
-        lines.append(element("p", *(badge if len(runs) > 1 else []), said))
+        name = [badge(run.number), element("b", run.name), ": "] if len(runs) > 1 else []
+        lines.append(element("p", *name, said))
     return element("div", *lines)
 
 
@@ -257,8 +255,8 @@ def _cell(cell: Cell) -> Iterator[Content]:
 def _curves(runs: Sequence[Run]) -> Iterator[Content]:
     charts = []
     losses = [
-        Series(f"{run.name}, {name}" if len(runs) > 1 else name, points, index, name == "training")
-        for index, run in enumerate(runs)
+        Series(f"{run.name}, {name}" if len(runs) > 1 else name, points, run.number, name == "training")
+        for run in runs
         for name, key in (("training", "loss"), ("validation", "validation_loss"))
         if (points := _points(run, key))
     ]
@@ -270,7 +268,7 @@ def _curves(runs: Sequence[Run]) -> Iterator[Content]:
     titles |= {"target_tokens_per_second": "Target tokens per second"}
     ways = {"validation_perplexity": {"logarithmic": True}, "target_tokens_per_second": {"from_zero": True}}
     for name, title in titles.items():
-        series = [Series(run.name, points, index) for index, run in enumerate(runs) if (points := _points(run, name))]
+        series = [Series(run.name, points, run.number) for run in runs if (points := _points(run, name))]
         if series:
             charts.append(line_chart(title, series, "step", **ways.get(name, {})))
     if charts:

@@ -36,6 +36,7 @@ class Run(NamedTuple):
 
     Attributes:
       name: short, and no other run's of the report.
+      number: its place in the report, by which it has its colour.
       workdir: its directory; of the seeds of `reproduce` theirs.
       models: the run directories whose models it is.
       config: of its first model.
@@ -45,6 +46,7 @@ class Run(NamedTuple):
     """
 
     name: str
+    number: int
     workdir: Path
     models: tuple[Path, ...]
     config: Config
@@ -105,7 +107,10 @@ def read_runs(workdirs: Sequence[Path]) -> list[Run]:
         if places.count(place) > 1:
             raise UserError(f"{run.workdir} is given twice. Give it once.")
     names = Counter(run.name for run in found)
-    return [run if names[run.name] == 1 else run._replace(name=str(run.workdir)) for run in found]
+    return [
+        run._replace(number=number, name=run.name if names[run.name] == 1 else str(run.workdir))
+        for number, run in enumerate(found)
+    ]
 
 
 def _runs_of(workdir: Path, alone: bool) -> list[Run]:
@@ -116,7 +121,7 @@ def _runs_of(workdir: Path, alone: bool) -> list[Run]:
         runs = [_read_run(f"{before}seed {read_config(seed).train.seed}", seed, read_config(seed)) for seed in seeds]
         if evaluations := _read_evaluations(workdir):
             many = f"{before}ensemble of {len(seeds)}"
-            runs.append(Run(many, workdir, seeds, runs[0].config, [], 0, evaluations))
+            runs.append(Run(many, 0, workdir, seeds, runs[0].config, [], 0, evaluations))
         return runs
     config, runs = read_config(workdir), []
     for index in itertools.takewhile(lambda index: (workdir / SEEDS / str(index)).is_dir(), itertools.count()):
@@ -134,7 +139,7 @@ def _read_run(name: str, workdir: Path, config: Config) -> Run:
             f"There is nothing to report of {workdir}: metrics.jsonl has no row, and evaluations/ no evaluation. Train"
             " it first, or give it to the command evaluate."
         )
-    return Run(name, workdir, (workdir,), config, rows, len(lines) - len(rows), evaluations)
+    return Run(name, 0, workdir, (workdir,), config, rows, len(lines) - len(rows), evaluations)
 
 
 def _read_evaluations(workdir: Path) -> dict[str, dict[str, Any]]:

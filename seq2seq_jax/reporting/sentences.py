@@ -13,7 +13,7 @@ from seq2seq_jax.config import from_json
 from seq2seq_jax.data.encoded import encode_lines
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.metrics import Measured, measured_by, streams
-from seq2seq_jax.reporting.charts import NUM_COLOURS, Bar, bar_chart, heat_map
+from seq2seq_jax.reporting.charts import Bar, badge, bar_chart, heat_map
 from seq2seq_jax.reporting.markup import Content, Element, element
 from seq2seq_jax.reporting.runs import Evaluation, Outputs, TextGone, training_words
 from seq2seq_jax.reporting.statistics import (
@@ -53,13 +53,13 @@ def length_section(evaluation: Evaluation) -> Iterator[Content]:
         }
         charts = []
         for title, measure in measures.items():
-            runs = [
-                [
+            runs = {
+                each.run.number: [
                     Bar(*(found := measure(each, there)), f"{each.run.name}, {label}: {found[0]:.1f}")
                     for there, label in zip(places, labels, strict=True)
                 ]
                 for each in evaluation.outputs
-            ]
+            }
             charts.append(bar_chart(title, names, runs, f"tokens of the {side}"))
         sizes = ", ".join(f"{name}: {len(there):,}" for name, there in zip(names, places, strict=True))
         yield element("h3", f"By length of the {side}")
@@ -114,16 +114,14 @@ def frequency_section(evaluation: Evaluation) -> Iterator[Content]:
     )
     classes = sorted({(each.first, each.last) for of_run in found for each in of_run}, key=lambda ends: ends[0])
     names = [_range(*ends) for ends in classes]
-    runs = []
+    runs = {}
     for outputs, of_run in zip(evaluation.outputs, found, strict=True):
         known = {(each.first, each.last): each for each in of_run}
         words = [known.get(ends, WordClass(*ends, 0, 0, 0)) for ends in classes]
-        runs.append(
-            [
-                Bar(0.0 if math.isnan(each.f1) else 100 * each.f1, None, f"{outputs.run.name}, {name}: {_told(each)}")
-                for name, each in zip(names, words, strict=True)
-            ]
-        )
+        runs[outputs.run.number] = [
+            Bar(0.0 if math.isnan(each.f1) else 100 * each.f1, None, f"{outputs.run.name}, {name}: {_told(each)}")
+            for name, each in zip(names, words, strict=True)
+        ]
     marks = [f"{first:,}{'' if first == last else '+'}" for first, last in classes]
     yield element("div", bar_chart("F1, %", marks, runs, "times in the training text"), class_="charts")
     yield _word_table(evaluation.outputs, found)
@@ -139,7 +137,7 @@ def _word_table(outputs: Sequence[Outputs], found: Sequence[Sequence[WordClass]]
     rows = [
         element(
             "tr",
-            element("td", _badge(number, len(outputs)), each.run.name),
+            element("td", *_named(each, len(outputs) > 1)),
             *(
                 element("td", text, class_="number")
                 for text in (
@@ -149,7 +147,7 @@ def _word_table(outputs: Sequence[Outputs], found: Sequence[Sequence[WordClass]]
                 )
             ),
         )
-        for number, (each, classes) in enumerate(zip(outputs, found, strict=True))
+        for each, classes in zip(outputs, found, strict=True)
         for words in classes
     ]
     table = element("table", element("thead", head), element("tbody", *rows))
@@ -240,7 +238,7 @@ def difference_section(evaluation: Evaluation, chrf: Float[np.ndarray, "R N"]) -
     for number, outputs in enumerate(evaluation.outputs[1:], 1):
         gain = chrf[number] - chrf[0]
         better, worse = int((gain > 0).sum()), int((gain < 0).sum())
-        yield element("h3", _badge(number, len(chrf)), f"{outputs.run.name} beside {evaluation.outputs[0].run.name}")
+        yield element("h3", *_named(outputs, True), f" beside {evaluation.outputs[0].run.name}")
         equal = len(gain) - better - worse
         yield element("p", f"chrF is higher in {counted(better, 'sentence')}, lower in {worse:,}, equal in {equal:,}.")
         for title, key in (("Most gained", -gain), ("Most lost", gain)):
@@ -270,9 +268,8 @@ def _sentence(
     for number, (outputs, text) in enumerate(zip(evaluation.outputs, texts, strict=True)):
         if text is None:
             continue
-        several = len(texts) > 1
         value = "" if chrf is None else f" chrF {chrf[number]:.1f}"
-        name = [_badge(number, len(texts)), f"{outputs.run.name}{value}"] if several else [f"output{value}"]
+        name = [*_named(outputs, True), value] if len(texts) > 1 else [f"output{value}"]
         lines += _line(name, text)
     head = element("p", f"Item {place + 1:,}", class_="faint")
     return element("div", head, element("dl", *lines), element("div", *parts, class_="maps"), class_="sample")
@@ -283,6 +280,6 @@ def _line(name: str | Sequence[Content], text: str) -> list[Element]:
     return [element("dt", *term), element("dd", element("bdi", text, dir="auto"))]
 
 
-def _badge(number: int, total: int) -> Content:
-    """The colour of a run, where there are several."""
-    return element("span", class_=f"run c{number % NUM_COLOURS}", aria_hidden="true") if total > 1 else ""
+def _named(outputs: Outputs, several: bool) -> list[Content]:
+    """The name of a run, where there are several with its colour."""
+    return [badge(outputs.run.number), outputs.run.name] if several else [outputs.run.name]

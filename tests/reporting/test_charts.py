@@ -1,6 +1,7 @@
 """Charts say what they were given: their coordinates, labels and spoken text are read back."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def labels(figure, anchor):
 
 def test_the_points_of_a_line_are_where_the_axes_say():
     points = [(100, 3.0), (200, 1.0), (300, None), (400, 0.5), (500, 0.75)]
-    figure = line_chart("Loss", [Series("run", points)], "step")
+    figure: Any = line_chart("Loss", [Series("run", points)], "step")
     ordinate = [(float(text), y - 4) for text, _, y in labels(figure, "end")]
     (low, bottom), (high, top) = ordinate[0], ordinate[-1]
     *marks, across = labels(figure, "middle")
@@ -66,11 +67,11 @@ def test_the_points_of_a_line_are_where_the_axes_say():
 
 
 def test_a_logarithmic_ordinate_has_equal_steps_for_equal_factors_and_says_so():
-    figure = line_chart("Loss", [Series("run", [(0, 100.0), (1, 1.0), (2, 0.01)])], "step", logarithmic=True)
+    figure: Any = line_chart("Loss", [Series("run", [(0, 100.0), (1, 1.0), (2, 0.01)])], "step", logarithmic=True)
     heights = [y for _, y in paths(figure.find("svg"), "line")[0]]
     assert heights[1] - heights[0] == pytest.approx(heights[2] - heights[1], abs=0.2)
     assert figure.find("figcaption/b").text == "Loss, logarithmic"
-    flat = line_chart("Loss", [Series("run", [(0, 3.0), (1, 1.0)])], "step", logarithmic=True)
+    flat: Any = line_chart("Loss", [Series("run", [(0, 3.0), (1, 1.0)])], "step", logarithmic=True)
     assert flat.find("figcaption/b").text == "Loss"
 
 
@@ -83,14 +84,16 @@ def test_a_logarithmic_ordinate_has_equal_steps_for_equal_factors_and_says_so():
     st.booleans(),
 )
 def test_whatever_the_values_a_line_stays_in_its_frame(points, logarithmic):
-    figure = line_chart("x", [Series("a", sorted(points, key=lambda point: point[0]))], "y", logarithmic=logarithmic)
+    figure: Any = line_chart(
+        "x", [Series("a", sorted(points, key=lambda point: point[0]))], "y", logarithmic=logarithmic
+    )
     (line,) = paths(figure.find("svg"), "line")
     assert all(LEFT <= x <= WIDTH - RIGHT and TOP <= y <= HEIGHT - BOTTOM for x, y in line)
     assert len(labels(figure, "end")) >= 1
 
 
 def test_series_beyond_the_colours_have_other_dashes():
-    figure = line_chart("x", [Series(str(n), [(0, float(n)), (1, 2.0)], n) for n in range(18)], "y")
+    figure: Any = line_chart("x", [Series(str(n), [(0, float(n)), (1, 2.0)], n) for n in range(18)], "y")
     drawn = [part.get("class") for part in figure.find("svg").iter("path") if "line" in part.get("class")]
     assert len(set(drawn)) == 18
     assert [key.text or key[0].tail for key in figure.iter("span")] == [str(n) for n in range(18)]
@@ -123,12 +126,13 @@ def test_powers_are_those_of_ten_or_where_they_are_few_more():
 
 
 def test_a_bar_is_as_high_as_its_value_and_says_it():
-    runs = [[Bar(50.0, (40.0, 80.0), "a, x: 50"), Bar(20.0, None, "a, y: 20")], [Bar(0.0, None, "b, x: 0")] * 2]
-    figure = bar_chart("Exact", ["x", "y"], runs, "length")
+    runs = {0: [Bar(50.0, (40.0, 80.0), "a, x: 50"), Bar(20.0, None, "a, y: 20")], 3: [Bar(0.0, None, "b, x: 0")] * 2}
+    figure: Any = bar_chart("Exact", ["x", "y"], runs, "length")
     bars = [part for part in figure.iter("rect")]
     heights = [float(bar.get("height")) for bar in bars]
     assert heights[0] / heights[1] == pytest.approx(50 / 20, abs=0.02) and heights[2:] == [0, 0]
     assert [bar.find("title").text for bar in bars][:2] == ["a, x: 50", "a, y: 20"]
+    assert [bar.get("class") for bar in bars] == ["bar c0"] * 2 + ["bar c3"] * 2
     (whisker,) = [part for part in figure.iter("path") if part.get("class") == "whisker"]
     _, low, high = map(float, re.findall(NUMBER, whisker.get("d")))
     assert (low - high) / heights[0] == pytest.approx(40 / 50, abs=0.02)
@@ -137,7 +141,9 @@ def test_a_bar_is_as_high_as_its_value_and_says_it():
 
 def test_a_map_has_a_box_for_each_weight_that_can_be_seen():
     weights = np.array([[0.9, 0.1, 0.0], [0.004, 0.5, 0.496]])
-    figure = heat_map("attention", ["the", "a much too long token"], ["d", "word", "</s>"], weights, ["0.5", "0.25"])
+    figure: Any = heat_map(
+        "attention", ["the", "a much too long token"], ["d", "word", "</s>"], weights, ["0.5", "0.25"]
+    )
     found = np.zeros((2, 3))
     boxes = [part for part in figure.iter("rect") if part.get("class") == "weight"]
     xs, ys = (sorted({float(box.get(name)) for box in boxes}) for name in "xy")

@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,8 @@ def test_its_commands_write_the_pages_that_it_says(text, tmp_path):
     for words in commands[:2]:
         assert cli.main(words) == 0
     (program,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
-    exec(compile(program, "docs/report.md", "exec"), names := {"__name__": "report"})
+    names: dict[str, Any] = {"__name__": "report"}
+    exec(compile(program, "docs/report.md", "exec"), names)
     both = (tmp_path / "both.html").read_text()
     assert names["path"].read_text() == both and (tmp_path / "runs" / "mine" / "report.html").exists()
     listed = re.findall(r"^\* \*\*(.*?)\*\*", text, re.M)

@@ -133,6 +133,7 @@ def test_samples_show_what_the_model_writes_and_where_it_looks(page, trained):
     (hypothesis,) = load(trained).translate([sources[-1]], details=True)
     said = page.sections["samples"]
     assert all(text in said for text in (sources[0], references[0], sources[-1], references[-1], hypothesis.text))
+    assert hypothesis.details and hypothesis.details.weights and hypothesis.alignment
     row, column = hypothesis.details.tokens[0], hypothesis.details.source_tokens[hypothesis.alignment[0]]
     weight = max(hypothesis.details.weights[0])
     assert f"attends to most, and the weight: {row} ← {column} {weight:.2f}" in page.source
@@ -259,7 +260,7 @@ def test_a_run_that_is_not_done_has_a_page_of_its_curves(copy, write):
         "copy has no evaluation: its sentences are not shown. To make one: python -m seq2seq_jax evaluate"
         in (found.sections[""])
     )
-    assert "cannot be read" not in found.sections[""]
+    assert "damaged" not in found.sections[""]
     with pytest.raises(UserError, match="No evaluation of test in .*copy; there is none yet.*evaluate --workdir"):
         write(copy, split="test")
 
@@ -270,7 +271,7 @@ def test_damaged_rows_are_counted_and_numbers_that_are_none_are_gaps(copy, write
     rows[2] = json.dumps(json.loads(rows[2]) | {"grad_norm": None})
     (copy / "metrics.jsonl").write_text("".join(f"{row}\n" for row in rows))
     found = write(copy)
-    assert "1 line of metrics.jsonl of copy cannot be read and are left out" in found.sections[""].replace("is", "are")
+    assert "metrics.jsonl of copy has 1 damaged line, left out here." in found.sections[""]
 
 
 def test_a_run_with_nothing_in_it_is_refused(copy, write, capfd):
@@ -368,4 +369,4 @@ def test_seeds_that_are_still_trained_have_their_curves(trained, tmp_path, write
     shutil.copy(trained / "config.json", run)
     found = write(run)
     assert "seed 0, validation" in found.sections["curves"] and "seed 1, validation" in found.sections["curves"]
-    assert "seed 1 has no evaluation" in found.sections[""]
+    assert "seed 1 is still trained, and has no evaluation yet." in found.sections[""]
