@@ -87,9 +87,9 @@ def _choose(runs: Sequence[Run], split: str | None) -> str | None:
 
 
 def _page(workdirs: Sequence[Path], runs: Sequence[Run], chosen: str | None) -> str:
-    names = [name for name in dict.fromkeys(name for run in runs for name in run.evaluations) if name != chosen]
+    others = [name for name in dict.fromkeys(name for run in runs for name in run.evaluations) if name != chosen]
     evaluations, notes = {}, list(_notes(runs, chosen))
-    for name in [chosen, *names] if chosen else []:
+    for name in [chosen, *others] if chosen else []:
         try:
             evaluations[name] = read_evaluation(name, runs)
         except TextGone as gone:
@@ -101,7 +101,8 @@ def _page(workdirs: Sequence[Path], runs: Sequence[Run], chosen: str | None) -> 
     sections |= {"Settings": list(_settings(runs)), "Environment": list(_environment(runs))}
     sections = {name: parts for name, parts in sections.items() if parts}
     links = [element("a", name.partition(" (")[0], href=f"#{_anchor(name)}") for name in sections]
-    title = " · ".join(workdir.resolve().name for workdir in workdirs)
+    names = [run.name for run in runs] if len(runs) == len(workdirs) else [path.resolve().name for path in workdirs]
+    title = " · ".join(names)
     head = [element("h1", title), _summary(runs), element("nav", *links, aria_label="Sections")]
     head += [element("p", note, class_="note") for note in notes]
     body = [

@@ -127,6 +127,8 @@ def _runs_of(workdir: Path, alone: bool) -> list[Run]:
     for index in itertools.takewhile(lambda index: (workdir / SEEDS / str(index)).is_dir(), itertools.count()):
         own = replace(config, train=replace(config.train, seed=config.train.seed + index))
         runs.append(_read_run(f"{before}seed {own.train.seed}", workdir / SEEDS / str(index), own))
+    if (folder := workdir.resolve().parent).name == SEEDS:
+        name = f"{folder.parent.name}, seed {config.train.seed}"
     return runs or [_read_run(name, workdir, config)]
 
 

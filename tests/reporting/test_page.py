@@ -342,6 +342,8 @@ def test_the_directory_of_several_seeds_is_its_seeds_and_their_ensemble(trained,
     capfd.readouterr()
     found = write(tmp_path / "seeds-run")
     assert "ensemble of 2: attention in item 1" in found.sections["samples"]
+    assert "<h1>seeds-run</h1>" in found.source
+    assert "<h1>seeds-run, seed 0</h1>" in write(tmp_path / "seeds-run" / "seeds" / "0").source
     assert "seeds-run, ensemble of 2: attention in item 1" in write(tmp_path / "seeds-run", trained).sections["samples"]
 
 
