@@ -33,7 +33,7 @@ REPRODUCTION = "reproduction.json"
 _FINGERPRINT = Path(VOCABULARY, "corpus.txt")  # hash of the text that the run reads
 _LOCK = "lock"
 _FILES = ("train_files", "validation_files", "test_files")
-_FREE = ("log_every", "num_samples")  # of `train`: they change nothing of what is trained
+_FREE = ("log_every", "num_samples", "trackers")  # of `train`: they change nothing of what is trained
 _VECTORS = ("source_vectors", "target_vectors")
 
 
@@ -346,7 +346,9 @@ def _what_counts(config: Config) -> Config:
     nothing: dict[str, Any] = {name: getattr(Config, name) for name in PUBLISHED}
     data = dataclasses.replace(data, data_dir=None, **changes)
     train = dataclasses.replace(config.train, init_from="run" if config.train.init_from else None)
-    return dataclasses.replace(config, data=data, train=train, mesh=MeshConfig(), **nothing)
+    return dataclasses.replace(
+        config, data=data, train=train, mesh=MeshConfig(), bleu_tokenizer=config.tokenizer, **nothing
+    )
 
 
 def _absolute(path: str) -> str:

@@ -13,7 +13,7 @@ import jax
 
 from seq2seq_jax import __version__, text_files
 from seq2seq_jax.checkpoint import version_of
-from seq2seq_jax.config import Config, flattened
+from seq2seq_jax.config import Config, flat
 from seq2seq_jax.console import ready_streams
 from seq2seq_jax.errors import UserError, did_you_mean
 from seq2seq_jax.reporting.charts import Series, badge, line_chart
@@ -289,12 +289,12 @@ def _points(run: Run, name: str) -> list[tuple[float, float | None]]:
 
 
 def _settings(runs: Sequence[Run]) -> Iterator[Content]:
-    default, flat = flattened(Config()), [flattened(run.config) for run in runs]
-    changed = [name for name in default if any(each[name] != default[name] for each in flat)]
+    default, fields = flat(Config()), [flat(run.config) for run in runs]
+    changed = [name for name in default if any(each[name] != default[name] for each in fields)]
     head = element("tr", *(element("th", text) for text in ("field", *(run.name for run in runs), "default")))
     rows = []
     for name in changed:
-        values = [each[name] for each in flat]
+        values = [each[name] for each in fields]
         tag = "b" if any(value != values[0] for value in values) else "span"
         cells = [element("td", element(tag, _value(value))) for value in values]
         rows.append(element("tr", element("td", element("code", name)), *cells, element("td", _value(default[name]))))

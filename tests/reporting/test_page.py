@@ -12,7 +12,7 @@ import pytest
 import sacrebleu
 
 from seq2seq_jax import cli, report
-from seq2seq_jax.config import Config, flattened
+from seq2seq_jax.config import Config, flat
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.metrics import score_hypotheses
 from seq2seq_jax.run_directory import claim, read_config
@@ -144,7 +144,7 @@ def test_the_settings_are_those_that_differ_and_all_of_them(page, trained):
     config = read_config(trained)
     (table,) = re.findall("<table.*?</table>", page.source[page.source.index('id="settings"') :], re.S)[:1]
     listed = re.findall("<td><code>([^<]*)</code></td>", table)
-    default, here = flattened(Config()), flattened(config)
+    default, here = flat(Config()), flat(config)
     assert listed == [name for name in default if here[name] != default[name]] and "model.hidden_size" in listed
     assert all(f'"{name.rpartition(".")[2]}": ' in page.sections["settings"] for name in default)
 
