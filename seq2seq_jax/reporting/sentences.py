@@ -122,7 +122,7 @@ def frequency_section(evaluation: Evaluation) -> Iterator[Content]:
             Bar(0.0 if math.isnan(each.f1) else 100 * each.f1, None, f"{outputs.run.name}, {name}: {_told(each)}")
             for name, each in zip(names, words, strict=True)
         ]
-    marks = [f"{first:,}{'' if first == last else '+'}" for first, last in classes]
+    marks = [f"{first}{'' if first == last else '+'}" for first, last in classes]
     yield element("div", bar_chart("F1, %", marks, runs, "times in the training text"), class_="charts")
     yield _word_table(evaluation.outputs, found)
 
@@ -277,7 +277,8 @@ def _sentence(
 
 def _line(name: str | Sequence[Content], text: str) -> list[Element]:
     term = [name] if isinstance(name, str) else name
-    return [element("dt", *term), element("dd", element("bdi", text, dir="auto"))]
+    shown = element("bdi", text, dir="auto") if text else element("i", "empty", class_="faint")
+    return [element("dt", *term), element("dd", shown)]
 
 
 def _named(outputs: Outputs, several: bool) -> list[Content]:

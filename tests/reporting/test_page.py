@@ -171,11 +171,11 @@ def test_best_and_worst_are_by_sentence_chrf(copy, write):
     sources, references = lines_of_test(copy)
     longest = max(range(len(references)), key=lambda place: len(references[place].split()))
     outputs = [text.replace("ANT", "ANTS") for text in references]
-    outputs[4] = "something else"
+    outputs[4] = ""
     rewrite(copy, outputs)
     said = write(copy).sections["best-and-worst-sentences"]
     worst, best = said.split("Best 8")
-    assert worst.index(f"Item 5 source {sources[4]} reference {references[4]} output chrF") < 200
+    assert worst.index(f"Item 5 source {sources[4]} reference {references[4]} output chrF 0.0 empty") < 200
     exact = [place for place, text in enumerate(outputs) if text == references[place]]
     first = max(exact, key=lambda place: (len(references[place].split()), -place))
     assert best.strip().startswith(f"Item {first + 1} source {sources[first]}")
