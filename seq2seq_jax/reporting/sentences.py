@@ -128,7 +128,11 @@ def frequency_section(evaluation: Evaluation) -> Iterator[Content]:
 
 
 def _told(words: WordClass) -> str:
-    return f"F1 {words.f1:.1%}, recall {words.recall:.1%}, precision {words.precision:.1%}"
+    return f"F1 {_percent(words.f1)}, recall {_percent(words.recall)}, precision {_percent(words.precision)}"
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{100 * share:.1f}"
 
 
 def _word_table(outputs: Sequence[Outputs], found: Sequence[Sequence[WordClass]]) -> Element:
@@ -143,7 +147,7 @@ def _word_table(outputs: Sequence[Outputs], found: Sequence[Sequence[WordClass]]
                 for text in (
                     _range(words.first, words.last),
                     *(f"{count:,}" for count in (words.references, words.outputs, words.matched)),
-                    *("–" if math.isnan(x) else f"{100 * x:.1f}" for x in (words.recall, words.precision, words.f1)),
+                    *map(_percent, (words.recall, words.precision, words.f1)),
                 )
             ),
         )
