@@ -708,7 +708,9 @@ def _load(workdirs: Sequence[Path], decode: DecodeConfig) -> "Translator":
 
 def _report(given: Sequence[Given], repository: Path | None) -> int:
     console.check_output()
-    arguments, _ = _parse_for_run("report", ReportArguments, given)
+    arguments = parse(ReportArguments, given, default=None, prog=f"{_program()} report")
+    for workdir in arguments.workdir:
+        read_config(workdir)  # a wrong directory is told at once, before JAX is imported
     _configure_jax(TO_TRANSLATE)
     from seq2seq_jax.reporting.page import report
 

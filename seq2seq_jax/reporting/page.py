@@ -208,6 +208,9 @@ def _conclusion(workdir: Path) -> Iterator[Content]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(sentence := content.get("conclusion"), str) and sentence:
             yield element("p", element("b", sentence))
+        for seed in content["seeds"]:
+            if not seed["scores"]:
+                yield element("p", f"Seed {seed['seed']} is left out: {seed.get('trouble') or 'it was not tested'}")
 
 
 def _means(runs: Sequence[Run], name: str) -> Iterator[Content]:

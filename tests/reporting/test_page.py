@@ -327,10 +327,14 @@ def test_the_directory_of_several_seeds_is_its_seeds_and_their_ensemble(trained,
         shutil.copytree(trained, tmp_path / "seeds-run" / "seeds" / str(seed))
     rewrite(tmp_path / "seeds-run" / "seeds" / "1", [f"{text} X" for text in lines_of_test(trained)[1]])
     seeds = [{"seed": seed, "scores": {"test": {}}} for seed in (0, 1)]
-    told = {"seeds": seeds, "conclusion": "REPRODUCED: bleu"}
+    diverged = {"seed": 2, "scores": {}, "trouble": "Training diverged at step 7."}
+    told = {"seeds": [*seeds, diverged], "conclusion": "REPRODUCED: bleu"}
     (tmp_path / "seeds-run" / "reproduction.json").write_text(json.dumps(told))
-    found = write(tmp_path / "seeds-run")
+    with pytest.warns(UserWarning, match="Seed 2 of .* had diverged and is left out"):
+        found = write(tmp_path / "seeds-run")
     assert "REPRODUCED: bleu" in found.sections["scores"]
+    assert "Seed 2 is left out: Training diverged at step 7." in found.sections["scores"]
+    (tmp_path / "seeds-run" / "reproduction.json").write_text(json.dumps(told | {"seeds": seeds}))
     first, second = (
         json.loads((tmp_path / "seeds-run" / "seeds" / str(seed) / "evaluations" / "test.json").read_text())["chrf"]
         for seed in (0, 1)
