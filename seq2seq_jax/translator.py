@@ -139,14 +139,17 @@ class Translator:
         self._mesh = mesh = mesh or make_mesh(MeshConfig(), jax.local_devices())
         self.params = params
         sizes = vocab_sizes(vocabularies)
-        graph = ensemble_graph(ensemble, sizes, self.decode.ensemble) if ensemble else model_graph(config.model, sizes)
+        self.avoided = self._avoided()
+        self.graph = graph = (
+            ensemble_graph(ensemble, sizes, self.decode.ensemble) if ensemble else model_graph(config.model, sizes)
+        )
         whole, rows = replicated(mesh), by_rows(mesh)
         jit = partial(jax.jit, compiler_options=compiler_options(mesh))
         self._attends = all(each.attention != "none" for each in ensemble or [config.model])
         for name in ("replace_unknown", "coverage_penalty"):
             if getattr(self.decode, name):
                 self.check_attention(f"decode.{name}")
-        search = partial(programs.search, graph, self.decode, self._avoided(), mesh)
+        search = partial(programs.search, graph, self.decode, self.avoided, mesh)
         # Programs take batches as they are, and place the rows, sooner than device_put would.
         self._search = jit(search, static_argnums=(5, 6), in_shardings=(whole, whole, rows, rows, rows))
         self._search_tables = jit(partial(programs.search_tables, graph), out_shardings=whole)
