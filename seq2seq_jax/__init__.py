@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from seq2seq_jax.training.reproduction import reproduce
     from seq2seq_jax.translator import Hypothesis, Translator, load
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "Config",
