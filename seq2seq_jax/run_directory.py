@@ -106,7 +106,7 @@ def read_configs(workdirs: Sequence[Path]) -> list[Config]:
     configs, seen = [read_config(workdir) for workdir in workdirs], set[Path]()
     for workdir in workdirs:
         if workdir.resolve() in seen:
-            raise UserError(f"{workdir} is given twice. Give it once.")
+            raise UserError(f"{workdir} is given twice; an ensemble is of different runs. Give it once.")
         seen.add(workdir.resolve())
     return configs
 

@@ -379,10 +379,7 @@ MINE = ["--workdir", "runs/mine"]
     ("arguments", "message"),
     [
         (["trian"], "Unknown command trian. Did you mean train?"),
-        (
-            ["qqq"],
-            "Unknown command qqq. There are train, reproduce, plan, evaluate, translate, score, average, ",
-        ),
+        (["qqq"], "Unknown command qqq. There are train, reproduce, plan, evaluate, translate, score, average"),
         (["train", "--model.hiden-size", "5"], "Unknown option --model.hiden-size. Did you mean --model.hidden-size?"),
         (["train", "--model.hiden_size=5"], "Unknown option --model.hiden_size. Did you mean --model.hidden_size?"),
         (["train", "--modle.cell", "lstm"], "Unknown option --modle.cell. Did you mean --model.cell?"),
@@ -423,7 +420,7 @@ MINE = ["--workdir", "runs/mine"]
         (["translate", *MINE, "--num-best", "2", "--decode.beam-size", "1"], "greedy search; set --decode.beam-size 2"),
         (["translate", "--workdir"], "--workdir names no run directory; give one, or several for an ensemble."),
         (["translate", *MINE, "runs/mien"], "not a run directory: there is no runs/mien/config.json. Did you mean"),
-        (["translate", *MINE, "runs/../runs/mine"], "mine is given twice. Give it once."),
+        (["translate", *MINE, "runs/../runs/mine"], "mine is given twice; an ensemble is of different runs."),
         (["translate", *MINE, "--decode.ensemble", "mean"], "--decode.ensemble takes one of linear, log_linear, got"),
         (["average", *MINE, "runs/mine/.", "--last", "2"], "is given twice"),
         (["translate", *MINE, "--input", "no.txt"], "There is no file no.txt. Did you mean not.txt?"),

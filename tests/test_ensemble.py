@@ -278,7 +278,7 @@ def test_a_run_that_copies_and_one_that_does_not_are_refused(trained, tmp_path):
 
 
 def test_one_run_twice_is_refused_however_it_is_spelled(trained):
-    with pytest.raises(UserError, match="run is given twice. Give it once"):
+    with pytest.raises(UserError, match="run is given twice; an ensemble is of different runs"):
         load([trained, trained / ".." / trained.name])
 
 
