@@ -38,6 +38,8 @@ def _from_docs(text: str) -> str:
     """README's links, which start at the top of the repository, as links from docs/."""
     for folder in ("configs/", "seq2seq_jax/", "tests/", "benchmarks/"):
         text = text.replace(f"]({folder}", f"](../{folder}")
+    for file, page in (("CONTRIBUTING", "contributing"), ("CHANGELOG", "changes"), ("README", "index")):
+        text = text.replace(f"]({file}.md", f"]({page}.md")
     return text.replace("](docs/", "](")
 
 

@@ -418,7 +418,9 @@ class Translator:
             tokens[row, place] = replaced[row].setdefault(text[best - first], self.vocabularies.source.size + best)
         return tokens, [*replaced]
 
-    def _details(self, source: Padded, tokens: Int[Array, "B T"], copies: Sequence[Copies]) -> list[Details]:
+    def _details(
+        self, source: Padded, tokens: Int[Array | np.ndarray, "B T"], copies: Sequence[Copies]
+    ) -> list[Details]:
         log_probs, weights = jax.tree.map(np.asarray, self._follow(self.params, self._placed(source), tokens))
         lengths, rows = np.asarray((tokens != PAD).sum(-1)), np.asarray(tokens)
         sources, target = self.vocabularies.source, self.vocabularies.target

@@ -29,6 +29,7 @@ NEEDED = {
     "score": ["--workdir", "../run", "--source-file", "lines", "--target-file", "lines"],
     "average": ["--workdir", "../run", "--last", "2", "--output", "averaged"],
     "report": ["--workdir", "../run", "--output", "page.html"],
+    "export": ["--workdir", "../run", "--output", "model.pyz"],
 }
 DECODE = {name: hint for name, hint in OPTIONS["translate"].items() if name.startswith("decode.")}
 CONFIG = """
