@@ -156,6 +156,8 @@ class EvaluateArguments:
     """What cuts text into the tokens that BLEU counts; by default as the run was configured."""
     metrics: tuple[FurtherMetric, ...] | None = None
     """Scores reported beside BLEU, chrF and exact match; by default as the run was configured."""
+    comet_model: Path | None = None
+    """A COMET model's file (Rei et al. 2020), model.ckpt, for its score too; an extra: pip install '.[comet]'."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     processes: Processes = field(default_factory=ProcessArguments)
 
@@ -489,9 +491,11 @@ def _evaluate(given: Sequence[Given], repository: Path | None) -> int:
     config = read_config(runs[0])
     given_here = {name: getattr(arguments, name) for name in ("bleu_tokenizer", "metrics")}
     config = replace(config, **{name: value for name, value in given_here.items() if value is not None})
-    from seq2seq_jax.metrics import check_packages
+    from seq2seq_jax.metrics import check_comet, check_packages
 
     check_packages(config)
+    if arguments.comet_model is not None:
+        check_comet(arguments.comet_model)
     with _together(arguments.processes):
         return _evaluated(arguments, runs, config)
 
@@ -522,7 +526,7 @@ def _evaluated(arguments: EvaluateArguments, runs: Sequence[Path], config: Confi
         name = f"{_name_of_ensemble(arguments.workdir)}/{name}"
     if runs != (workdir,):
         about["workdirs"] = [str(path.absolute()) for path in runs]
-    scores = evaluation.evaluate_split(model, workdir, name, sources, targets, about)
+    scores = evaluation.evaluate_split(model, workdir, name, sources, targets, about, arguments.comet_model)
     print("\n".join([_table(scores), *scores.get("remarks", ())]))
     print(f"written to {workdir / 'evaluations' / name}.json, beam {arguments.decode.beam_size}")
     return 0

@@ -21,6 +21,7 @@ from seq2seq_jax.data.vocabulary import Vocabularies
 from seq2seq_jax.metrics import (
     advice_on_rouge,
     advice_on_tokenizer,
+    score_comet,
     score_further,
     score_hypotheses,
     score_moses_lowercase,
@@ -120,9 +121,13 @@ def output_scores(translator: Translator, outputs: Sequence[Hypothesis], items: 
 
 
 def evaluate_lines(
-    translator: Translator, sources: Sequence[str], targets: Sequence[str], progress: ProgressCallback = silent
+    translator: Translator,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    progress: ProgressCallback = silent,
+    comet: Path | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Decodes `sources`, scores the result against `targets`.
+    """Decodes `sources`, scores the result against `targets`, by the COMET model of a file too.
 
     Returns:
       The scores of `teacher_forced`, over all pairs, and of `output_scores`, over
@@ -137,6 +142,11 @@ def evaluate_lines(
     outputs = translator.translate_ids(items.ids, items.sources, progress=progress)
     seconds = time.perf_counter() - start
     scores |= output_scores(translator, outputs, items)
+    if comet is not None:
+        ((name, score),) = score_comet(
+            comet, items.sources, [output.text for output in outputs], items.references
+        ).items()
+        scores |= {name: score.value, f"{name}_signature": score.signature}
     scores |= {"sentences": len(outputs), "sentences_per_second": len(outputs) / seconds}
     scores |= {"pairs": len(sources)} if config.data.group_references else {}
     scores |= {"step": translator.step} if translator.step is not None else {}
@@ -157,6 +167,7 @@ def evaluate_split(
     sources: Sequence[str],
     targets: Sequence[str],
     about: Mapping[str, Any] | None = None,
+    comet: Path | None = None,
 ) -> dict[str, Any]:
     """`evaluate_lines`, written to `evaluations/NAME.json`, with `about`, and `evaluations/NAME.hypotheses.txt`.
 
@@ -165,7 +176,7 @@ def evaluate_split(
     Of several processes the first one writes.
     """
     with progress_bar() if processes.is_first() else contextlib.nullcontext(silent) as progress:
-        scores, hypotheses = evaluate_lines(translator, sources, targets, progress)
+        scores, hypotheses = evaluate_lines(translator, sources, targets, progress, comet)
     if not processes.is_first():
         return scores
     folder = workdir / "evaluations"

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -330,6 +331,36 @@ def _check_rouge() -> None:
     """Raises UserError where rouge-score (the extra `rouge`) is not installed."""
     if importlib.util.find_spec("rouge_score") is None:
         raise UserError("metrics rouge needs rouge-score: pip install '.[rouge]', or leave rouge out of metrics.")
+
+
+def check_comet(model: Path) -> None:
+    """Raises UserError where unbabel-comet (the extra `comet`) is not installed, or there is no such model."""
+    if importlib.util.find_spec("comet") is None:
+        raise UserError("--comet-model needs unbabel-comet: pip install '.[comet]', or leave it out.")
+    if not model.is_file():
+        raise UserError(f"--comet-model: there is no file {model}. COMET's models are files named model.ckpt.")
+
+
+def score_comet(
+    model: Path, sources: Sequence[str], hypotheses: Sequence[str], references: References
+) -> dict[str, Score]:
+    """COMET by a model that has been downloaded (Rei et al. 2020), times 100: the mean over all references.
+
+    Args:
+      model: a checkpoint file.
+      sources, hypotheses, references: text of each line, references one or several.
+    """
+    import comet
+
+    found = comet.load_from_checkpoint(str(model))
+    triples = [
+        {"src": source, "mt": hypothesis, "ref": reference}
+        for source, hypothesis, of_line in zip(sources, hypotheses, references, strict=True)
+        for reference in of_line
+    ]
+    score = found.predict(triples, gpus=0, progress_bar=False).system_score
+    version = importlib.metadata.version("unbabel-comet")
+    return {"comet": Score(100 * float(score), f"model:{model.resolve().parent.parent.name}|version:{version}")}
 
 
 def _moses_tokens(lines: Sequence[str], language: str) -> list[str]:

@@ -5,6 +5,7 @@ import math
 import sys
 from collections import Counter
 from dataclasses import replace
+from types import ModuleType, SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -21,8 +22,10 @@ from seq2seq_jax.errors import UserError
 from seq2seq_jax.metrics import (
     advice_on_rouge,
     advice_on_tokenizer,
+    check_comet,
     check_packages,
     levenshtein,
+    score_comet,
     score_further,
     score_hypotheses,
     score_moses_lowercase,
@@ -416,3 +419,34 @@ def test_the_scores_of_a_metric_are_those_that_the_configuration_names():
         assert {*found} == {*names} - {"sequence_error_rate"}  # which an evaluation takes from exact_match
         assert {*names} <= {*get_args(PublishedMetric)}
     assert FURTHER_SCORES.keys() == {*get_args(FurtherMetric)}
+
+
+def test_comet_is_the_mean_over_all_references_by_a_model_that_is_there(monkeypatch, tmp_path):
+    """By a stand-in of the package, which scores by how many letters agree."""
+    seen = []
+
+    class Model:
+        def predict(self, triples, *, gpus, progress_bar):
+            seen.extend(triples)
+            shares = [sum(a == b for a, b in zip(t["mt"], t["ref"], strict=False)) / len(t["ref"]) for t in triples]
+            return SimpleNamespace(system_score=sum(shares) / len(shares))
+
+    stub = ModuleType("comet")
+    vars(stub)["load_from_checkpoint"] = lambda path: Model()
+    monkeypatch.setitem(sys.modules, "comet", stub)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.2.0")
+    path = tmp_path / "wmt22" / "checkpoints" / "model.ckpt"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    found = score_comet(path, ["a", "b"], ["xy", "zz"], [["xy", "xx"], ["zy"]])
+    assert found == {"comet": (pytest.approx(100 * (1 + 0.5 + 0.5) / 3), "model:wmt22|version:2.2.0")}
+    assert [tuple(triple.values()) for triple in seen] == [("a", "xy", "xy"), ("a", "xy", "xx"), ("b", "zz", "zy")]
+
+
+def test_comet_without_its_package_or_model_is_told_at_the_door(monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs unbabel-comet: pip install '.\[comet\]'"):
+        check_comet(tmp_path / "model.ckpt")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    with pytest.raises(UserError, match="there is no file .*model.ckpt. COMET's models are files named model.ckpt."):
+        check_comet(tmp_path / "model.ckpt")
