@@ -526,7 +526,7 @@ def _evaluated(arguments: EvaluateArguments, runs: Sequence[Path], config: Confi
         name = f"{_name_of_ensemble(arguments.workdir)}/{name}"
     if runs != (workdir,):
         about["workdirs"] = [str(path.absolute()) for path in runs]
-    scores = evaluation.evaluate_split(model, workdir, name, sources, targets, about, arguments.comet_model)
+    scores = evaluation.evaluate_split(model, workdir, name, sources, targets, about, comet=arguments.comet_model)
     print("\n".join([_table(scores), *scores.get("remarks", ())]))
     print(f"written to {workdir / 'evaluations' / name}.json, beam {arguments.decode.beam_size}")
     return 0

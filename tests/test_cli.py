@@ -851,7 +851,7 @@ def evaluated(stub, translators, monkeypatch):
                 raise UserError(f"No split {name}.")
             return Split()
 
-    stub("evaluation", evaluate_split=lambda translator, *arguments: calls.append(arguments) or scores, scores=scores)
+    stub("evaluation", evaluate_split=lambda _, *arguments, comet: calls.append(arguments) or scores, scores=scores)
     monkeypatch.setattr("seq2seq_jax.data.corpora.load_corpus", lambda config: OfTwoPairs())
     return calls
 
