@@ -147,6 +147,7 @@ class Translator:
         self.params = params
         sizes = vocab_sizes(vocabularies)
         graph = ensemble_graph(ensemble, sizes, self.decode.ensemble) if ensemble else model_graph(config.model, sizes)
+        self._graph = graph
         whole, rows = replicated(mesh), by_rows(mesh)
         jit = partial(jax.jit, compiler_options=compiler_options(mesh))
         search = partial(_search, graph, self.decode, mesh)
@@ -222,18 +223,15 @@ class Translator:
     ) -> list[list[Hypothesis]]:
         """The best hypotheses for each source, as many as wanted or as there are."""
         empty = Hypothesis("", 0.0, details=Details((), (), (), ()) if details else None)
-        beyond = sources.lengths > self._longest_source
+        beyond = sources.lengths > self.longest_source
         hypotheses = [[empty._replace(score=-np.inf, cut=True) if long else empty] for long in beyond]
         filled, done = np.flatnonzero((sources.lengths > 1) & ~beyond), 0
         here: list[int] = []
         for indices, source, max_lengths in self._of_share(self._batches(sources, filled)):
-            longest = self._longest(source.values.shape[1])
-            found = self._search(self.params, self._tables, *self._placed((source, max_lengths)), longest, num_best)
             texts = [lines[index] for index in indices]
-            ranked = [self._ranked(found, rank, source, texts, details) for rank in range(num_best)]
-            there = np.maximum((np.asarray(found.lengths) > 0).sum(1), 1)
-            for row, index in enumerate(indices):
-                hypotheses[index] = [rank[row] for rank in ranked[: there[row]]]
+            found = self._of_batch(source, max_lengths, texts, num_best, details)
+            for index, each in zip(indices, found, strict=True):
+                hypotheses[index] = each
             here += indices.tolist()
             done += len(indices) * self._share[1]
             progress("translating", min(done, len(filled)), len(filled))
@@ -242,6 +240,45 @@ class Translator:
                 for index, found in rows:
                     hypotheses[index] = [_from_json(*each) for each in found]
         return hypotheses
+
+    def translate_batch(
+        self, lines: Sequence[str], rows: int, width: int, *, num_best: int = 1, details: bool = False
+    ) -> list[list[Hypothesis]]:
+        """Returns the best hypotheses for each line, none of them empty, from one batch of a given shape.
+
+        What is compiled depends on the shape, on `num_best` and on `details`, and on nothing else; without lines
+        that is all that is done.
+
+        Args:
+          lines: at most `rows`.
+          rows: of the batch, a multiple of the devices.
+          width: ids of its sources; no line has more.
+          num_best, details: as of `translate`.
+        """
+        sources = encode_lines(self.vocabularies, lines).sources
+        max_lengths = np.ones(rows, np.int32)  # empty rows end at once
+        max_lengths[: len(lines)] = output_limits(sources.lengths, self.decode.max_length_ratio)
+        return self._of_batch(sources.padded(np.arange(len(lines)), rows, width), max_lengths, lines, num_best, details)
+
+    @property
+    def mesh(self) -> Mesh:
+        """Devices that share the rows of every batch."""
+        return self._mesh
+
+    @property
+    def search_parts(self) -> tuple[nnx.GraphDef, Params, Any]:
+        """The model's structure, its parameters, and what every step of a search takes of them, see `SearchTables`."""
+        return self._graph, self.params, self._tables
+
+    def _of_batch(
+        self, source: Padded, max_lengths: Int[np.ndarray, " B"], lines: Sequence[str], num_best: int, details: bool
+    ) -> list[list[Hypothesis]]:
+        """The best hypotheses for each line of a batch; there may be rows without one."""
+        longest = self._longest(source.values.shape[1])
+        found = self._search(self.params, self._tables, *self._placed((source, max_lengths)), longest, num_best)
+        ranked = [self._ranked(found, rank, source, lines, details) for rank in range(num_best)]
+        there = np.maximum((np.asarray(found.lengths) > 0).sum(1), 1)
+        return [[rank[row] for rank in ranked[: there[row]]] for row in range(len(lines))]
 
     def _placed(self, rows: T) -> T:
         """Rows as a program takes them: as they are, but for several processes, where JAX wants to see them placed."""
@@ -326,7 +363,8 @@ class Translator:
         return round_up(rows, self._mesh.size)
 
     @property
-    def _longest_source(self) -> int:
+    def longest_source(self) -> int:
+        """Most tokens of a source that is searched for."""
         return max(LONGEST_SOURCE, 10 * self.config.data.max_length)
 
     def _longest(self, width: int) -> int:
@@ -360,9 +398,9 @@ class Translator:
                 f" the first with {lengths[long[0]]}: {first[:40]!r}...; the output is likely to be poor. Split them.",
                 stacklevel=3,
             )
-        if number := int((lengths > self._longest_source).sum()):
+        if number := int((lengths > self.longest_source).sum()):
             warnings.warn(
-                f"{number:,} of {counted(len(lines), 'line')} have more than {self._longest_source:,} tokens, the most"
+                f"{number:,} of {counted(len(lines), 'line')} have more than {self.longest_source:,} tokens, the most"
                 " that are translated; each gets an empty line. Split them.",
                 stacklevel=3,
             )
