@@ -35,7 +35,7 @@ FLOORS = (
     ("ensemble",),
     ("build", "losses", "metrics", "checkpoint", "decoding", "data"),
     ("translator",),
-    ("evaluation", "averaging"),
+    ("evaluation", "averaging", "serving"),
     ("training",),
     ("cli",),
     ("__main__", ""),  # the two doors

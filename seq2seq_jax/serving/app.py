@@ -202,7 +202,7 @@ class Service:
                     yield _event({"error": message})
                     return
                 await loop.run_in_executor(self._steps, stream.advance)  # one of each stream in turn
-                text = stream.hypothesis().text
+                text = stream.text
                 if not stream.done and text.startswith(sent):
                     yield _event({"delta": text[len(sent) :]})
                     sent = text

@@ -1,6 +1,6 @@
 """What clients may ask of a server, and how many of them may wait."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from seq2seq_jax.errors import UserError
 
@@ -26,12 +26,18 @@ class Limits:
     """Seconds that a request may take, and a client to send it."""
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value, least = getattr(self, item.name), 2 if item.name == "max_tokens" else 1
-            if value is not None and not value >= least:  # nan, too
-                raise UserError(f"{_option(item.name)} must be {least} or more, got {value}.")
-        if self.timeout > LONGEST_TIMEOUT:
-            raise UserError(f"--timeout must be at most {LONGEST_TIMEOUT:,.0f} seconds, got {self.timeout:g}.")
+        if not 0 < self.timeout <= LONGEST_TIMEOUT:
+            raise UserError(f"--timeout must be more than 0 and at most {LONGEST_TIMEOUT:,.0f}, got {self.timeout:g}.")
+        for name, least in (
+            ("max_tokens", 2),
+            ("max_texts", 1),
+            ("max_body", 1),
+            ("max_lines", 1),
+            ("max_client_lines", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"{_option(name)} must be {least} or more, got {value}.")
         for name in ("max_client_lines", "max_lines"):
             if (value := getattr(self, name)) < self.max_texts:
                 raise UserError(

@@ -91,13 +91,17 @@ class Stream:
         self._cut = bool(found.cut[0, 0])
         self.tokens.append(int(found.token[0, 0]))
 
+    @property
+    def text(self) -> str:
+        """What is written so far."""
+        vocabularies = self._stepwise.translator.vocabularies
+        return vocabularies.target.decode([self.tokens], vocabularies.copies([self._line]))[0]
+
     def hypothesis(self) -> Hypothesis:
-        """What is written so far, as `Translator.translate` would return it."""
-        translator = self._stepwise.translator
-        (text,) = translator.vocabularies.target.decode([self.tokens], translator.vocabularies.copies([self._line]))
-        length = np.array(len(self.tokens))
-        score = self._log_prob / float(penalty(length, translator.decode.length_penalty))
-        return Hypothesis(text, score, self._cut)
+        """What is written, as `Translator.translate` returns it."""
+        alpha = self._stepwise.translator.decode.length_penalty
+        score = self._log_prob / float(penalty(jnp.int32(len(self.tokens)), alpha))
+        return Hypothesis(self.text, score, self._cut)
 
 
 def _encode(graph: nnx.GraphDef, params: Any, source: Padded) -> tuple[Any, Any]:
