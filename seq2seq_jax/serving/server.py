@@ -49,7 +49,7 @@ def serve(translator: Translator, door: Door, place: socket.socket, limits: Limi
         listen(place, door.host, place.getsockname()[1])
         print(f"Serving     {_url(door.host, place)}", flush=True)
         threading.Thread(target=_compile_rest, args=(programs, stop), daemon=True).start()
-        unanswered = asyncio.run(_answer(Service(model, door, limits), place, notes))
+        unanswered = asyncio.run(answer(Service(model, door, limits), place, notes))
         stop.set()
         # Here, within the block: after it the signal would end the process by its own code.
         signals.end(signals.EXIT_CODES[notes[0]] if unanswered else 0)
@@ -88,12 +88,14 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _answer(service: Service, place: socket.socket, notes: Sequence[int]) -> int:
+async def answer(service: Service, place: socket.socket, notes: Sequence[int]) -> int:
     """Answers until a signal is noted, and then what was taken before; returns how many texts were left without."""
     config = uvicorn.Config(
         service.app,
-        lifespan="off",
+        loop="asyncio",
+        http="h11",  # which refuses heads without an end
         ws="none",
+        lifespan="off",
         log_config=None,
         log_level=logging.ERROR,
         access_log=False,

@@ -56,6 +56,60 @@ def test_who_sends_unknown_words_is_told(model):
     assert "warnings" not in found[1]
 
 
+@pytest.mark.filterwarnings("ignore:.*(reached the limit|left out|oldest turns)")
+def test_turns_of_a_dialogue_come_before_the_text(dialogue):
+    found = ask(dialogue, {"text": "cat", "turns": ["ant bee", "dog"]})
+    assert same(found, dialogue.translator.translate(["ant bee\tdog\tcat"])[0])
+    assert found["text"] != ask(dialogue, {"text": "cat"})["text"]
+    long = ask(dialogue, {"text": "cat", "turns": ["ant bee eel", "dog"], "details": True})
+    assert long["warnings"] == ["The oldest turns are left out, to fit what the model reads."]
+    assert long["source_tokens"] == ["...", "dog", "|", "cat", "</s>"]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"turns": "ant"}, "turns must be a list of strings, got a string."),
+        ({"turns": ["ant", 3]}, "turns[1] must be a string, got a number."),
+        ({"turns": ["ant", "a\0"]}, "turns[1] holds a NUL character."),
+        ({"turns": ["a\nb"]}, "turns[0] has more than one line"),
+        ({"turns": ["a\tb"]}, "turns[0] has a tab, which stands between turns"),
+        ({"text": "a\tb"}, 'text has a tab, which stands between turns; send the turns before it as "turns".'),
+        ({"turns": ["a"] * 3}, "This model reads 2 turns before a text, got 3; leave out the oldest."),
+        ({"text": ""}, "text is empty."),
+    ],
+)
+def test_what_are_no_turns_is_refused(dialogue, content, message):
+    async def talk(client, _):
+        answer = await client.post("/translate", json={"text": "cat"} | content)
+        assert answer.status_code == 422 and message in answer.json()["error"], answer.text
+        several = await client.post("/translate", json={"texts": ["cat"], "turns": []})
+        assert 'before one "text"' in several.json()["error"]
+
+    converse(dialogue, talk)
+
+
+def test_a_model_of_dialogue_has_a_page_to_chat_at(dialogue):
+    async def talk(client, _):
+        assert "<h1>Chat</h1>" in (await client.get("/")).text
+        assert (await client.get("/model")).json()["context_turns"] == 2
+
+    converse(dialogue, talk)
+
+
+@pytest.mark.filterwarnings("ignore:.*(reached the limit|left out|oldest turns)")
+def test_tags_stand_behind_a_text(tagged):
+    (expected,) = tagged.translator.translate(["ant\tV;PST"])
+    assert same(ask(tagged, {"text": "ant\tV;PST"}), expected)
+
+    async def talk(client, _):
+        for text, message in (("ant", "has no tab and tags behind it"), ("\tV", "text is empty.")):
+            answer = await client.post("/translate", json={"text": text})
+            assert answer.status_code == 422 and message in answer.json()["error"]
+
+    converse(tagged, talk)
+
+
 def test_many_at_once_get_each_their_own(model):
     """Single texts, lists, hypotheses, details and streams, all at the same time, against translations alone."""
     kinds = ({}, {}, {"num_best": 2}, {"details": True}, {"num_best": 2, "details": True}, {"stream": True})
