@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 import tyro
 
@@ -180,8 +180,23 @@ class TranslateArguments:
     output: Path | None = None
     """File to write; by default standard output."""
     num_best: int | None = None
-    """Hypotheses to write for each line, best first, up to decode.beam_size: lines of the input line's number, the
-    score and the text, with tabs between; by default the text of the best alone."""
+    """Hypotheses to write for each line, best first, up to decode.beam_size; by default the best alone. With
+    decode.sample so many are drawn, and written in that order."""
+    format: Literal["text", "tsv", "json"] | None = None
+    """text: the text alone, or with --num-best NUMBER ||| TEXT ||| SCORE, as Moses writes it; tsv: the input line's
+    number, score and text, tabs between; json: an object a line, with tokens, their log-probabilities and the
+    alignment. By default text, with --num-best tsv."""
+    alignments: Path | None = None
+    """File for word alignments of the best output, i-j for source word i and output word j, from 0: a line each."""
+    prefix_file: Path | None = None
+    """How the output of each input line begins, a line each; an empty one for anyhow."""
+    required_file: Path | None = None
+    """Words or phrases that the output of each input line must have, tabs between (dynamic beam allocation, Post and
+    Vilar 2018); a line each, an empty one for none. What no output may have is decode.avoid."""
+    rerank: tuple[Path, ...] = ()
+    """Run directory (or several) whose model puts what the beam found into another order."""
+    rerank_weight: float = 0.5
+    """Its part of the new scores, from 0 to 1."""
     context_turns: int | None = None
     """Of the prompt: turns, what was typed and the answers, that are read before a line; by default data.context_turns
     of the run. A line of a file holds its turns itself, the oldest first and tabs between."""
@@ -191,6 +206,20 @@ class TranslateArguments:
     def __post_init__(self) -> None:
         if self.num_best is not None:
             check_num_best(self.num_best, self.decode)
+        if self.alignments is not None and self.num_best is not None:
+            raise UserError("--alignments are of the best output; leave --num-best out, or use --format json.")
+        if not 0 <= self.rerank_weight <= 1:
+            raise UserError(f"--rerank-weight must be from 0 to 1, got {self.rerank_weight}.")
+        if self.rerank and (self.decode.sample or self.decode.beam_size == 1):
+            raise UserError(
+                "--rerank orders what a beam finds; set --decode.beam-size 2 or more, without decode.sample."
+            )
+
+    @property
+    def side_files(self) -> dict[str, Path]:
+        """Files with a line for each input line."""
+        given = {"prefixes": self.prefix_file, "required": self.required_file}
+        return {name: path for name, path in given.items() if path is not None}
 
 
 @dataclass(frozen=True)
@@ -510,16 +539,18 @@ def _translate(given: Sequence[Given], repository: Path | None) -> int:
     arguments, runs = _parse_for_run("translate", TranslateArguments, given)
     at_prompt = arguments.input is None and arguments.output is None and console.is_terminal(sys.stdin)
     turns = _context_turns(arguments, runs[0], at_prompt)
+    if at_prompt and (arguments.side_files or arguments.alignments):
+        raise UserError("--prefix-file, --required-file and --alignments go with --input, or text that is piped in.")
     if arguments.processes.several:
         with _together(arguments.processes):
             _translate_together(arguments, runs)
     elif at_prompt:
         _prompt(_translation(arguments, runs), turns)
     else:
-        with _lines_and_output(arguments) as (chunks, target):
+        with _questions_and_output(arguments) as (questions, write):
             translate = _translation(arguments, runs)
-            for lines in chunks:
-                _write(translate(lines), target)
+            for question in questions:
+                write(translate(question))
     return 0
 
 
@@ -528,26 +559,77 @@ def _translate_together(arguments: TranslateArguments, runs: Sequence[Path]) -> 
     from seq2seq_jax import processes
 
     with contextlib.ExitStack() as stack:
-        opened: list[tuple[Iterator[list[str]], BinaryIO]] = []
-        processes.by_first(lambda: opened.append(stack.enter_context(_lines_and_output(arguments))))
+        opened: list[tuple[Iterator[_Question], Callable[[list[_Answer]], None]]] = []
+        processes.by_first(lambda: opened.append(stack.enter_context(_questions_and_output(arguments))))
         translate = _translation(arguments, runs)
-        while (lines := processes.by_first(lambda: next(opened[0][0], None))) is not None:
-            answers = translate(lines)
+        while (question := processes.by_first(lambda: next(opened[0][0], None))) is not None:
+            answers = translate(_Question(*question))
             if opened:
-                _write(answers, opened[0][1])
+                opened[0][1](answers)
+
+
+class _Question(NamedTuple):
+    """Some lines to translate, and what is asked of their outputs."""
+
+    lines: list[str]
+    first_line: int
+    prefixes: list[str] | None = None
+    required: list[list[str]] | None = None
+
+
+class _Answer(NamedTuple):
+    """What becomes of a line: the text of the best hypothesis, the lines to write, and its word alignment."""
+
+    best: str
+    lines: list[str]
+    alignment: str = ""
 
 
 @contextlib.contextmanager
-def _lines_and_output(arguments: TranslateArguments) -> Generator[tuple[Iterator[list[str]], BinaryIO]]:
-    """The lines to translate, as they arrive, and where to write."""
-    with text_files.open_input(arguments.input) as source, text_files.open_output(arguments.output) as target:
+def _questions_and_output(
+    arguments: TranslateArguments,
+) -> Generator[tuple[Iterator[_Question], Callable[[list[_Answer]], None]]]:
+    """The lines to translate, as they arrive, and what writes the answers."""
+    beside = {name: (path, list(text_files.read_lines(path))) for name, path in arguments.side_files.items()}
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(text_files.open_input(arguments.input))
+        target = stack.enter_context(text_files.open_output(arguments.output))
         text_files.check_apart(source, target, arguments.output)
-        yield text_files.chunks(source, str(arguments.input or "standard input")), target
+        links = None
+        if arguments.alignments is not None:
+            links = stack.enter_context(text_files.open_output(arguments.alignments))
+            text_files.check_apart(source, links, arguments.alignments)
+
+        def write(answers: list[_Answer]) -> None:
+            target.write("".join(f"{text}\n" for answer in answers for text in answer.lines).encode())
+            target.flush()
+            if links is not None:
+                links.write("".join(f"{answer.alignment}\n" for answer in answers).encode())
+
+        name = str(arguments.input or "standard input")
+        yield _questions(text_files.chunks(source, name), name, beside), write
 
 
-def _write(answers: Sequence["_Answer"], target: BinaryIO) -> None:
-    target.write("".join(f"{text}\n" for answer in answers for text in answer.lines).encode())
-    target.flush()
+def _questions(
+    chunks: Iterator[list[str]], name: str, beside: Mapping[str, tuple[Path, list[str]]]
+) -> Iterator[_Question]:
+    """Lines with those that stand beside them in other files; UserError where there are fewer or more of these."""
+    number = 0
+    for lines in chunks:
+        given = {}
+        for option, (path, texts) in beside.items():
+            given[option] = texts[number : number + len(lines)]
+            if len(given[option]) < len(lines):
+                raise UserError(f"{path} has {counted(len(texts), 'line')}, and {name} more; it needs a line for each.")
+        if "required" in given:
+            given["required"] = [[each for each in line.split("\t") if each] for line in given["required"]]
+        yield _Question(lines, number + 1, **given)
+        number += len(lines)
+    for path, texts in beside.values():
+        if len(texts) > number:
+            raise UserError(
+                f"{path} has {counted(len(texts), 'line')}, and {name} {number:,}; it needs a line for each."
+            )
 
 
 def _context_turns(arguments: TranslateArguments, run: Path, at_prompt: bool) -> int:
@@ -566,31 +648,41 @@ def _context_turns(arguments: TranslateArguments, run: Path, at_prompt: bool) ->
     return wanted
 
 
-class _Answer(NamedTuple):
-    """What becomes of a line: the text of the best hypothesis, and the lines to write."""
-
-    best: str
-    lines: list[str]
-
-
-def _translation(arguments: TranslateArguments, runs: Sequence[Path]) -> Callable[[Sequence[str]], list[_Answer]]:
+def _translation(arguments: TranslateArguments, runs: Sequence[Path]) -> Callable[[_Question], list[_Answer]]:
     """What the models of runs make of lines."""
+    scorers = members(arguments.rerank) if arguments.rerank else ()
+    if scorers:
+        read_configs(scorers)  # a wrong directory is told before the model is loaded
     model = _load(runs, arguments.decode)
+    scorer = _load(scorers, DecodeConfig(ensemble=arguments.decode.ensemble)) if scorers else None
+    from seq2seq_jax.answers import answer_lines, pharaoh
     from seq2seq_jax.data.progress import progress_bar
 
-    numbers = itertools.count(1)
+    ranked = arguments.num_best is not None
+    form = arguments.format or ("tsv" if ranked else "text")
+    if arguments.alignments is not None:
+        model.check_attention("--alignments")
+    details = form == "json" or arguments.alignments is not None
+    num_best = arguments.decode.beam_size if scorer else arguments.num_best
 
-    def translate(lines: Sequence[str]) -> list[_Answer]:
+    def translate(question: _Question) -> list[_Answer]:
+        lines, first, prefixes, required = question
+        asked: dict[str, Any] = dict(details=details, prefixes=prefixes, required=required, first_line=first)
         with progress_bar() as progress:
-            if arguments.num_best is None:
-                texts = [hypothesis.text for hypothesis in model.translate(lines, progress=progress)]
-                return [_Answer(text, [text]) for text in texts]
-            found = model.translate(lines, num_best=arguments.num_best, progress=progress)
-        numbered = zip(itertools.islice(numbers, len(found)), found, strict=True)
-        return [
-            _Answer(best[0].text, [f"{number}\t{each.score:.4f}\t{each.text}" for each in best])
-            for number, best in numbered
-        ]
+            if num_best is None:
+                found = [[best] for best in model.translate(lines, progress=progress, **asked)]
+            else:
+                found = model.translate(lines, num_best=num_best, progress=progress, **asked)
+        if scorer:
+            from seq2seq_jax.reranking import rerank
+
+            found = rerank(scorer, lines, found, arguments.rerank_weight, arguments.decode.length_penalty)
+        answers = []
+        for number, all_of_line in enumerate(found, first):
+            of_line = all_of_line[: arguments.num_best or 1]
+            alignment = pharaoh(model.vocabularies, of_line[0]) if arguments.alignments else ""
+            answers.append(_Answer(of_line[0].text, answer_lines(form, number, of_line, ranked=ranked), alignment))
+        return answers
 
     return translate
 
@@ -727,7 +819,7 @@ def _digest(*paths: Path) -> str:
     return hashlib.sha256(os.fsencode(places)).hexdigest()[:8]
 
 
-def _prompt(translate: Callable[[Sequence[str]], list[_Answer]], context_turns: int) -> None:
+def _prompt(translate: Callable[[_Question], list[_Answer]], context_turns: int) -> None:
     """Translates what is typed, line by line, until the end of input. The answers are UTF-8 if they go to a file.
 
     Before a line are read the last `context_turns` of what was typed and answered
@@ -754,7 +846,7 @@ def _prompt(translate: Callable[[Sequence[str]], list[_Answer]], context_turns: 
             said = line.replace("\t", " ") if context_turns else line
             if not said.strip():
                 before.clear()
-            (answer,) = translate(["\t".join([*before, said])])
+            (answer,) = translate(_Question(["\t".join([*before, said])], number))
             if said.strip():
                 before += [said, answer.best]
             for text in answer.lines:

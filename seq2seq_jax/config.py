@@ -675,6 +675,10 @@ class TrainConfig:
             )
 
 
+SAMPLING = ("temperature", "top_k", "top_p", "seed")
+"""Fields of `DecodeConfig` that say how outputs are drawn."""
+
+
 @dataclass(frozen=True)
 class DecodeConfig:
     """Search at test time."""
@@ -690,14 +694,63 @@ class DecodeConfig:
     ensemble: Mixture = "linear"
     """What several runs, given together, make of the next token: linear, the mean of their probabilities; or
     log_linear, that of their log-probabilities, by which each of them can rule a token out."""
+    groups: Annotated[int, Bounds(1, 1_000)] = 1
+    """Groups of the beam that differ (diverse beam search, Vijayakumar et al. 2018), each with an equal part of
+    beam_size: for --num-best outputs that are not all alike."""
+    diversity: Annotated[float, Bounds(0, 100)] = 0.5
+    """What a group takes off a token, in nats, for each hypothesis of the groups before it that wrote it there."""
+    coverage_penalty: Annotated[float, Bounds(0, 10)] = 0.0
+    """Strength beta of Wu et al. 2016, equation 14, by which outputs lose that attend to parts of the source too
+    little; 0 for none."""
+    min_length: Annotated[int, Bounds(0, 10_000)] = 0
+    """Tokens that every output has, at least."""
+    no_repeat_ngram: Annotated[int, Bounds(0, 100)] = 0
+    """No sequence of so many tokens comes twice in an output (Paulus et al. 2018, with 3); 0 allows it."""
+    avoid: tuple[str, ...] = ()
+    """Words or phrases that no output has, cut into tokens as the target vocabulary cuts them."""
+    replace_unknown: bool = False
+    """Write, for an unknown word, the source word attended to most (Luong et al. 2015, section 2.2 of "Addressing the
+    Rare Word Problem")."""
+    sample: bool = False
+    """Draw outputs at random, one, or as many as --num-best, instead of searching for likely ones."""
+    temperature: Annotated[float, Bounds(0.01, 100)] = 1.0
+    """Of what is drawn: each probability to the power of its inverse; below 1 likely tokens gain."""
+    top_k: Annotated[int, Bounds(0, 1_000_000)] = 0
+    """Draw from so many likeliest tokens (Fan et al. 2018); 0 for all."""
+    top_p: Annotated[float, Bounds(0.0001, 1)] = 1.0
+    """Draw from the fewest likeliest tokens that have this probability together (Holtzman et al. 2020); 1 for all."""
+    seed: Annotated[int, SEED] = 0
+    """Of what is drawn: a line's output depends on this, its text and its number."""
 
     def __post_init__(self) -> None:
         _check("decode.", self)
+        self._check_sampling()
+        if self.beam_size % self.groups:
+            raise UserError(
+                f"decode.groups {self.groups} does not divide decode.beam_size {self.beam_size}; use decode.beam_size"
+                f" {-(-self.beam_size // self.groups) * self.groups}."
+            )
         if self.batch_size * self.beam_size > MOST_HYPOTHESES:
             raise UserError(
                 f"decode.batch_size {self.batch_size} times decode.beam_size {self.beam_size} is more than"
                 f" {MOST_HYPOTHESES:,} hypotheses at once; use decode.batch_size {MOST_HYPOTHESES // self.beam_size}."
             )
+
+    def _check_sampling(self) -> None:
+        if self.sample:
+            for name in ("groups", "coverage_penalty"):
+                if getattr(self, name) != getattr(DecodeConfig, name):
+                    raise UserError(f"decode.{name} is of beam search, and decode.sample is True; leave one out.")
+            return
+        for name in SAMPLING:
+            if (value := getattr(self, name)) != getattr(DecodeConfig, name):
+                raise UserError(f"decode.{name} {value} is of what is drawn; it goes with decode.sample True.")
+
+
+def greedy(decode: DecodeConfig) -> DecodeConfig:
+    """The same settings with greedy search in the place of a beam or of drawing."""
+    default = {name: getattr(DecodeConfig, name) for name in (*SAMPLING, "groups", "coverage_penalty")}
+    return dataclasses.replace(decode, beam_size=1, sample=False, **default)
 
 
 def check_num_best(num_best: int, decode: DecodeConfig) -> None:
@@ -708,6 +761,8 @@ def check_num_best(num_best: int, decode: DecodeConfig) -> None:
     """
     if num_best < 1:
         raise UserError(f"--num-best must be 1 or more, got {num_best}.")
+    if decode.sample:
+        return
     if decode.beam_size == 1:
         raise UserError(
             f"--num-best {num_best} lists what a beam search finds, and decode.beam_size is 1, which is greedy search;"
@@ -860,6 +915,7 @@ def from_json(text: str) -> Config:
 
 def _renew(values: dict[str, Any]) -> None:
     """Writes in today's words what older versions wrote otherwise."""
+    values.pop("checksum", None)  # of a run directory
     if values.get("published", "") is None:  # where the task was not the published one
         values["published"] = ""
     model = values.get("model")

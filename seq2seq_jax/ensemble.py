@@ -39,9 +39,16 @@ class Ensemble(nnx.Module):
         self, tables: tuple[SearchTables, ...], encoded: Encoded, state: tuple[Any, ...], tokens: Int[Array, "B K"]
     ) -> tuple[tuple[Any, ...], Float[Array, "B K W"]]:
         """Scores of what can come next for K hypotheses a sentence; as `Seq2Seq.search_step`, of all models."""
+        return self.attending_step(tables, encoded, state, tokens)[:2]
+
+    def attending_step(
+        self, tables: tuple[SearchTables, ...], encoded: Encoded, state: tuple[Any, ...], tokens: Int[Array, "B K"]
+    ) -> tuple[tuple[Any, ...], Float[Array, "B K W"], Float[Array, "B K S"] | None]:
+        """As `search_step`, and the mean of the attention weights, where all models have some."""
         each = zip(self.models, tables, encoded.memory, state, strict=True)
-        found = [model.search_step(own, memory, now, tokens) for model, own, memory, now in each]
-        return tuple(now for now, _ in found), mixture([said for _, said in found], self.kind)
+        found = [model.attending_step(own, memory, now, tokens) for model, own, memory, now in each]
+        said = mixture([said for _, said, _ in found], self.kind)
+        return tuple(now for now, _, _ in found), said, mean_weights([weights for _, _, weights in found])
 
     def total(
         self,

@@ -7,6 +7,7 @@ Training alone writes here (and `evaluate` its evaluations); whoever else reads 
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import socket
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seq2seq_jax.cache import existing_folder, naming, try_lock, write_whole
-from seq2seq_jax.config import PUBLISHED, Config, MeshConfig, differences, from_json, to_json
+from seq2seq_jax.config import PUBLISHED, Config, MeshConfig, TrainConfig, differences, from_json, to_json
 from seq2seq_jax.errors import UserError, nearest
 from seq2seq_jax.signals import undoing
 from seq2seq_jax.wording import counted
@@ -32,6 +33,7 @@ REPRODUCTION = "reproduction.json"
 _FINGERPRINT = Path(VOCABULARY, "corpus.txt")  # hash of the text that the run reads
 _LOCK = "lock"
 _FILES = ("train_files", "validation_files", "test_files")
+_FREE = ("log_every", "num_samples")  # of `train`: they change nothing of what is trained
 _VECTORS = ("source_vectors", "target_vectors")
 
 
@@ -43,7 +45,11 @@ def read_config(workdir: Path) -> Config:
     """
     path = workdir / "config.json"
     try:
-        return from_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        config, values = from_json(text), json.loads(text)
+        if values.pop("checksum", None) not in (None, _checksum(values)):
+            raise UserError("it is not what was written there: something in it has changed.")
+        return config
     except (FileNotFoundError, NotADirectoryError):
         near = nearest(workdir.name, [run.parent.name for run in sorted(workdir.parent.glob("*/config.json"))])
         hint = f" Did you mean {workdir.parent / near}?" if near else ""
@@ -111,7 +117,17 @@ def is_claimed(workdir: Path) -> bool:
 
 def claim(workdir: Path, config: Config) -> None:
     """Makes `workdir` the run directory of `config`: from here on it is resumed, and no other run may use it."""
-    write_whole(workdir / "config.json", to_json(config))
+    values = json.loads(to_json(config))
+    write_whole(workdir / "config.json", json.dumps(values | {"checksum": _checksum(values)}, indent=2) + "\n")
+
+
+def is_sealed(workdir: Path) -> bool:
+    """Whether config.json has a checksum, by which a change of it is noticed; those of older versions have none."""
+    return "checksum" in json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 # where the text lies, and which it was
@@ -173,7 +189,9 @@ def check_text(workdir: Path, config: Config, name: str, fingerprint: str, way_o
 
 
 def check_is_free(workdir: Path, config: Config) -> None:
-    """Refuses a directory that holds a run of another configuration; where its text lies makes none, see `check_text`.
+    """Refuses a directory that holds a run of another configuration.
+
+    Where its text lies makes none, see `check_text`, nor do settings that change nothing of what is trained.
 
     Raises:
       UserError: with the fields that differ.
@@ -227,7 +245,9 @@ def check_origin(workdir: Path, checkpoint: Path, kept: dict[str, Any], here: Or
     """
     if (together := _seeds_together(kept)) != here.seeds_together:
         raise UserError(_of_other_seeds(workdir, checkpoint, together, here.seeds_together))
-    if changed := _differences(from_json(json.dumps(kept["config"])), here.config):
+    # A checksum vouches for the settings that may change; without one the checkpoint does.
+    found = _differences if is_claimed(workdir) and is_sealed(workdir) else _all_differences
+    if changed := found(from_json(json.dumps(kept["config"])), here.config):
         fields = "\n  ".join(changed)
         raise UserError(
             f"{workdir / 'config.json'} or the command is not what {checkpoint} was trained with (then -> now):\n"
@@ -291,7 +311,25 @@ def check_ensemble(runs: Mapping[Path, Origin]) -> None:
             )
 
 
+def free_changes(workdir: Path, config: Config) -> list[str]:
+    """The settings, a line each, in which a run goes on otherwise than it began, and may."""
+    if not is_claimed(workdir):
+        return []
+    kept = read_config(workdir)
+    return differences(kept, dataclasses.replace(kept, decode=config.decode, train=_with_free(kept, config)))
+
+
+def _with_free(config: Config, other: Config) -> TrainConfig:
+    free = {name: getattr(other.train, name) for name in _FREE}
+    return dataclasses.replace(config.train, **free)
+
+
 def _differences(old: Config, new: Config) -> list[str]:
+    """`_all_differences`, but not of the search nor of what is shown along the way."""
+    return _all_differences(old, dataclasses.replace(new, decode=old.decode, train=_with_free(new, old)))
+
+
+def _all_differences(old: Config, new: Config) -> list[str]:
     """`differences`, but not of devices, of where a folder or files lie that both name, nor of what was published."""
     return differences(_what_counts(old), _what_counts(new))
 

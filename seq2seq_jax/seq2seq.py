@@ -255,7 +255,13 @@ class Seq2Seq(nnx.Module):
     def search_step(
         self, tables: SearchTables, encoded: Encoded, state: Any, tokens: Int[Array, "B K"]
     ) -> tuple[Any, Float[Array, "B K W"]]:
-        """Scores of what can come next for K hypotheses a sentence, as `outputs.scores` has them.
+        """Scores of what can come next for K hypotheses a sentence, as `outputs.scores` has them; and the new state."""
+        return self.attending_step(tables, encoded, state, tokens)[:2]
+
+    def attending_step(
+        self, tables: SearchTables, encoded: Encoded, state: Any, tokens: Int[Array, "B K"]
+    ) -> tuple[Any, Float[Array, "B K W"], Float[Array, "B K S"] | None]:
+        """As `search_step`, and the attention weights, where there are any.
 
         Args:
           tables: see `search_tables`.
@@ -274,7 +280,7 @@ class Seq2Seq(nnx.Module):
         state, features = jax.vmap(step, in_axes=1, out_axes=1)(state, *first)
         copies = None if encoded.copies is None else encoded.copies[:, None]
         logits = self.output(features.vector, tables.output_kernel)
-        return state, scores(Predicted(logits, _copying(features, copies)))
+        return state, scores(Predicted(logits, _copying(features, copies))), features.weights
 
     def _step(self, encoded: Encoded, x: Any) -> tuple[Any, Features]:
         return self.decoder.step(encoded.memory, encoded.state, x, self.decoder.keep(None, 1))

@@ -10,33 +10,29 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from seq2seq_jax import processes, run_directory, signals
+from seq2seq_jax import processes, programs, run_directory, signals
 from seq2seq_jax.build import abstract_params, ensemble_graph, model_graph
 from seq2seq_jax.checkpoint import restore_params
 from seq2seq_jax.config import Config, DecodeConfig, MeshConfig, ModelConfig, check_num_best
+from seq2seq_jax.constraints import NO_CONSTRAINTS, Constraints, read_constraints
 from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.data.batching import round_up, similar_groups
 from seq2seq_jax.data.encoded import EncodedSplit, Rows, encode_lines
 from seq2seq_jax.data.pipeline import ALONE, Share, evaluation_batches
 from seq2seq_jax.data.progress import ProgressCallback, silent
 from seq2seq_jax.data.vocabulary import Copies, Vocabularies, load_vocabularies
-from seq2seq_jax.decoding.beam import beam_search
-from seq2seq_jax.decoding.greedy import greedy_search
 from seq2seq_jax.decoding.hypotheses import Found
-from seq2seq_jax.ensemble import Ensemble, together
-from seq2seq_jax.losses import correct_tokens, token_losses
-from seq2seq_jax.outputs import Predicted, scores
+from seq2seq_jax.decoding.rules import Asked
+from seq2seq_jax.ensemble import together
+from seq2seq_jax.errors import UserError
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.run_directory import Origin
-from seq2seq_jax.seq2seq import Seq2Seq
-from seq2seq_jax.sharding import ROWS, WHOLE, by_rows, make_mesh, on_every_device, replicated, share_out
-from seq2seq_jax.symbols import PAD
+from seq2seq_jax.sharding import by_rows, make_mesh, on_every_device, replicated
+from seq2seq_jax.symbols import PAD, UNK
 from seq2seq_jax.wording import counted, part_of
 
 Params = dict[str, Any]
@@ -44,8 +40,6 @@ T = TypeVar("T")
 
 SOURCE_MULTIPLE = 8
 """Source lengths are padded to a multiple of this, so that few searches are compiled."""
-SMALLEST_BATCH = 16
-"""Sentences that a search still takes out of their batch when others have ended: fewer run no faster."""
 LONGEST_SOURCE = 5_000
 """Tokens of a source that is still searched for, or ten times data.max_length if that is more: a search takes time and
 memory by the square of its length, and of such a line no model makes anything."""
@@ -150,12 +144,16 @@ class Translator:
         self._graph = graph
         whole, rows = replicated(mesh), by_rows(mesh)
         jit = partial(jax.jit, compiler_options=compiler_options(mesh))
-        search = partial(_search, graph, self.decode, mesh)
+        self._attends = all(each.attention != "none" for each in ensemble or [config.model])
+        for name in ("replace_unknown", "coverage_penalty"):
+            if getattr(self.decode, name):
+                self.check_attention(f"decode.{name}")
+        search = partial(programs.search, graph, self.decode, self.avoided, mesh)
         # Programs take batches as they are, and place the rows, sooner than device_put would.
-        self._search = jit(search, static_argnums=(4, 5), in_shardings=(whole, whole, rows, rows))
-        self._search_tables = jit(partial(_search_tables, graph), out_shardings=whole)
-        self._follow = jit(partial(_follow, graph, mesh), in_shardings=(whole, rows, rows))
-        token_scores = partial(_token_scores, graph, config.train.rematerialize_every, mesh)
+        self._search = jit(search, static_argnums=(5, 6), in_shardings=(whole, whole, rows, rows, rows))
+        self._search_tables = jit(partial(programs.search_tables, graph), out_shardings=whole)
+        self._follow = jit(partial(programs.follow, graph, mesh), in_shardings=(whole, rows, rows))
+        token_scores = partial(programs.token_scores, graph, config.train.rematerialize_every, mesh)
         self._token_scores = jit(token_scores, in_shardings=(whole, rows, rows))
 
     @overload
@@ -165,12 +163,23 @@ class Translator:
         *,
         details: bool = False,
         num_best: None = None,
+        prefixes: Sequence[str] | None = None,
+        required: Sequence[Sequence[str]] | None = None,
+        first_line: int = 1,
         progress: ProgressCallback = silent,
     ) -> list[Hypothesis]: ...
 
     @overload
     def translate(
-        self, lines: Iterable[str], *, details: bool = False, num_best: int, progress: ProgressCallback = silent
+        self,
+        lines: Iterable[str],
+        *,
+        details: bool = False,
+        num_best: int,
+        prefixes: Sequence[str] | None = None,
+        required: Sequence[Sequence[str]] | None = None,
+        first_line: int = 1,
+        progress: ProgressCallback = silent,
     ) -> list[list[Hypothesis]]: ...
 
     def translate(
@@ -179,6 +188,9 @@ class Translator:
         *,
         details: bool = False,
         num_best: int | None = None,
+        prefixes: Sequence[str] | None = None,
+        required: Sequence[Sequence[str]] | None = None,
+        first_line: int = 1,
         progress: ProgressCallback = silent,
     ) -> list[Hypothesis] | list[list[Hypothesis]]:
         """Returns the best hypothesis for each line, in order; an empty line gives an empty one.
@@ -193,12 +205,18 @@ class Translator:
           lines: to translate.
           details: whether hypotheses have them, see `Details`.
           num_best: how many hypotheses of a beam to return for each line, best first, in a
-            list; there may be fewer. None for one, in no list.
+            list; there may be fewer. None for one, in no list. Where outputs are drawn
+            (`decode.sample`), how many to draw, in the order in which they were.
+          prefixes: how the output of each line begins; empty for anyhow.
+          required: phrases that the output of each line has.
+          first_line: number of the first line, by which outputs are drawn, and messages name lines.
           progress: told of the lines that are done.
 
         Raises:
           TypeError: `lines` is one string, or not of strings.
-          UserError: `num_best` are more than the beam holds, or the search is greedy.
+          ValueError: there is not one of `prefixes` or `required` for each line.
+          UserError: `num_best` are more than the beam holds, or the search is greedy; or
+            a prefix or phrase has symbols that the vocabulary lacks.
         """
         if num_best is not None:
             check_num_best(num_best, self.decode)
@@ -207,9 +225,14 @@ class Translator:
         self._warn_of_long_lines(lines, sources.lengths)
         _warn_of_unknown(lines, sources, "source")
         self._warn_of_turns_left_out(lines, sources)
-        found = self._hypotheses(sources, lines, num_best or 1, details, progress)
+        asked = read_constraints(self.vocabularies, lines, prefixes, required, first_line)
+        if asked.phrases is not None and (self.decode.sample or self.decode.groups > 1):
+            name = "sample" if self.decode.sample else "groups"
+            raise UserError(f"Phrases that outputs must have are sought by one beam; leave decode.{name} out.")
+        found = self._hypotheses(sources, lines, num_best or 1, details, progress, asked, first_line)
         best = [each[0] for each in found]
         self._warn_of_cut_outputs(best)
+        self._warn_of_no_output(best, sources.lengths, first_line)
         return best if num_best is None else found
 
     def translate_ids(
@@ -219,7 +242,14 @@ class Translator:
         return [best for (best,) in self._hypotheses(sources, lines, 1, details, progress)]
 
     def _hypotheses(
-        self, sources: Rows, lines: Sequence[str], num_best: int, details: bool, progress: ProgressCallback
+        self,
+        sources: Rows,
+        lines: Sequence[str],
+        num_best: int,
+        details: bool,
+        progress: ProgressCallback,
+        constraints: Constraints = NO_CONSTRAINTS,
+        first_line: int = 1,
     ) -> list[list[Hypothesis]]:
         """The best hypotheses for each source, as many as wanted or as there are."""
         empty = Hypothesis("", 0.0, details=Details((), (), (), ()) if details else None)
@@ -228,8 +258,12 @@ class Translator:
         filled, done = np.flatnonzero((sources.lengths > 1) & ~beyond), 0
         here: list[int] = []
         for indices, source, max_lengths in self._of_share(self._batches(sources, filled)):
+            max_lengths, longest = self._with_room(source, max_lengths, constraints.num_tokens(indices))
+            numbers = np.zeros(len(max_lengths), np.int32)
+            numbers[: len(indices)] = first_line + indices
+            limits, asked = programs.Limits(max_lengths, numbers), constraints.asked(indices, len(max_lengths))
             texts = [lines[index] for index in indices]
-            found = self._of_batch(source, max_lengths, texts, num_best, details)
+            found = self._of_batch(source, limits, asked, longest, texts, num_best, details)
             for index, each in zip(indices, found, strict=True):
                 hypotheses[index] = each
             here += indices.tolist()
@@ -247,7 +281,7 @@ class Translator:
         """Returns the best hypotheses for each line, none of them empty, from one batch of a given shape.
 
         What is compiled depends on the shape, on `num_best` and on `details`, and on nothing else; without lines
-        that is all that is done.
+        that is all that is done. Outputs that are drawn are those of `translate` with the line alone.
 
         Args:
           lines: at most `rows`.
@@ -255,10 +289,21 @@ class Translator:
           width: ids of its sources; no line has more.
           num_best, details: as of `translate`.
         """
-        sources = encode_lines(self.vocabularies, lines).sources
-        max_lengths = np.ones(rows, np.int32)  # empty rows end at once
-        max_lengths[: len(lines)] = output_limits(sources.lengths, self.decode.max_length_ratio)
-        return self._of_batch(sources.padded(np.arange(len(lines)), rows, width), max_lengths, lines, num_best, details)
+        sources, numbers = encode_lines(self.vocabularies, lines).sources, np.ones(rows, np.int32)
+        lengths = np.ones(rows, np.int32)  # empty rows end at once
+        lengths[: len(lines)] = self.output_limits(sources.lengths)
+        (longest,) = self.output_limits(np.array([width])).tolist()
+        source, limits = sources.padded(np.arange(len(lines)), rows, width), programs.Limits(lengths, numbers)
+        return self._of_batch(source, limits, Asked(), longest, lines, num_best, details)
+
+    def output_limits(self, source_lengths: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+        """The most tokens of each output, of which nothing but the settings of the search asks anything."""
+        least = self.decode.min_length and self.decode.min_length + EXTRA_LENGTH
+        return np.maximum(output_limits(source_lengths, self.decode.max_length_ratio), least)
+
+    def text(self, source: Padded, tokens: Int[np.ndarray, "B T"], line: str) -> str:
+        """The text of an output or its beginning, in the first row, given the line and its ids there."""
+        return self._texts(source, tokens, [line])[0][0]
 
     @property
     def mesh(self) -> Mesh:
@@ -266,16 +311,23 @@ class Translator:
         return self._mesh
 
     @property
-    def search_parts(self) -> tuple[nnx.GraphDef, Params, Any]:
+    def search_parts(self) -> tuple[Any, Params, Any]:
         """The model's structure, its parameters, and what every step of a search takes of them, see `SearchTables`."""
         return self._graph, self.params, self._tables
 
     def _of_batch(
-        self, source: Padded, max_lengths: Int[np.ndarray, " B"], lines: Sequence[str], num_best: int, details: bool
+        self,
+        source: Padded,
+        limits: programs.Limits,
+        asked: Asked,
+        longest: int,
+        lines: Sequence[str],
+        num_best: int,
+        details: bool,
     ) -> list[list[Hypothesis]]:
         """The best hypotheses for each line of a batch; there may be rows without one."""
-        longest = self._longest(source.values.shape[1])
-        found = self._search(self.params, self._tables, *self._placed((source, max_lengths)), longest, num_best)
+        rows = self._placed((source, limits, asked))
+        found = self._search(self.params, self._tables, *rows, longest, num_best)
         ranked = [self._ranked(found, rank, source, lines, details) for rank in range(num_best)]
         there = np.maximum((np.asarray(found.lengths) > 0).sum(1), 1)
         return [[rank[row] for rank in ranked[: there[row]]] for row in range(len(lines))]
@@ -292,10 +344,18 @@ class Translator:
     def _ranked(self, found: Found, rank: int, source: Padded, lines: Sequence[str], details: bool) -> list[Hypothesis]:
         """The hypothesis of a rank for each source of a batch; `lines` has an entry for each that is no padding."""
         tokens, scores, cut = (np.asarray(part[:, rank]) for part in (found.tokens, found.scores, found.cut))
-        copies = self.vocabularies.copies(lines)
-        texts = self.vocabularies.target.decode(list(tokens[: len(lines)]), copies)
+        texts, copies = self._texts(source, tokens, lines)
         more = self._details(source, found.tokens[:, rank], copies) if details else [None] * len(lines)
         return [Hypothesis(text, float(scores[row]), bool(cut[row]), more[row]) for row, text in enumerate(texts)]
+
+    def _texts(
+        self, source: Padded, tokens: Int[np.ndarray, "B T"], lines: Sequence[str]
+    ) -> tuple[list[str], list[Copies]]:
+        """The text of the output of each line, and the copies in it."""
+        copies = self.vocabularies.copies(lines)
+        if self.decode.replace_unknown:
+            tokens, copies = self._without_unknown(source, tokens, lines, copies)
+        return self.vocabularies.target.decode(list(tokens[: len(lines)]), copies), copies
 
     def score(self, sources: Iterable[str], targets: Iterable[str]) -> list[float]:
         """Returns the log-probability of each target, its end included, given its source, in nats.
@@ -367,8 +427,57 @@ class Translator:
         """Most tokens of a source that is searched for."""
         return max(LONGEST_SOURCE, 10 * self.config.data.max_length)
 
-    def _longest(self, width: int) -> int:
-        return int(output_limits(np.array([width]), self.decode.max_length_ratio)[0])
+    def _with_room(
+        self, source: Padded, limits: Int[np.ndarray, " B"], num_asked: Int[np.ndarray, " n"]
+    ) -> tuple[Int[np.ndarray, " B"], int]:
+        """Limits that leave room for what is asked of some outputs, and one for the batch."""
+        needed = np.zeros_like(limits)
+        needed[: len(num_asked)] = np.maximum(num_asked, self.decode.min_length)
+        limits = np.maximum(limits, np.where(needed > 0, needed + EXTRA_LENGTH, 0))
+        by_width = int(output_limits(np.array([source.values.shape[1]]), self.decode.max_length_ratio)[0])
+        return limits, max(by_width, round_up(int(limits.max()), SOURCE_MULTIPLE) if needed.any() else 0)
+
+    @property
+    def avoided(self) -> list[list[int]]:
+        """Token ids of each phrase that no output has.
+
+        Raises:
+          UserError: one has a symbol that the vocabulary lacks, or no text.
+        """
+        if not self.decode.avoid:
+            return []
+        found = [ids.tolist() for ids in self.vocabularies.target.encode(self.decode.avoid)]
+        for phrase, ids in zip(self.decode.avoid, found, strict=True):
+            if not ids or not set(self.vocabularies.target.unknown).isdisjoint(ids):
+                trouble = "has symbols that the vocabulary lacks" if ids else "has no text"
+                raise UserError(f"decode.avoid {phrase[:60]!r} {trouble}; leave it out: no output has it.")
+        return found
+
+    def check_attention(self, what: str) -> None:
+        """Refuses, where a model has no attention, what goes by it.
+
+        Raises:
+          UserError: names `what`.
+        """
+        if not self._attends:
+            raise UserError(f"{what} goes by attention, and model.attention is none; leave it out.")
+
+    def _without_unknown(
+        self, source: Padded, tokens: Int[np.ndarray, "B T"], lines: Sequence[str], copies: Sequence[Copies]
+    ) -> tuple[Int[np.ndarray, "B T"], list[Copies]]:
+        """Tokens with copies of source tokens where they are unknown: of those attended to most."""
+        unknown = tokens[: len(lines)] == UNK
+        if not unknown.any():
+            return tokens, list(copies)
+        _, weights = self._follow(self.params, self._placed(source), tokens)
+        weights, tokens = np.asarray(weights), tokens.copy()
+        replaced = [dict(each) for each in copies]
+        for row, place in np.argwhere(unknown):
+            text = self.vocabularies.source.source_tokens(lines[row])
+            first = int(source.lengths[row]) - 1 - len(text)  # after tags, before the end mark
+            best = first + int(weights[place, row, first : first + len(text)].argmax())
+            tokens[row, place] = replaced[row].setdefault(text[best - first], self.vocabularies.source.size + best)
+        return tokens, [*replaced]
 
     def _details(self, source: Padded, tokens: Int[Array, "B T"], copies: Sequence[Copies]) -> list[Details]:
         log_probs, weights = jax.tree.map(np.asarray, self._follow(self.params, self._placed(source), tokens))
@@ -418,6 +527,21 @@ class Translator:
             warnings.warn(
                 f"{number:,} of {counted(len(hypotheses), 'output')} reached the limit of decode.max_length_ratio"
                 f" {self.decode.max_length_ratio:g} before an end; a larger --decode.max-length-ratio allows more.",
+                stacklevel=3,
+            )
+
+    def _warn_of_no_output(self, best: Sequence[Hypothesis], lengths: Int[np.ndarray, " N"], first_line: int) -> None:
+        nothing = [
+            index
+            for index, hypothesis in enumerate(best)
+            if hypothesis.score == -np.inf and lengths[index] <= self.longest_source
+        ]
+        if nothing:
+            warnings.warn(
+                f"The search came to no output that fits what is asked (prefix, required and avoided phrases,"
+                " decode.min_length, decode.no_repeat_ngram) for"
+                f" {len(nothing):,} of {counted(len(best), 'line')}, the first of them line {first_line + nothing[0]};"
+                " each gets an empty line. Ask for less, or widen the beam.",
                 stacklevel=3,
             )
 
@@ -491,74 +615,3 @@ def _checked(lines: Iterable[str], name: str) -> list[str]:
         if not isinstance(line, str):
             raise TypeError(f"{name}[{index}] is of type {type(line).__name__}, not text: {str(line)[:40]}")
     return lines
-
-
-def _search_tables(graph: nnx.GraphDef, params: Params) -> Any:
-    return nnx.merge(graph, params).search_tables()
-
-
-def _search(
-    graph: nnx.GraphDef,
-    decode: DecodeConfig,
-    mesh: Mesh,
-    params: Params,
-    tables: Any,
-    source: Padded,
-    max_lengths: Int[Array, " B"],
-    max_length: int,
-    num_best: int,
-) -> Found:
-    alpha = float(decode.length_penalty)
-
-    def on_a_device(params: Params, tables: Any, source: Padded, max_lengths: Array) -> Found:
-        model: Seq2Seq | Ensemble = nnx.merge(graph, params)
-        encoded = model.encode(source)
-        memory, carry = encoded._replace(state=None), jax.tree.map(lambda leaf: leaf[:, None], encoded.state)
-        limits: dict[str, Any] = dict(max_lengths=max_lengths, max_length=max_length, smallest=SMALLEST_BATCH)
-        step = partial(model.search_step, tables)
-        if decode.beam_size == 1:
-            return greedy_search(step, memory, carry, **limits, length_penalty=alpha)
-        beam: dict[str, Any] = dict(beam_size=decode.beam_size, num_best=num_best)
-        return beam_search(step, memory, carry, **limits, length_penalty=alpha, **beam)
-
-    # Each device ends when its own sentences have.
-    search = share_out(on_a_device, mesh, in_specs=(WHOLE, WHOLE, ROWS, ROWS), out_specs=ROWS)
-    return search(params, tables, source, max_lengths)
-
-
-def _follow(
-    graph: nnx.GraphDef, mesh: Mesh, params: Params, source: Padded, tokens: Int[Array, "B T"]
-) -> tuple[Float[Array, "T B"], Float[Array, "T B S"] | None]:
-    """Log-probabilities of given tokens by teacher forcing, and the attention weights."""
-
-    def on_a_device(params: Params, source: Padded, tokens: Array) -> tuple[Array, Array | None]:
-        model: Seq2Seq | Ensemble = nnx.merge(graph, params)
-        target = Padded(tokens, (tokens != PAD).sum(-1))
-        return model.each(lambda predicted, labels, _: -token_losses(scores(predicted), labels), source, target)
-
-    out_specs = jax.sharding.PartitionSpec(None, *ROWS)  # time first
-    return share_out(on_a_device, mesh, in_specs=(WHOLE, ROWS, ROWS), out_specs=out_specs)(params, source, tokens)
-
-
-def _token_scores(
-    graph: nnx.GraphDef,
-    piece: int,
-    mesh: Mesh,
-    params: Params,
-    source: Padded,
-    target: Padded,
-) -> tuple[Float[Array, " B"], Int[Array, " B"], Int[Array, " B"]]:
-    """Of each row: nats, real tokens, tokens whose logit is the largest."""
-
-    def on_a_device(params: Params, source: Padded, target: Padded) -> tuple[Array, Array, Array]:
-        model: Seq2Seq | Ensemble = nnx.merge(graph, params)
-
-        def read(predicted: Predicted, labels: Array, mask: Array) -> tuple[Array, Array, Array]:
-            logits = scores(predicted)
-            values = jnp.where(mask, token_losses(logits, labels), 0), mask, mask & correct_tokens(logits, labels)
-            loss, tokens, correct = (value.reshape(-1, len(source.lengths)).sum(0) for value in values)
-            return loss, tokens, correct
-
-        return model.total(read, source, target, piece=piece)
-
-    return share_out(on_a_device, mesh, in_specs=(WHOLE, ROWS, ROWS), out_specs=ROWS)(params, source, target)

@@ -195,6 +195,7 @@ def test_a_run_and_its_copy_are_that_run(trained, tmp_path, kind):
     alone, twice = load(trained), averaged([trained, shutil.copytree(trained, tmp_path / "again")], kind)
     for found, expected in zip(twice.translate(LINES, details=True), alone.translate(LINES, details=True), strict=True):
         assert (found.text, found.cut, found.alignment) == (expected.text, expected.cut, expected.alignment)
+        assert found.details and expected.details
         assert found.details.log_probs == pytest.approx(expected.details.log_probs, rel=1e-4, abs=1e-5)
         assert found.score == pytest.approx(expected.score, rel=1e-4, abs=1e-5)
     np.testing.assert_allclose(twice.score(LINES, REFERENCES), alone.score(LINES, REFERENCES), rtol=1e-4, atol=1e-5)
@@ -232,7 +233,12 @@ def test_without_attention_in_one_model_there_are_no_alignments(trained, other):
     mixed = Translator(ensemble.config, ensemble.vocabularies, params, ensemble=models)
     assert len(mixed.translate(LINES)) == len(LINES)
     for found in mixed.translate(LINES, details=True):
-        assert found.alignment is None and found.details.weights is None and len(found.details.log_probs) > 0
+        assert (
+            found.alignment is None
+            and found.details
+            and found.details.weights is None
+            and len(found.details.log_probs) > 0
+        )
 
 
 def test_settings_of_the_search_are_those_of_the_first_run(trained, other):

@@ -34,8 +34,9 @@ FLOORS = (
     ("seq2seq",),
     ("ensemble",),
     ("build", "losses", "metrics", "checkpoint", "decoding", "data"),
+    ("constraints", "programs"),
     ("translator",),
-    ("evaluation", "averaging", "serving"),
+    ("evaluation", "averaging", "answers", "reranking", "serving"),
     ("training",),
     ("cli",),
     ("__main__", ""),  # the two doors

@@ -50,6 +50,8 @@ UNKNOWN_TEXT = "\u2047"  # what an unknown symbol is written as: the sign that S
 SPECIAL_NAMES = {PAD: "<pad>", BOS: "<s>", EOS: "</s>", UNK: UNKNOWN_TEXT}
 """What special symbols are called where tokens are shown one by one."""
 BETWEEN_TURNS = "|"
+WORD_MARK = "\u2581"
+"""What the entries of SentencePiece begin with that begin a word."""
 
 _BLOCK = 1_000  # lines read at once
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from seq2seq_jax.symbols import EOS
+from seq2seq_jax.symbols import EOS, PAD
 
 NUM_UNWRITTEN = 2  # PAD and BOS, the first two ids, are never part of an output
 BLOCK = 64  # columns; from 32 to 128 the time on a CPU is the same within noise
@@ -97,15 +97,15 @@ def best_continuations(
     place, first = block // maxima.shape[-1], block % maxima.shape[-1] * BLOCK
     column = first[..., None] + jnp.arange(BLOCK, dtype=jnp.int32)  # [B, K, BLOCK]
     index = place[..., None] * vocab_size + jnp.minimum(column, vocab_size - 1)
-    values = _take(logits.reshape(batch, -1), index) + _take(offsets, place)[..., None]
+    values = take(logits.reshape(batch, -1), index) + take(offsets, place)[..., None]
     values = jnp.where((column >= NUM_UNWRITTEN) & (column < vocab_size), values, -jnp.inf)
     best, index = jax.lax.top_k(values.reshape(batch, -1), beam_size)
 
     end = last_allowed[:, None]
     return Continuations(
         log_probs=jnp.where(end, offsets + logits[..., EOS], best),
-        place=jnp.where(end, jnp.arange(beam_size, dtype=jnp.int32), _take(place, index // BLOCK)),
-        token=jnp.where(end, EOS, _take(column.reshape(batch, -1), index)),
+        place=jnp.where(end, jnp.arange(beam_size, dtype=jnp.int32), take(place, index // BLOCK)),
+        token=jnp.where(end, EOS, take(column.reshape(batch, -1), index)),
         cut=end & likelier,
     )
 
@@ -149,9 +149,15 @@ def search_rows(
     return jax.tree.map(lambda leaf, part: leaf.at[kept].set(part), rows, done)
 
 
+def with_rest(log_probs: Float[Array, "B K V"]) -> Float[Array, "B K V"]:
+    """Gives PAD, which no search writes, what log-probabilities lack of a sum of 1: so they stay what they are."""
+    others = jnp.exp(log_probs.at[..., PAD].set(-jnp.inf)).sum(-1)
+    return log_probs.at[..., PAD].set(jnp.log(jnp.maximum(1 - others, 0)))
+
+
 def select(carry: Carry, place: Int[Array, "B K"]) -> Carry:
     """Returns the carry whose row k of each sentence is its row `place[k]` now."""
-    return jax.tree.map(lambda leaf: _take(leaf, place), carry)
+    return jax.tree.map(lambda leaf: take(leaf, place), carry)
 
 
 def _block_maxima(logits: Float[Array, "B K V"]) -> Float[Array, "B K N"]:
@@ -161,6 +167,6 @@ def _block_maxima(logits: Float[Array, "B K V"]) -> Float[Array, "B K N"]:
     return padded.reshape(*logits.shape[:2], -1, BLOCK).max(axis=-1)
 
 
-def _take(rows: Array, index: Int[Array, "B ..."]) -> Array:
+def take(rows: Array, index: Int[Array, "B ..."]) -> Array:
     """Returns `rows[b, index[b, ...]]` for every sentence b; stays local when B is spread over devices."""
     return jax.vmap(lambda row, i: row.at[i].get(mode="promise_in_bounds"))(rows, index)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -290,13 +291,15 @@ def _warnings(sources: Rows) -> list[list[str]]:
 def _translation(found: Sequence[Hypothesis], asked: Asked, warnings: Sequence[str]) -> dict[str, Any]:
     """The hypotheses of a line as JSON."""
     rendered = _hypothesis(found[0], asked.details)
+    if found[0].score == -math.inf:
+        warnings = [*warnings, "The search came to no output that its settings allow."]
     if asked.num_best is not None:
         rendered["hypotheses"] = [_hypothesis(each, asked.details) for each in found[: asked.num_best]]
     return rendered | ({"warnings": list(warnings)} if warnings else {})
 
 
 def _hypothesis(hypothesis: Hypothesis, with_details: bool) -> dict[str, Any]:
-    rendered: dict[str, Any] = {"text": hypothesis.text, "score": hypothesis.score, "cut": hypothesis.cut}
+    rendered: dict[str, Any] = {"text": hypothesis.text, "score": _number(hypothesis.score), "cut": hypothesis.cut}
     details = hypothesis.details
     if not with_details or details is None:
         return rendered
@@ -304,6 +307,11 @@ def _hypothesis(hypothesis: Hypothesis, with_details: bool) -> dict[str, Any]:
     return rendered | {
         "source_tokens": details.source_tokens,
         "tokens": details.tokens,
-        "log_probs": details.log_probs,
+        "log_probs": [*map(_number, details.log_probs)],
         "attention": weights and [[round(weight, 5) for weight in row] for row in weights],
     }
+
+
+def _number(value: float) -> float | None:
+    """A number as JSON has it: minus infinity, of what cannot be, is null."""
+    return value if math.isfinite(value) else None

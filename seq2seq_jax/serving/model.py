@@ -37,8 +37,11 @@ class Model:
 
     def search(self, lines: Sequence[str], kind: Kind, shape: Shape) -> list[list[Hypothesis]]:
         """Returns the hypotheses of lines, none of them empty, best first."""
-        num_best = self.beam_size if kind.startswith("several") else 1
-        return self.translator.translate_batch(lines, *shape, num_best=num_best, details=kind.endswith("details"))
+        num_best, details = self._num_best(kind), kind.endswith("details")
+        return self.translator.translate_batch(lines, *shape, num_best=num_best, details=details)
+
+    def _num_best(self, kind: Kind) -> int:
+        return self.beam_size if kind.startswith("several") else 1
 
     def stream(self, line: str, length: int) -> Stream:
         """Begins to write what a line becomes; its ids are `length`."""
@@ -53,5 +56,7 @@ class Model:
     def _compile(self, kind: Kind, shape: Shape) -> None:
         if kind == "stream":
             self._stepwise.compile(shape.width)
-        else:
-            self.search([], kind, shape)
+        # What gives details also finds what is attended to in the place of an unknown word.
+        details, unknown = kind.endswith("details"), self.translator.decode.replace_unknown
+        if kind != "stream" or unknown:
+            self.translator.translate_batch([], *shape, num_best=self._num_best(kind), details=details or unknown)

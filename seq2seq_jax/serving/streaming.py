@@ -4,6 +4,7 @@ The line is encoded once; each further token is one run of a compiled step. The
 tokens are those of `decoding.greedy.greedy_search`, which finds them in one loop.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,12 +14,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from seq2seq_jax.config import greedy
 from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.data.encoded import encode_lines
 from seq2seq_jax.decoding.hypotheses import best_continuations, penalty
+from seq2seq_jax.decoding.rules import Asked, Rule, nothing_written, ruled
 from seq2seq_jax.padded import Padded
-from seq2seq_jax.symbols import BOS, EOS
-from seq2seq_jax.translator import Hypothesis, Translator, output_limits
+from seq2seq_jax.programs import rules_of
+from seq2seq_jax.symbols import BOS, EOS, PAD
+from seq2seq_jax.translator import Hypothesis, Translator
 
 
 class Written(NamedTuple):
@@ -38,13 +42,18 @@ class Written(NamedTuple):
 
 
 class Stepwise:
-    """The greedy search of a translator's model by steps; its programs depend on the width of a source alone."""
+    """The greedy search of a translator's model by steps, which obeys the rules that its settings name.
+
+    Its programs depend on the width of a source alone.
+    """
 
     def __init__(self, translator: Translator) -> None:
-        self.translator = translator
+        self.translator, avoided = translator, translator.avoided
         graph, _, _ = translator.search_parts
+        rules = rules_of(greedy(translator.decode), avoided, Asked())
         jit = partial(jax.jit, compiler_options=compiler_options(translator.mesh))
-        self._encode, self._step = jit(partial(_encode, graph)), jit(partial(_step, graph))
+        self._begin = jit(partial(_begin, graph, bool(rules)), static_argnums=2)
+        self._step = jit(partial(_step, graph, rules))
 
     def begin(self, line: str, width: int) -> "Stream":
         """Reads a line, which is not empty, as a source of `width` ids."""
@@ -52,10 +61,19 @@ class Stepwise:
 
     def compile(self, width: int) -> None:
         """Compiles what sources of `width` ids need."""
-        graph, params, tables = self.translator.search_parts
         source = Padded(np.full((1, width), EOS, np.int32), np.ones(1, np.int32))
-        memory, state = self._encode(params, source)
-        self._step(params, tables, memory, state, np.full((1, 1), BOS, np.int32), np.ones(1, bool))
+        memory, state = self.encode(source, int(self.translator.output_limits(np.array([width]))[0]))
+        self.step(memory, state, BOS, last_allowed=True)
+
+    def encode(self, source: Padded, longest: int) -> tuple[Any, Any]:
+        """What a step reads of a source, and the first state; an output has `longest` tokens at most."""
+        _, params, _ = self.translator.search_parts
+        return self._begin(params, source, longest)
+
+    def step(self, memory: Any, state: Any, last: int, *, last_allowed: bool) -> Written:
+        """Writes a token after the one before, the end mark where no other is allowed."""
+        _, params, tables = self.translator.search_parts
+        return self._step(params, tables, memory, state, np.full((1, 1), last, np.int32), np.array([last_allowed]))
 
 
 class Stream:
@@ -66,12 +84,11 @@ class Stream:
     """
 
     def __init__(self, stepwise: Stepwise, line: str, width: int) -> None:
-        translator = stepwise.translator
-        sources = encode_lines(translator.vocabularies, [line]).sources
-        self._stepwise, self._line = stepwise, line
-        (self._limit,) = output_limits(sources.lengths, translator.decode.max_length_ratio).tolist()
-        _, params, _ = translator.search_parts
-        self._memory, self._state = stepwise._encode(params, sources.padded(np.arange(1), 1, width))
+        self._stepwise, self._line, self._translator = stepwise, line, stepwise.translator
+        sources = encode_lines(self._translator.vocabularies, [line]).sources
+        self._source = sources.padded(np.arange(1), self._translator.mesh.size, width)  # a row for each device
+        self._limit, self._longest = self._translator.output_limits(np.array([sources.lengths[0], width])).tolist()
+        self._memory, self._state = stepwise.encode(sources.padded(np.arange(1), 1, width), self._longest)
         self._log_prob, self._cut = 0.0, False
         self.tokens: list[int] = []
 
@@ -82,10 +99,8 @@ class Stream:
 
     def advance(self) -> None:
         """Writes one token more."""
-        _, params, tables = self._stepwise.translator.search_parts
-        last = np.full((1, 1), self.tokens[-1] if self.tokens else BOS, np.int32)
-        last_allowed = np.array([len(self.tokens) + 1 >= self._limit])
-        found = self._stepwise._step(params, tables, self._memory, self._state, last, last_allowed)
+        last, last_allowed = self.tokens[-1] if self.tokens else BOS, len(self.tokens) + 1 >= self._limit
+        found = self._stepwise.step(self._memory, self._state, last, last_allowed=last_allowed)
         self._state = found.state
         self._log_prob += float(found.log_prob[0, 0])
         self._cut = bool(found.cut[0, 0])
@@ -94,24 +109,27 @@ class Stream:
     @property
     def text(self) -> str:
         """What is written so far."""
-        vocabularies = self._stepwise.translator.vocabularies
-        return vocabularies.target.decode([self.tokens], vocabularies.copies([self._line]))[0]
+        tokens = np.full((self._translator.mesh.size, self._longest), PAD, np.int32)
+        tokens[0, : len(self.tokens)] = self.tokens
+        return self._translator.text(self._source, tokens, self._line)
 
     def hypothesis(self) -> Hypothesis:
         """What is written, as `Translator.translate` returns it."""
-        alpha = self._stepwise.translator.decode.length_penalty
+        alpha = self._translator.decode.length_penalty
         score = self._log_prob / float(penalty(jnp.int32(len(self.tokens)), alpha))
         return Hypothesis(self.text, score, self._cut)
 
 
-def _encode(graph: nnx.GraphDef, params: Any, source: Padded) -> tuple[Any, Any]:
-    """What attention looks at, and where the decoder starts, leaves [1, 1, ...]."""
+def _begin(graph: nnx.GraphDef, has_rules: bool, params: Any, source: Padded, longest: int) -> tuple[Any, Any]:
+    """What a step reads besides, and the first state, leaves [1, 1, ...]."""
     encoded = nnx.merge(graph, params).encode(source)
-    return encoded._replace(state=None), jax.tree.map(lambda leaf: leaf[:, None], encoded.state)
+    memory, state = encoded._replace(state=None), jax.tree.map(lambda leaf: leaf[:, None], encoded.state)
+    return ((memory, Asked()), (state, nothing_written(Asked(), 1, longest, None))) if has_rules else (memory, state)
 
 
 def _step(
     graph: nnx.GraphDef,
+    rules: Sequence[Rule],
     params: Any,
     tables: Any,
     memory: Any,
@@ -119,6 +137,8 @@ def _step(
     last: Int[Array, "1 1"],
     last_allowed: Bool[Array, " 1"],
 ) -> Written:
-    state, logits = nnx.merge(graph, params).search_step(tables, memory, state, last)
+    model = nnx.merge(graph, params)
+    step = ruled(partial(model.attending_step, tables), rules) if rules else partial(model.search_step, tables)
+    state, logits = step(memory, state, last)
     best = best_continuations(logits, jnp.zeros(last.shape), last_allowed)
     return Written(state, best.token, best.log_probs, best.cut)

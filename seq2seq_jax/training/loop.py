@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from seq2seq_jax import processes, run_directory, signals, watchdog
 from seq2seq_jax.checkpoint import Checkpoints, check_belongs, check_disk_space, check_trainable, restore_params
-from seq2seq_jax.config import Config, TrainConfig
+from seq2seq_jax.config import Config, TrainConfig, greedy
 from seq2seq_jax.console import ready_streams
 from seq2seq_jax.data.corpora import Corpus
 from seq2seq_jax.data.pipeline import ALONE, Batch, training_batches
@@ -115,6 +115,8 @@ def _train(config: Config, workdir: Path) -> TrainResult:
     say = partial(print, flush=True) if processes.is_first() else _nothing
     for line in report.describe(config, material, abstract.params, mesh):
         say(line)
+    for change in processes.by_first(partial(run_directory.free_changes, workdir, config)):
+        say(f"Changed     {change}")
     compiled = compile_steps(config, material, mesh, abstract, say)
     check_fits(config, material, mesh, abstract, compiled)
     processes.by_first(partial(begin, config, material, workdir))  # only now: a mistake before leaves nothing behind
@@ -277,7 +279,7 @@ class Validation:
     def __call__(self, params: Params) -> tuple[dict[str, float], list[tuple[str, list[str], str]]]:
         """Scores, and what was decoded: source, references, hypothesis."""
         if self._greedy is None:
-            decode, share = replace(self._config.decode, beam_size=1), processes.share()
+            decode, share = greedy(self._config.decode), processes.share()
             own = local_mesh(self._mesh)
             self._greedy = Translator(self._config, self._material.vocabularies, {}, decode, own, share=share)
         self._greedy.params = params if processes.count() == 1 else processes.on_host(params)

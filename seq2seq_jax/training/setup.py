@@ -108,7 +108,8 @@ def begin(config: Config, material: Material, workdir: Path) -> None:
         save_vocabularies(material.vocabularies, workdir / run_directory.VOCABULARY)
     if run_directory.read_fingerprint(workdir) != material.corpus.fingerprint:
         run_directory.write_fingerprint(workdir, material.corpus.fingerprint)
-    if not run_directory.is_claimed(workdir) or run_directory.read_config(workdir) != config:  # the text has moved
+    claimed = run_directory.is_claimed(workdir) and run_directory.is_sealed(workdir)
+    if not claimed or run_directory.read_config(workdir) != config:  # the text has moved, or what may change has
         run_directory.claim(workdir, config)
 
 

@@ -8,43 +8,14 @@ import pytest
 
 from seq2seq_jax.decoding.beam import beam_search
 from seq2seq_jax.decoding.greedy import greedy_search
-
-BOS, EOS = 1, 2
+from seq2seq_jax.symbols import EOS
+from tests.decoding.tiny_rnn import TinyRNN
 
 compiled_beam_search = jax.jit(
-    beam_search, static_argnums=0, static_argnames=("beam_size", "max_length", "length_penalty", "num_best")
+    beam_search,
+    static_argnums=0,
+    static_argnames=("beam_size", "max_length", "length_penalty", "num_best", "num_groups", "diversity"),
 )
-
-
-class TinyRNN:
-    """A recurrent model as the search sees it: `step` for JAX, `log_probs` a second way, sentence by sentence."""
-
-    def __init__(self, vocab_size: int, seed: int = 0, size: int = 8, end_bias: float = 0.0):
-        draw = np.random.default_rng(seed).standard_normal
-        self.recurrent, self.embedding = draw((size, size)), draw((vocab_size, size))
-        self.output, self.bias = 1.5 * draw((size, vocab_size)), np.zeros(vocab_size)
-        self.bias[EOS] = end_bias
-        self.start = draw((16, size))  # a state for each of 16 sentences
-
-    def step(self, _, carry, tokens):
-        state, fixed = carry
-        state = jnp.tanh(state @ jnp.float32(self.recurrent) + jnp.float32(self.embedding)[tokens] + fixed)
-        return (state, fixed), state @ jnp.float32(self.output) + jnp.float32(self.bias)
-
-    def carry(self, sentences):
-        start = jnp.float32(self.start[np.asarray(sentences)])[:, None]
-        return start, 0.1 * start
-
-    def log_probs(self, sentence: int, prefix: tuple[int, ...]) -> np.ndarray:
-        """Log-probabilities of the token that follows `prefix`, in float64."""
-        state = start = self.start[sentence]
-        for token in (BOS, *prefix):
-            state = np.tanh(state @ self.recurrent + self.embedding[token] + 0.1 * start)
-        logits = state @ self.output + self.bias
-        return logits - np.log(np.exp(logits).sum())
-
-    def log_prob(self, sentence: int, sequence: tuple[int, ...]) -> float:
-        return sum(self.log_probs(sentence, sequence[:i])[token] for i, token in enumerate(sequence))
 
 
 MODEL = TinyRNN(vocab_size=20, end_bias=1.0)
@@ -80,6 +51,43 @@ def search_in_python(model, sentence: int, limit: int, vocab_size: int, beam_siz
         finished += [(score(log_prob, length, alpha), sequence) for sequence, log_prob in longer if sequence[-1] == EOS]
         beam = [item for item in longer if item[0][-1] != EOS]
     return [sequence for _, sequence in sorted(finished, reverse=True)[:beam_size]]
+
+
+def diverse_search_in_python(model, sentence, limit, vocab_size, beam_size, num_groups, diversity, alpha, num_best):
+    """Diverse beam search as its definition reads: groups choose one after another at every position."""
+    beams, finished = [[((), 0.0)] for _ in range(num_groups)], [[] for _ in range(num_groups)]
+    width = beam_size // num_groups
+    for length in range(1, limit + 1):
+        allowed = [EOS] if length == limit else range(EOS, vocab_size)
+        counts = dict.fromkeys(range(vocab_size), 0)
+        for group in range(num_groups):
+            longer = []
+            for prefix, log_prob in beams[group]:
+                following = model.log_probs(sentence, prefix)
+                longer += [((*prefix, token), log_prob + following[token]) for token in allowed]
+            longer = sorted(longer, key=lambda item: -(item[1] - diversity * counts[item[0][-1]]))[:width]
+            for sequence, log_prob in longer:
+                counts[sequence[-1]] += 1
+                if sequence[-1] == EOS:
+                    finished[group].append((score(log_prob, length, alpha), sequence))
+            beams[group] = [item for item in longer if item[0][-1] != EOS]
+    share = -(-num_best // num_groups)
+    best = {item for group in finished for item in sorted(group, reverse=True)[:share]}
+    return [sequence for _, sequence in sorted(best, reverse=True)[:num_best]]
+
+
+@pytest.mark.parametrize(("num_groups", "num_best"), [(1, 6), (2, 6), (3, 6), (6, 6), (3, 1), (3, 4)])
+def test_groups_follow_the_definition_of_diverse_beam_search(num_groups, num_best):
+    model, limits = TinyRNN(9, seed=3, end_bias=1.0), [1, 3, 6, 6]
+    options = dict(beam_size=6, length_penalty=0.6, num_groups=num_groups, diversity=0.8, num_best=num_best)
+    sequences, _, scores, log_probs, _ = search(model, range(4), limits, max_length=6, **options)
+    for sentence, limit in enumerate(limits):
+        expected = diverse_search_in_python(model, sentence, limit, 9, 6, num_groups, 0.8, 0.6, num_best)
+        found = [sequence for sequence in sequences[sentence] if sequence]
+        assert found == expected
+        for place, sequence in enumerate(found):
+            assert log_probs[sentence, place] == pytest.approx(model.log_prob(sentence, sequence), rel=1e-4)
+        assert sorted(scores[sentence], reverse=True) == scores[sentence].tolist()
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.5])

@@ -85,7 +85,7 @@ def echo(trained: Path, compiled: None) -> Iterator[Callable[..., Any]]:
         model.decode = decode or loaded.config.decode
 
         def search(
-            params: Any, tables: Any, padded: Padded, max_lengths: np.ndarray, max_length: int, num_best: int
+            params: Any, tables: Any, padded: Padded, limits: Any, asked: Any, max_length: int, num_best: int
         ) -> Found:
             source = padded.values
             if len(source) * model.decode.beam_size * max_length > 2**32:

@@ -27,7 +27,7 @@ def dialogue() -> Model:
     """Reads two turns before a text."""
     lines = sentences(20, seed=1)
     data = {"corpus": "files:.", "turns": "turn", "context_turns": 2, "vocabulary": "words", "joint_vocabulary": True}
-    return prepared(random_translator(lines, lines[::-1], data=data | {"max_length": 7}, beam_size=2))
+    return prepared(random_translator(lines, lines[::-1], data=data | {"max_length": 7}, decode={"beam_size": 2}))
 
 
 @pytest.fixture(scope="session")
@@ -36,4 +36,4 @@ def tagged() -> Model:
     data = {"corpus": "files:.", "columns": ("lemma", "form", "tags"), "source": "lemma", "target": "form"}
     data |= {"features": "tags", "vocabulary": "words"}
     sources = [f"{line}\t{tags}" for line, tags in zip(sentences(10, seed=1), ("V;PST", "N;PL") * 5, strict=True)]
-    return prepared(random_translator(sources, sentences(10, seed=2), data=data, beam_size=2))
+    return prepared(random_translator(sources, sentences(10, seed=2), data=data, decode={"beam_size": 2}))

@@ -32,14 +32,14 @@ def random_translator(
     *,
     data: dict[str, Any],
     model: dict[str, Any] | None = None,
-    beam_size: int = 1,
+    decode: dict[str, Any] | None = None,
     seeds: tuple[int, ...] = (1,),
 ) -> Translator:
     """Its vocabularies are of these lines; several seeds make an ensemble."""
     config = Config(
         model=ModelConfig(**{"hidden_size": 8, "embed_size": 8} | (model or {})),
         data=DataConfig(**{"joint_vocabulary": False} | data),
-        decode=DecodeConfig(beam_size=beam_size, length_penalty=0.7, batch_size=8),
+        decode=DecodeConfig(**{"beam_size": 1, "length_penalty": 0.7, "batch_size": 8} | (decode or {})),
     )
     vocabularies = replace(build_vocabularies(config.data, _Pairs(sources, targets)), copy=config.model.copy)
     shapes, params = abstract_params(config.model, vocab_sizes(vocabularies)), []

@@ -1,5 +1,6 @@
 """Greedy search by steps against the one that is a single program, on models of random weights: they write anything."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,11 @@ CASES = {
         "data": {"vocabulary": "bpe", "vocab_size": 40, "joint_vocabulary": True},
         "model": {"copy": True},
     },
+    "rules": {
+        "data": {"vocabulary": "characters"},
+        "decode": {"min_length": 5, "no_repeat_ngram": 2, "avoid": ("a", "og")},
+    },
+    "unknown words replaced": {"data": {"vocabulary": "words"}, "decode": {"replace_unknown": True}},
     "an ensemble": {"data": {"vocabulary": "characters"}, "seeds": (2, 3)},
     "no attention": {
         "data": {"vocabulary": "words"},
@@ -83,10 +89,11 @@ def test_a_stream_of_the_tiny_model_is_greedy_whatever_the_beam(model):
 
 
 def test_a_stream_that_takes_too_long_says_so_and_ends(model, monkeypatch):
-    monkeypatch.setattr(Stream, "done", False)
+    advance = Stream.advance
+    monkeypatch.setattr(Stream, "advance", lambda stream: time.sleep(0.3) or advance(stream))
 
     async def talk(client, service):
-        answer = await client.post("/translate", json={"text": "ant", "stream": True})
+        answer = await client.post("/translate", json={"text": "ant bee cat dog", "stream": True})
         assert events(answer.text)[-1] == {"error": "The end was not reached within 0.5 seconds."}
         assert service.admission.total == 0
 

@@ -24,7 +24,7 @@ from seq2seq_jax.data import pipeline
 from seq2seq_jax.data.vocabulary import TokenVocabulary
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.evaluation import teacher_forced
-from seq2seq_jax.run_directory import claim, read_config
+from seq2seq_jax.run_directory import claim, is_sealed, read_config
 from seq2seq_jax.sharding import one_device
 from seq2seq_jax.training import loop
 from seq2seq_jax.training.loop import train
@@ -308,13 +308,48 @@ def test_without_config_json_the_run_is_not_another_ones(copied, long_config, un
     assert read_config(copied) == read_config(unbroken)
 
 
-def test_a_changed_config_json_is_refused_by_its_fields(copied):
+def test_a_changed_config_json_is_refused(copied, long_config):
     config = read_config(copied)
-    claim(copied, replace(config, decode=replace(config.decode, beam_size=7)))
-    with pytest.raises(UserError, match=r"(?s)config.json or the command is not what .*decode.beam_size: 2 -> 7"):
+    claim(copied, replace(config, model=replace(config.model, dropout_rate=0.2)))
+    with pytest.raises(UserError, match=r"(?s)config.json or the command is not what .*model.dropout_rate: 0.1 -> 0.2"):
         load(copied)
     claim(copied, config)
     assert load(copied, replace(config.decode, beam_size=7)).decode.beam_size == 7
+    text = (copied / "config.json").read_text()
+    (copied / "config.json").write_text(text.replace('"beam_size": 2', '"beam_size": 3'))
+    for use in (lambda: load(copied), lambda: train(long_config, copied)):
+        with pytest.raises(UserError, match="config.json: it is not what was written there: something in it has"):
+            use()
+
+
+def test_a_config_json_of_an_older_version_is_held_to_the_checkpoints(copied, long_config):
+    """It has no checksum; a run that goes on gives it one."""
+    config = read_config(copied)
+    (copied / "config.json").write_text(to_json(replace(config, decode=replace(config.decode, beam_size=3))))
+    with pytest.raises(UserError, match=r"(?s)config.json or the command is not what .*decode.beam_size: 2 -> 3"):
+        load(copied)
+    (copied / "config.json").write_text(to_json(config))
+    load(copied)
+    train(long_config, copied)
+    assert is_sealed(copied) and read_config(copied) == config
+
+
+def test_what_changes_nothing_of_the_run_may_change_and_is_said(copied, long_config, unbroken, capsys):
+    config = replace(
+        long_config,
+        decode=replace(long_config.decode, beam_size=3),
+        train=replace(long_config.train, log_every=3, num_samples=0),
+    )
+    train(config, copied)
+    said = capsys.readouterr().out
+    for change in ("decode.beam_size: 2 -> 3", "train.log_every: 2 -> 3", "train.num_samples: 1 -> 0"):
+        assert f"Changed     {change}\n" in said
+    assert read_config(copied).decode.beam_size == load(copied).decode.beam_size == 3
+    assert json.loads((copied / "evaluations" / "test.json").read_text())["decode"]["beam_size"] == 3
+    train(config, copied)
+    assert "Changed" not in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"(?s)another configuration.*train.seed: 0 -> 5"):
+        train(replace(config, train=replace(config.train, seed=5)), copied)
 
 
 def test_the_vocabulary_of_the_other_side_is_refused_by_its_files(copied, long_config):

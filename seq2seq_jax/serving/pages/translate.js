@@ -41,6 +41,8 @@ function explained(hypothesis) {
   return [folded];
 }
 
+const scored = (hypothesis) => (hypothesis.score === null ? "" : hypothesis.score.toFixed(3));
+
 function show(block, found) {
   const output = element("p", "best", found.text);
   output.dir = "auto";
@@ -48,7 +50,7 @@ function show(block, found) {
   if (found.cut) block.append(element("p", "warning", "The output reached the most tokens allowed, and is cut."));
   for (const warning of found.warnings || []) block.append(element("p", "warning", warning));
   if (!found.hypotheses) {
-    block.append(element("p", "score", `score ${found.score.toFixed(3)}`), ...explained(found));
+    block.append(element("p", "score", `score ${scored(found)}`), ...explained(found));
     unfold(block);
     return;
   }
@@ -57,7 +59,7 @@ function show(block, found) {
     const item = element("li");
     const words = element("span", "", hypothesis.text);
     words.dir = "auto";
-    item.append(words, element("span", "score", hypothesis.score.toFixed(3)), ...explained(hypothesis));
+    item.append(words, element("span", "score", scored(hypothesis)), ...explained(hypothesis));
     list.append(item);
   }
   block.append(list);
