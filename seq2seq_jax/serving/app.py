@@ -160,9 +160,7 @@ class Service:
             sources = self.model.encode(asked.lines)
         except UserError as error:
             raise Refusal(422, str(error)) from None
-        if (
-            asked.alone and sources.lengths[0] == 1
-        ):  # of the end mark alone: blanks of other kinds than `str.strip` knows
+        if asked.alone and sources.lengths[0] == 1:  # the end mark alone, as of symbols that are dropped
             raise Refusal(422, "text is empty.")
         most = self.model.max_tokens
         for index, length in enumerate(sources.lengths):
@@ -202,14 +200,13 @@ class Service:
                     message = f"The end was not reached within {self.limits.timeout:g} seconds."
                     yield _event({"error": message})
                     return
-                await loop.run_in_executor(self._steps, stream.advance)  # one of each stream in turn
-                text = stream.text
+                text = await loop.run_in_executor(self._steps, stream.advance)  # one of each stream in turn
                 if not stream.done and text.startswith(sent):
                     yield _event({"delta": text[len(sent) :]})
                     sent = text
+            found, (warnings,) = await loop.run_in_executor(self._steps, stream.hypothesis), _warnings(sources)
             self.metrics.tokens.labels("target").inc(len(stream.tokens))
-            (warnings,) = _warnings(sources)
-            yield _event(_translation([stream.hypothesis()], asked, warnings))
+            yield _event(_translation([found], asked, warnings))
         except Exception:
             logging.exception("a stream failed")
             yield _event({"error": FAILED})

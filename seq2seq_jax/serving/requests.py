@@ -136,7 +136,8 @@ def _line(text: Any, name: str, context_turns: int, has_tags: bool) -> str:
         raise Refusal(422, f'{name} has more than one line; send its lines as "texts".')
     if context_turns and "\t" in text:
         raise Refusal(422, f'{name} has a tab, which stands between turns; send the turns before it as "turns".')
-    if name == "text" and not (text.rpartition("\t")[0] if has_tags else text).strip():
+    spoken = text.rpartition("\t")[0] if has_tags and "\t" in text else text
+    if name == "text" and not spoken.strip():
         raise Refusal(422, "text is empty.")
     return text
 

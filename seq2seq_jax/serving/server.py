@@ -107,8 +107,10 @@ async def answer(service: Service, place: socket.socket, notes: Sequence[int]) -
     server = _Server(config)
     search = asyncio.create_task(service.batcher.run())
     answering = asyncio.create_task(server.serve([place]))
-    while not notes and not answering.done():
+    while not notes and not answering.done() and not search.done():
         await asyncio.sleep(_TICK)
+    if search.done():
+        search.result()  # an error of ours: nobody would be answered any more
     service.stopping = True
     last = time.monotonic() + service.limits.timeout + 2 * GRACE
     while service.admission.total and time.monotonic() < last:

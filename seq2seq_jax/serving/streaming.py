@@ -97,18 +97,17 @@ class Stream:
         """Whether the end mark is written."""
         return self.tokens[-1:] == [EOS]
 
-    def advance(self) -> None:
-        """Writes one token more."""
+    def advance(self) -> str:
+        """Writes one token more, and returns the text so far."""
         last, last_allowed = self.tokens[-1] if self.tokens else BOS, len(self.tokens) + 1 >= self._limit
         found = self._stepwise.step(self._memory, self._state, last, last_allowed=last_allowed)
         self._state = found.state
         self._log_prob += float(found.log_prob[0, 0])
         self._cut = bool(found.cut[0, 0])
         self.tokens.append(int(found.token[0, 0]))
+        return self._text()
 
-    @property
-    def text(self) -> str:
-        """What is written so far."""
+    def _text(self) -> str:
         tokens = np.full((self._translator.mesh.size, self._longest), PAD, np.int32)
         tokens[0, : len(self.tokens)] = self.tokens
         return self._translator.text(self._source, tokens, self._line)
@@ -117,7 +116,7 @@ class Stream:
         """What is written, as `Translator.translate` returns it."""
         alpha = self._translator.decode.length_penalty
         score = self._log_prob / float(penalty(jnp.int32(len(self.tokens)), alpha))
-        return Hypothesis(self.text, score, self._cut)
+        return Hypothesis(self._text(), score, self._cut)
 
 
 def _begin(graph: nnx.GraphDef, has_rules: bool, params: Any, source: Padded, longest: int) -> tuple[Any, Any]:

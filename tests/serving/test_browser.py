@@ -141,7 +141,7 @@ def test_a_chat_reads_the_last_turns(dialogue, page, streamed):
                 stream = dialogue.stream("\t".join([*before, line]), 7)
                 while not stream.done:
                     stream.advance()
-                answered = stream.text
+                answered = stream.hypothesis().text
             else:
                 answered = dialogue.translator.translate(["\t".join([*before, line])])[0].text
             said += [line, answered]

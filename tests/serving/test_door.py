@@ -5,8 +5,9 @@ import socket
 import pytest
 
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.serving.door import listen, open_door, read_token
+from seq2seq_jax.serving.door import Door, listen, open_door, read_token
 from seq2seq_jax.serving.limits import Limits
+from tests.serving.clients import converse
 
 TOKEN = "0123456789abcdef"
 
@@ -116,3 +117,65 @@ def test_a_token_that_can_be_guessed_or_read_by_nobody_is_refused(tmp_path, monk
 def test_limits_that_nobody_could_keep_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         Limits(**fields)
+
+
+# what requests show
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.0.0.1:8000", "localhost:80", "[::1]:8000", "LOCALHOST", "127.9.9.9"]
+)
+def test_a_loopback_name_is_let_in(model, host):
+    async def talk(client, _):
+        assert (await client.get("/healthz", headers={"Host": host})).status_code == 200
+
+    converse(model, talk)
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "10.0.0.1", "[::2]", ""]
+)
+def test_another_name_of_this_address_is_not(model, host):
+    async def talk(client, _):
+        for path in ("/", "/healthz", "/model"):
+            answer = await client.get(path, headers={"Host": host})
+            assert answer.status_code == 421 and "loopback" in answer.json()["error"]
+
+    converse(model, talk)
+
+
+def test_pages_of_another_origin_are_refused(model):
+    async def talk(client, _):
+        for origin, status in [
+            ("http://127.0.0.1", 200),
+            ("http://evil.example", 403),
+            ("null", 403),
+            ("http://127.0.0.1:81", 403),
+            ("http://[", 403),
+        ]:
+            answer = await client.post("/translate", json={"text": "ant"}, headers={"Origin": origin})
+            assert answer.status_code == status, origin
+
+    converse(model, talk)
+
+
+def test_a_token_is_wanted_where_there_is_one_and_opens_all(model):
+    async def talk(client, _):
+        for shown in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": f"Basic {TOKEN}"},
+            {"Authorization": b"Bearer \xe9"},
+        ):
+            for path in ("/model", "/metrics", "/unknown"):
+                answer = await client.get(path, headers=shown)
+                assert answer.status_code == 401 and answer.headers["WWW-Authenticate"] == "Bearer"
+            answer = await client.post("/translate", json={"text": "ant"}, headers=shown)
+            assert answer.status_code == 401
+        for path in ("/", "/page.js", "/healthz"):
+            assert (await client.get(path)).status_code == 200
+        right = {"Authorization": f"Bearer {TOKEN}", "Host": "models.example", "Origin": "https://models.example"}
+        assert (await client.post("/translate", json={"text": "ant"}, headers=right)).json()["text"] == "ANT"
+        assert (await client.get("/metrics", headers=right)).status_code == 200
+
+    converse(model, talk, Door("0.0.0.0", TOKEN))
