@@ -76,10 +76,11 @@ def main() -> None:
             _refuse_errors(load)
             rows.append(_row(clients, load, rows))
             print(rows[-1], flush=True)
+        about["streams"] = _streams(host, port, list(expected)[:100])
         about["above the limits"] = _above(host, port, expected, 2 * max(*arguments.clients, 64))
         about["memory"] = _memory(host, port, expected, arguments.many)
     measure.print_table(rows)
-    print({name: about[name] for name in ("above the limits", "memory")})
+    print({name: about[name] for name in ("streams", "above the limits", "memory")})
     measure.write_json(arguments.output, rows, about)
 
 
@@ -193,6 +194,20 @@ def _row(clients: int, load: Load, rows: Sequence[dict[str, Any]]) -> dict[str, 
         "near ties": load.near_ties,
         "busy cores": measure.busy_cores(),
     }
+
+
+def _streams(host: str, port: int, lines: Sequence[str]) -> dict[str, float]:
+    """Medians, ms, of one client after another: to the first token of a line, and from a token to the next."""
+    first, between = list[float](), list[float]()
+    connection = http.client.HTTPConnection(host, port, timeout=60)
+    for line in lines:
+        body, begin = json.dumps({"text": line, "stream": True}), time.perf_counter()
+        connection.request("POST", "/translate", body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        times = [time.perf_counter() for event in iter(answer.readline, b"") if event.startswith(b"data: ")]
+        first.append(times[0] - begin)
+        between += np.diff(times).tolist()
+    return {"first token": float(np.median(first)) * 1000, "next token": float(np.median(between)) * 1000}
 
 
 def _above(host: str, port: int, expected: dict[str, Expected], clients: int) -> dict[str, int]:

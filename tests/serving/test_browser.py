@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import shutil
 import threading
 from collections.abc import Generator
@@ -161,6 +162,13 @@ def test_words_stand_out_from_their_paper_by_day_and_night(request, browser, nam
         tab.wait_for_selector("#about:not(:empty)")
         for selector in ("h1", "#about", "label", "#form button:not([type])"):
             assert contrast(*colours(tab.locator(selector).last)) >= 4.5, selector
+        if name == "model":
+            tab.get_by_label("Text, a sentence a line").fill("ant bee cat")
+            tab.get_by_label("attention").check()
+            tab.get_by_role("button", name="Translate").click()
+            tab.wait_for_selector("tbody td")
+            for cell in tab.locator("tbody td").all():
+                assert contrast(*colours(cell)) >= 4.5, cell.inner_text()
     tab.close()
 
 
@@ -176,7 +184,8 @@ def colours(element: Any) -> tuple[str, str]:
 
 def contrast(*pair: str) -> float:
     def luminance(colour: str) -> float:
-        parts = [int(part) / 255 for part in colour.partition("(")[2].rstrip(")").split(",")[:3]]
+        scale = 1 if colour.startswith("color(srgb") else 255
+        parts = [float(part) / scale for part in re.findall(r"[0-9.]+(?:e-?\d+)?", colour)[:3]]
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
