@@ -8,6 +8,7 @@ refused here, before anything else happens, with `UserError`.
 import dataclasses
 import itertools
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -37,6 +38,7 @@ Cell = Literal["rnn", "gru", "gru_v2", "lstm", "layer_norm_lstm", "layer_norm_gr
 Attention = Literal[
     "none", "dot", "scaled_dot", "general", "concat", "additive", "normed_additive", "location", "hard_monotonic"
 ]
+Tracking = Literal["wandb", "mlflow"]
 STATE_PARTS = {
     "rnn": ("h",),
     "gru": ("h",),
@@ -85,6 +87,8 @@ BEYOND_PERCENT = ("loss", "perplexity", "token_error_rate", "edit_distance")
 LOWER_IS_BETTER = ("loss", "perplexity", "token_error_rate", "sequence_error_rate", "edit_distance")
 Mixture = Literal["linear", "log_linear"]
 BleuTokenizer = Literal["13a", "intl", "zh", "char", "none", "ja-mecab", "ko-mecab"]
+TOKENIZER_OF: dict[str, BleuTokenizer] = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
+"""What sacreBLEU takes for languages whose words have no blanks between them, or none that are words alone."""
 
 
 @dataclass(frozen=True)
@@ -666,9 +670,21 @@ class TrainConfig:
     """Decoded sentences shown at each evaluation."""
     max_nonfinite_steps: Annotated[int, COUNT] = 20
     """Stop after so many updates in a row whose losses or gradients are not finite; they are skipped."""
+    trackers: tuple[Tracking, ...] = ()
+    """Services that get every row of metrics.jsonl too: wandb (Weights & Biases), mlflow; each an extra."""
+    init_from: str | None = None
+    """Run directory whose best parameters and vocabularies this run starts from: to train longer, or on other text."""
+    grow_vocabulary: bool = False
+    """Add the words or characters of the text here that the vocabularies of init_from lack; their rows start at the
+    mean of the others."""
+    freeze: tuple[str, ...] = ()
+    """Parts of the model that stay as they are at the start: source_table, target_table, encoder, bridge, decoder,
+    output."""
 
     def __post_init__(self) -> None:
         _check("train.", self)
+        if self.grow_vocabulary and self.init_from is None:
+            raise UserError("train.grow_vocabulary is of a run that starts from another; set train.init_from.")
         if self.best_metric != "loss" and not self.decode_sentences:
             raise UserError(
                 f"train.best_metric {self.best_metric} needs decoded sentences, and train.decode_sentences is 0."
@@ -721,6 +737,13 @@ class DecodeConfig:
     """Draw from the fewest likeliest tokens that have this probability together (Holtzman et al. 2020); 1 for all."""
     seed: Annotated[int, SEED] = 0
     """Of what is drawn: a line's output depends on this, its text and its number."""
+
+    @property
+    def search(self) -> str:
+        """What it is called."""
+        if self.sample:
+            return "drawn at random"
+        return "greedy" if self.beam_size == 1 else f"beam {self.beam_size}"
 
     def __post_init__(self) -> None:
         _check("decode.", self)
@@ -803,9 +826,10 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
-    bleu_tokenizer: BleuTokenizer = "13a"
+    bleu_tokenizer: BleuTokenizer | None = None
     """What cuts text into the tokens that BLEU counts, of sacreBLEU's: 13a for scripts with blanks between words; zh,
-    char, ja-mecab or ko-mecab for others. The last two are extras: pip install 'sacrebleu[ja]' or 'sacrebleu[ko]'."""
+    char, ja-mecab or ko-mecab for others. The last two are extras: pip install 'sacrebleu[ja]' or 'sacrebleu[ko]'. By
+    default that of data.target where it is called zh, ja or ko, as sacreBLEU has it, and else 13a."""
     moses_language: str | None = None
     """Language of the target (en, de, ...), to report BLEU by the protocol of the WMT multimodal task too."""
     metrics: tuple[FurtherMetric, ...] = ()
@@ -824,8 +848,17 @@ class Config:
     published_split: str | None = None
     """The test split that it was scored on; None where there is but one."""
 
+    @property
+    def tokenizer(self) -> BleuTokenizer:
+        """What cuts text into the tokens that BLEU counts."""
+        language = re.split("[-_]", self.data.target or "")[0].lower()
+        return self.bleu_tokenizer or TOKENIZER_OF.get(language, "13a")
+
     def __post_init__(self) -> None:
         _check("", self)
+        for name in ("source_vectors", "target_vectors"):
+            if self.train.init_from is not None and getattr(self.model, name):
+                raise UserError(f"train.init_from and model.{name} are both what a table starts from; leave one out.")
         if self.model.tied_embeddings in ("source_target", "all") and not self.data.joint_vocabulary:
             raise UserError(
                 f"model.tied_embeddings {self.model.tied_embeddings} shares the source table with the target,"
@@ -925,20 +958,21 @@ def _renew(values: dict[str, Any]) -> None:
 
 def differences(old: Config, new: Config) -> list[str]:
     """Returns a line `section.field: old -> new` for each field that differs."""
-    flat_old, flat_new = _flatten(old), _flatten(new)
+    flat_old, flat_new = flat(old), flat(new)
     changed = [name for name in flat_old if flat_old[name] != flat_new[name]]
     return [f"{name}: {flat_old[name]!r} -> {flat_new[name]!r}" for name in changed]
 
 
-def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns every field of a configuration under its name, such as `model.cell`."""
+    found: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
-            flat |= _flatten(value, f"{prefix}{item.name}.")
+            found |= flat(value, f"{prefix}{item.name}.")
         else:
-            flat[prefix + item.name] = value
-    return flat
+            found[prefix + item.name] = value
+    return found
 
 
 def _build(cls: Any, values: Any, prefix: str) -> Any:

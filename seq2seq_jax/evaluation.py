@@ -41,6 +41,9 @@ def teacher_forced(translator: Translator, encoded: EncodedSplit) -> dict[str, f
     }
 
 
+_ALWAYS_TOLD = ("beam_size", "length_penalty", "max_length_ratio", "batch_size")  # others where they are no default
+
+
 class Items(NamedTuple):
     """What is decoded of pairs, and what that is compared with.
 
@@ -100,7 +103,7 @@ def output_scores(translator: Translator, outputs: Sequence[Hypothesis], items: 
     config, hypotheses = translator.config, [output.text for output in outputs]
     lowercase = config.data.lowercase
     results = score_hypotheses(
-        hypotheses, items.references, items.restored, tokenizer=config.bleu_tokenizer, lowercase=lowercase
+        hypotheses, items.references, items.restored, tokenizer=config.tokenizer, lowercase=lowercase
     )
     if config.moses_language:
         results |= score_moses_lowercase(hypotheses, items.references, config.moses_language)
@@ -138,9 +141,12 @@ def evaluate_lines(
     scores |= {"pairs": len(sources)} if config.data.group_references else {}
     scores |= {"step": translator.step} if translator.step is not None else {}
     scores["remarks"] = list(remarks(config, translator.decode, encoded, targets))
-    decode = dataclasses.asdict(translator.decode)
-    if translator.num_models == 1:
-        del decode["ensemble"]  # it says nothing of one model
+    told = {*_ALWAYS_TOLD, *(("ensemble",) if translator.num_models > 1 else ())}
+    decode = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in dataclasses.asdict(translator.decode).items()
+        if name in told or (name != "ensemble" and value != getattr(DecodeConfig, name))
+    }
     return scores | {"decode": decode}, [output.text for output in outputs]
 
 
@@ -199,7 +205,9 @@ def remarks(
         yield f"{some} impossible to match exactly: the vocabulary lacks symbols"
     if config.data.lowercase:
         yield "references are lowercased before they are compared (data.lowercase); for exact_match_raw they are not"
-    if advice := advice_on_tokenizer(references, config.bleu_tokenizer):
+    if config.bleu_tokenizer is None and config.tokenizer != "13a":
+        yield f"BLEU's tokeniser is {config.tokenizer}, for the target is {config.data.target}"
+    if advice := advice_on_tokenizer(references, config.tokenizer):
         yield advice
     if "rouge" in config.metrics and (advice := advice_on_rouge(references)):
         yield advice

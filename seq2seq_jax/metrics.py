@@ -233,7 +233,7 @@ def check_packages(config: Config) -> None:
         _check_moses()
     if "rouge" in config.metrics:
         _check_rouge()
-    _bleu(config.bleu_tokenizer)
+    _bleu(config.tokenizer)
 
 
 def advice_on_tokenizer(references: Sequence[str], tokenizer: str) -> str | None:

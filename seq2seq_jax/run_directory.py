@@ -33,7 +33,7 @@ REPRODUCTION = "reproduction.json"
 _FINGERPRINT = Path(VOCABULARY, "corpus.txt")  # hash of the text that the run reads
 _LOCK = "lock"
 _FILES = ("train_files", "validation_files", "test_files")
-_FREE = ("log_every", "num_samples")  # of `train`: they change nothing of what is trained
+_FREE = ("log_every", "num_samples", "trackers")  # of `train`: they change nothing of what is trained
 _VECTORS = ("source_vectors", "target_vectors")
 
 
@@ -146,8 +146,12 @@ def with_absolute_paths(config: Config) -> Config:
         if files := getattr(data, name):
             changes[name] = tuple(map(_absolute, files))
     vectors = {name: _absolute(file) for name in _VECTORS if (file := getattr(config.model, name))}
+    start = {"init_from": _absolute(config.train.init_from)} if config.train.init_from else {}
     return dataclasses.replace(
-        config, data=dataclasses.replace(data, **changes), model=dataclasses.replace(config.model, **vectors)
+        config,
+        data=dataclasses.replace(data, **changes),
+        model=dataclasses.replace(config.model, **vectors),
+        train=dataclasses.replace(config.train, **start),
     )
 
 
@@ -341,7 +345,10 @@ def _what_counts(config: Config) -> Config:
         changes["corpus"] = "files:"
     nothing: dict[str, Any] = {name: getattr(Config, name) for name in PUBLISHED}
     data = dataclasses.replace(data, data_dir=None, **changes)
-    return dataclasses.replace(config, data=data, mesh=MeshConfig(), **nothing)
+    train = dataclasses.replace(config.train, init_from="run" if config.train.init_from else None)
+    return dataclasses.replace(
+        config, data=data, train=train, mesh=MeshConfig(), bleu_tokenizer=config.tokenizer, **nothing
+    )
 
 
 def _absolute(path: str) -> str:

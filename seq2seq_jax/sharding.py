@@ -131,7 +131,7 @@ def spec_of(path: Sequence[Any], shape: Sequence[int], fsdp: int, model: int) ->
     optimizer keeps of a parameter has its name and shape, and so lies as it does.
     """
     axes: list[str | None] = [None] * len(shape)
-    if model > 1 and any(_names(path)[-len(end) :] == end for end in BY_WORD):
+    if model > 1 and is_by_word(path):
         axes[0] = MODEL
     sizes = [size if axis is None and size % fsdp == 0 else 0 for axis, size in zip(axes, shape, strict=True)]
     if fsdp > 1 and math.prod(shape) >= LEAST and any(sizes):
@@ -141,7 +141,12 @@ def spec_of(path: Sequence[Any], shape: Sequence[int], fsdp: int, model: int) ->
     return PartitionSpec(*axes)
 
 
-def _names(path: Sequence[Any]) -> tuple[str | None, ...]:
+def is_by_word(path: Sequence[Any]) -> bool:
+    """Whether the array of this name has a row for each word of a vocabulary."""
+    return any(_names(path)[-len(end) :] == end for end in BY_WORD)
+
+
+def _names(path: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(getattr(key, "key", None) for key in path)
 
 

@@ -919,7 +919,7 @@ def test_evaluate_counts_bleu_in_the_tokens_it_is_told_or_as_the_run_was_configu
 ):
     assert call("evaluate", "--workdir", run_folder).code == 0
     assert call("evaluate", "--workdir", run_folder, "--bleu-tokenizer", "char").code == 0
-    assert [translator.config.bleu_tokenizer for translator in translators] == ["13a", "char"]
+    assert [translator.config.tokenizer for translator in translators] == ["13a", "char"]
     monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_ja_mecab.MeCab", None)
     assert "pip install 'sacrebleu[ja]'" in refused("evaluate", "--workdir", run_folder, "--bleu-tokenizer", "ja-mecab")
     assert len(translators) == 2  # told before anything is loaded

@@ -469,3 +469,20 @@ def test_the_module_imports_only_the_standard_library_and_errors():
     tree = ast.parse(inspect.getsource(config_module))
     imported = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
     assert imported == {"dataclasses", "typing", "seq2seq_jax.errors"}
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "expected"),
+    [
+        ("de", None, "13a"),
+        (None, None, "13a"),
+        ("zh", None, "zh"),
+        ("zh-CN", None, "zh"),
+        ("JA_jp", None, "ja-mecab"),
+        ("ko", None, "ko-mecab"),
+        ("ja", "char", "char"),
+        ("java", None, "13a"),
+    ],
+)
+def test_the_tokenizer_of_bleu_is_that_of_the_target_unless_it_is_given(target, given, expected):
+    assert Config(data=DataConfig(target=target), bleu_tokenizer=given).tokenizer == expected

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
@@ -58,9 +59,10 @@ def test_every_setting_it_names_exists_and_none_is_missing(page):
 
 def test_its_python_runs(page):
     (program,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
-    names = {"seq2seq_jax": seq2seq_jax}
+    names: dict[str, Any] = {"seq2seq_jax": seq2seq_jax}
     exec(compile(program, "docs/decoding.md", "exec"), names)
-    assert names["translator"].config
+    begun, required = (str(names[name].text) for name in ("begun", "required"))
+    assert begun.startswith("ANT") and {"CAT", "HEN"} <= set(required.split())
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,26 @@ class Vocabulary(ABC):
         copied = {index: token for token, index in (copies or {}).items()}
         return [self._names.get(index) or copied[index] for index in map(int, ids)]
 
+    def ids_in(self, other: "Vocabulary") -> Ids:
+        """Returns for each id that of the same entry, special symbol or tag in another vocabulary; -1 for none."""
+        theirs = {(index < NUM_SPECIAL, other._is_tag(index), name): index for index, name in other._names.items()}
+        names = ((index < NUM_SPECIAL, self._is_tag(index), self._names[index]) for index in range(self.size))
+        return np.array([theirs.get(name, -1) for name in names], np.int32)
+
+    def _is_tag(self, index: int) -> bool:
+        return index >= self.size - self.num_tags
+
+    def grown(self, other: "Vocabulary") -> "Vocabulary":
+        """Returns this vocabulary with the entries and tags of another of its kind that it lacks, behind its own.
+
+        Raises:
+          UserError: it consists of pieces of words.
+        """
+        raise UserError(
+            f"A vocabulary of kind {self.kind} writes new words by the pieces that it has; leave train.grow_vocabulary"
+            " out."
+        )
+
     @functools.cached_property
     def _names(self) -> dict[int, str]:
         return SPECIAL_NAMES | self._tag_names() | {index: text for text, index in self.entry_ids().items()}
@@ -295,6 +315,9 @@ class TokenVocabulary(Vocabulary):
     def entry_ids(self) -> dict[str, int]:
         return dict(self._ids)
 
+    def grown(self, other: Vocabulary) -> "TokenVocabulary":
+        return TokenVocabulary([*dict.fromkeys([*self.entry_ids(), *other.entry_ids()])], self.kind, self.lowercase)
+
     def _encode(self, lines: list[str]) -> list[Ids]:
         split = _SPLITTERS[self.kind]
         return [np.array([self._ids.get(token, UNK) for token in split(line)], np.int32) for line in lines]
@@ -375,6 +398,10 @@ class TaggedVocabulary(_WithTags):
         self._ids = {tag: index for index, tag in enumerate(self._tags, text.size + 1)}
         self.unknown = (UNK, text.size)
 
+    def grown(self, other: Vocabulary) -> "TaggedVocabulary":
+        tags = [*self._tags, *(other._tags if isinstance(other, TaggedVocabulary) else ())]
+        return TaggedVocabulary(self._text.grown(other), [*dict.fromkeys(tags)], self._separator)
+
     def _tag_names(self) -> dict[int, str]:
         return {self._text.size: UNKNOWN_TEXT} | {index: tag for tag, index in self._ids.items()}
 
@@ -420,6 +447,9 @@ class DialogueVocabulary(_WithTags):
         self._context_turns, self._max_length = context_turns, max_length
         self._between, left_out = range(text.size, self.size)
         self.left_out = (left_out,)
+
+    def grown(self, other: Vocabulary) -> "DialogueVocabulary":
+        return DialogueVocabulary(self._text.grown(other), self._context_turns, self._max_length)
 
     def _tag_names(self) -> dict[int, str]:
         return {self._between: BETWEEN_TURNS, self.left_out[0]: "..."}

@@ -26,9 +26,11 @@ from seq2seq_jax.metrics import check_packages
 from seq2seq_jax.sharding import by_rows, local_mesh, make_mesh, on_every_device, replicated
 from seq2seq_jax.training import report
 from seq2seq_jax.training.costs.fits import check_fits, check_state_fits
+from seq2seq_jax.training.fine_tuning import start_from
 from seq2seq_jax.training.optimizer import make_schedule
 from seq2seq_jax.training.setup import CompiledStep, Material, begin, compile_steps, prepare
 from seq2seq_jax.training.step import TrainState, abstract_state, empty_window, initial_state
+from seq2seq_jax.training.trackers import check_trackers
 from seq2seq_jax.training.writer import SilentWriter, Writer
 from seq2seq_jax.translator import Params, Translator, origin, vocab_sizes
 
@@ -97,6 +99,7 @@ def train(config: Config, workdir: Path) -> TrainResult:
     """
     workdir = Path(workdir)
     check_packages(config)
+    check_trackers(config)
     with processes.in_first(run_directory.locked(workdir)):
         return _train(run_directory.with_absolute_paths(config), workdir)
 
@@ -120,12 +123,15 @@ def _train(config: Config, workdir: Path) -> TrainResult:
     compiled = compile_steps(config, material, mesh, abstract, say)
     check_fits(config, material, mesh, abstract, compiled)
     processes.by_first(partial(begin, config, material, workdir))  # only now: a mistake before leaves nothing behind
-    with Writer(workdir, config.train.num_steps) if processes.is_first() else SilentWriter() as writer:
+    with Writer(workdir, config.train.num_steps, config) if processes.is_first() else SilentWriter() as writer:
         with Checkpoints(workdir, belongs) as checkpoints:
             if restored := restore(checkpoints, abstract.saved(), writer.line):
                 state, loop_state = TrainState(**restored[0]), LoopState(**restored[1])
             else:
                 state, loop_state = initial_state(config, sizes, mesh, material.vectors), LoopState()
+                if config.train.init_from is not None:
+                    state, their_step = start_from(state, config, material.vocabularies, mesh)
+                    writer.line(f"Starting from step {their_step:,} of {config.train.init_from}.")
             step = int(state.step)
             if restored:
                 writer.line(f"Resuming at step {step:,}.")

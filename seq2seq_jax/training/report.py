@@ -96,9 +96,8 @@ def ending(status: str, step: int, seconds: float) -> str:
 
 def test(name: str, scores: dict[str, Any], decode: DecodeConfig) -> Iterator[str]:
     """Scores of a test split, and what is to be said of them."""
-    search = "greedy" if decode.beam_size == 1 else f"beam {decode.beam_size}"
     rate = f"{scores['sentences_per_second']:,.0f} sentences/s"
-    yield f"Split {name}, {amount(scores)}, {search}, {rate}:"
+    yield f"Split {name}, {amount(scores)}, {decode.search}, {rate}:"
     for metric in shown(scores):
         signature = scores.get(f"{metric}_signature", "")
         yield f"    {metric:<20} {number(scores[metric]):>9}  {signature}".rstrip()

@@ -36,6 +36,7 @@ from seq2seq_jax.training.seeds import (
 )
 from seq2seq_jax.training.setup import Material, begin, compile_steps, prepare
 from seq2seq_jax.training.step import abstract_state, empty_window
+from seq2seq_jax.training.trackers import check_trackers
 from seq2seq_jax.training.verdict import (
     Outcome,
     Verdict,
@@ -81,7 +82,10 @@ def reproduce(config: Config, num_seeds: int, workdir: Path) -> Reproduction:
             f"train.seed {config.train.seed} and the {num_seeds - 1} seeds after it go beyond {SEED.largest:,.0f}; use"
             " a smaller train.seed."
         )
+    if config.train.init_from is not None:
+        raise UserError("train.init_from gives all seeds the same first values; use the command train instead.")
     check_packages(config)
+    check_trackers(config)
     with run_directory.locked(workdir):
         return _reproduce(run_directory.with_absolute_paths(config), num_seeds, workdir)
 
@@ -159,7 +163,8 @@ class _SeedWriter(Writer):
         folder = _folder(workdir, index)
         existing_folder(folder)  # which refuses a file in its place
         folder.mkdir(parents=True, exist_ok=True)
-        super().__init__(folder, config.train.num_steps)
+        own = replace(config, train=replace(config.train, seed=config.train.seed + index))
+        super().__init__(folder, config.train.num_steps, own)
         self._seed, self._index = config.train.seed + index, index
 
     def line(self, text: str = "") -> None:

@@ -31,6 +31,7 @@ from seq2seq_jax.errors import UserError
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.sharding import by_rows, by_rows_of_runs
 from seq2seq_jax.symbols import NUM_SPECIAL
+from seq2seq_jax.training.fine_tuning import start_vocabularies
 from seq2seq_jax.training.seeds import SeedsState, jit_seeds_step
 from seq2seq_jax.training.step import TrainState, jit_train_step
 from seq2seq_jax.translator import vocab_sizes
@@ -116,6 +117,8 @@ def begin(config: Config, material: Material, workdir: Path) -> None:
 def _vocabularies(config: Config, corpus: Corpus, workdir: Path | None) -> Vocabularies:
     """The run's vocabularies, or new ones; a run whose corpus has changed since is refused."""
     if workdir is None or not run_directory.is_claimed(workdir):
+        if config.train.init_from is not None:
+            return start_vocabularies(config, corpus.split("train"))
         return replace(build_vocabularies(config.data, corpus.split("train")), copy=config.model.copy)
     run_directory.check_text(workdir, config, corpus.name, corpus.fingerprint, "choose another --workdir.")
     return load_vocabularies(workdir / run_directory.VOCABULARY, copy=config.model.copy)

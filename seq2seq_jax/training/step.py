@@ -18,6 +18,7 @@ from seq2seq_jax.cells import drop_weights
 from seq2seq_jax.config import Config
 from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.data.vectors import Vectors
+from seq2seq_jax.errors import UserError, did_you_mean, shortened
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.sharding import (
     ROWS,
@@ -119,8 +120,18 @@ def first_state(
 
 
 def _divided(params: Params, config: Config) -> tuple[Params, Params]:
-    """The parameters that are trained, and those that stay as they are."""
-    fixed = {name: params[name] for name in frozen(config.model)}
+    """The parameters that are trained, and those that stay as they are.
+
+    Raises:
+      UserError: `train.freeze` names a part that the model has not, or all of them.
+    """
+    for name in config.train.freeze:
+        if name not in params:
+            hint = did_you_mean(name, [*params]) or f" There are {', '.join(params)}."
+            raise UserError(f"train.freeze {shortened(name)}: the model has no such part.{hint}")
+    fixed = {name: params[name] for name in frozen(config.model) | {*config.train.freeze}}
+    if len(fixed) == len(params):
+        raise UserError("train.freeze names all parts of the model; leave one to be trained.")
     return {name: param for name, param in params.items() if name not in fixed}, fixed
 
 

@@ -15,6 +15,8 @@ import rich.progress
 from rich.console import Console
 
 from seq2seq_jax.cache import naming, write_whole
+from seq2seq_jax.config import Config
+from seq2seq_jax.training.trackers import Trackers
 
 _VALIDATION = "validation_loss"  # in the rows of evaluations
 
@@ -27,18 +29,21 @@ class Writer:
     error is a terminal: nothing but plain lines ever reaches a pipe or a file.
     """
 
-    def __init__(self, workdir: Path, num_steps: int) -> None:
+    def __init__(self, workdir: Path, num_steps: int, config: Config | None = None) -> None:
         """Opens `workdir/metrics.jsonl` for appending, first cutting off a line that was never finished.
 
         Args:
           workdir: the run directory; it exists.
           num_steps: updates of the whole run, the end of the bar.
+          config: of the run, whose trackers get the rows, too.
         """
+        self._config = config
         self._workdir = workdir
         self._path = workdir / "metrics.jsonl"
         self._num_steps = num_steps
         self._bar: rich.progress.Progress | None = None
         self._events: _Events | None = None
+        self._trackers: Trackers | None = None
         self._purge_step: int | None = None
         self._rewrite(_whole_lines(self._path))
         self._file = self._path.open("a", encoding="utf-8")
@@ -62,6 +67,10 @@ class Writer:
             self._file.write(json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n")
             self._file.flush()
         self._write_events(plain)
+        if self._trackers is None and self._config is not None and self._config.train.trackers:
+            self._trackers = Trackers(self._config, self._workdir, self.line)
+        if self._trackers is not None:
+            self._trackers.row(plain)
 
     def keep_rows(self, step: int, evaluated_step: int) -> int:
         """Drops every row that a run resumed at `step` writes again, and what is no row; replaces the file as a whole.
@@ -118,6 +127,9 @@ class Writer:
         """Ends the bar and closes the files. Closing twice is harmless."""
         self.end_progress()
         events, self._events = self._events, None
+        trackers, self._trackers, self._config = self._trackers, None, None
+        if trackers is not None:
+            trackers.close()
         with naming(self._path), closing(self._file):
             if events is not None:
                 events.close()
