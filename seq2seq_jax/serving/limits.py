@@ -12,8 +12,7 @@ class Limits:
     """Beyond these a request is refused, whole and at once."""
 
     max_tokens: int | None = None
-    """Tokens of a text, its end mark included; by default data.max_length of the run. Programs are compiled for up to
-    so many."""
+    """Tokens of a text, its end mark included; by default data.max_length of the run."""
     max_texts: int = 64
     """Texts of a request."""
     max_body: int = 65_536

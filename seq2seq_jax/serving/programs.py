@@ -15,10 +15,8 @@ from seq2seq_jax.data.batching import round_up
 
 Kind = Literal["best", "several", "details", "several with details", "stream"]
 """The best hypothesis alone; as many as the beam has; either with details; one token after another."""
-FACTOR = 4
-"""From one number of rows to the next: a batch is padded to at most so many times its lines."""
 NARROWEST = 16
-"""Ids of the shortest sources; each next width is twice as large."""
+"""Ids of the shortest sources; each next width is twice as large, as is each next number of rows."""
 
 
 class Shape(NamedTuple):
@@ -52,8 +50,8 @@ class Programs:
         num_devices: int = 1,
     ) -> None:
         self._compile = compile
-        rows = [round_up(number, num_devices) for number in ladder(1, FACTOR, most_rows)]
-        widths = ladder(NARROWEST, 2, widest)
+        rows = [round_up(number, num_devices) for number in ladder(1, most_rows)]
+        widths = ladder(NARROWEST, widest)
         self._planned = {kind: _shapes(_rows(kind, rows), widths) for kind in kinds}
         self._compiled: dict[Kind, list[Shape]] = {kind: [] for kind in kinds}
 
@@ -95,16 +93,18 @@ class Programs:
         return min(fit, key=lambda shape: shape.size)
 
 
-def ladder(least: int, factor: int, most: int) -> list[int]:
-    """Returns `least`, that times `factor` and so on, as far as it is below `most`; and `most`."""
-    powers = (least * factor**power for power in itertools.count())
-    return [*itertools.takewhile(lambda value: value < most, powers), most]
+def ladder(least: int, most: int) -> list[int]:
+    """Returns `least`, twice that and so on, as far as it is below `most`; and `most`."""
+    doubled = (least * 2**power for power in itertools.count())
+    return [*itertools.takewhile(lambda value: value < most, doubled), most]
 
 
 def _rows(kind: Kind, rows: Sequence[int]) -> Sequence[int]:
     """Which numbers of rows a kind has: few where it is asked for at a page, and not by the thousand."""
-    few = {"several": (*rows[:2], rows[-1]), "details": rows[:2], "several with details": rows[:2], "stream": rows[:1]}
-    return few.get(kind, rows)
+    few = rows[:3:2]  # 1 and 4
+    return {"several": (*few, rows[-1]), "details": few, "several with details": few, "stream": rows[:1]}.get(
+        kind, rows
+    )
 
 
 def _shapes(rows: Sequence[int], widths: Sequence[int]) -> list[Shape]:
