@@ -197,7 +197,7 @@ def _row(clients: int, load: Load, rows: Sequence[dict[str, Any]]) -> dict[str, 
 
 
 def _streams(host: str, port: int, lines: Sequence[str]) -> dict[str, float]:
-    """Medians, ms, of one client after another: to the first token of a line, and from a token to the next."""
+    """Medians over lines, ms, of one client: to the first token, and for each further one."""
     first, between = list[float](), list[float]()
     connection = http.client.HTTPConnection(host, port, timeout=60)
     for line in lines:
@@ -206,7 +206,7 @@ def _streams(host: str, port: int, lines: Sequence[str]) -> dict[str, float]:
         answer = connection.getresponse()
         times = [time.perf_counter() for event in iter(answer.readline, b"") if event.startswith(b"data: ")]
         first.append(times[0] - begin)
-        between += np.diff(times).tolist()
+        between.append((times[-1] - times[0]) / (len(times) - 1))
     return {"first token": float(np.median(first)) * 1000, "next token": float(np.median(between)) * 1000}
 
 

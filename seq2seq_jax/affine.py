@@ -100,6 +100,8 @@ def _run(reverse: bool, factors: Array, added: Array, start: Array) -> Array:
         factors, added = jax.lax.associative_scan(after, (factors, added), reverse=reverse)
         return factors * start + added
 
+    if not isinstance(factors.shape[0], int):  # a symbol, in an export, of which an associative scan knows nothing
+        return one_by_one(factors, added, start)
     return jax.lax.platform_dependent(factors, added, start, cpu=one_by_one, default=at_once)
 
 
@@ -111,8 +113,8 @@ def _forward(reverse: bool, factors: Array, added: Array, start: Array) -> tuple
 def _backward(reverse: bool, kept: Any, d_states: Array) -> tuple[Array, Array, Array]:
     """The gradients obey the same recurrence, the other way round."""
     factors, states, start = kept
-    time = Time(len(states), reverse)
-    later = Time(len(states), not reverse)
+    time = Time(states.shape[0], reverse)
+    later = Time(states.shape[0], not reverse)
     d_added = _recurrence(not reverse, later.before(jnp.zeros_like(start), factors), d_states, jnp.zeros_like(start))
     first = -1 if reverse else 0
     return d_added * time.before(start, states), d_added, factors[first] * d_added[first]

@@ -269,6 +269,17 @@ class AverageArguments:
             raise UserError(f"--last must be 1 or more, got {self.last}.")
 
 
+@dataclass(frozen=True)
+class ExportArguments:
+    """Writes a trained model into one file, which translates without this package: python FILE < in.txt > out.txt."""
+
+    workdir: tuple[Path, ...]
+    """Run directory, or that of the seeds of reproduce; several runs make an ensemble."""
+    output: Path = Path("model.pyz")
+    """File to write."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+
+
 @console.ready_streams()
 def main(arguments: Sequence[str] | None = None, *, repository: Path | None = None) -> int:
     """Runs one command and returns the exit code; whatever the user can mend is one message on standard error.
@@ -728,6 +739,21 @@ def _average(given: Sequence[Given], repository: Path | None) -> int:
     return 0
 
 
+def _export(given: Sequence[Given], repository: Path | None) -> int:
+    console.check_output()
+    arguments, runs = _parse_for_run("export", ExportArguments, given)
+    model = _load(runs, arguments.decode)
+    from seq2seq_jax.exporting import PLATFORMS, export
+
+    with naming(arguments.output):
+        size = export(model, arguments.output)
+    print(
+        f"Exported    {arguments.output}, {size / 1e6:,.1f} MB, {arguments.decode.search}, for {', '.join(PLATFORMS)}"
+    )
+    print(f"Use it      python {shlex.quote(str(arguments.output))} < lines > translations")
+    return 0
+
+
 def _load(workdirs: Sequence[Path], decode: DecodeConfig) -> "Translator":
     """The trained model of a run, or those of several as one."""
     _configure_jax(TO_TRANSLATE)
@@ -754,6 +780,7 @@ COMMANDS = {
     "serve": Command(ServeArguments, _serve),
     "score": Command(ScoreArguments, _score),
     "average": Command(AverageArguments, _average),
+    "export": Command(ExportArguments, _export),
 }
 
 

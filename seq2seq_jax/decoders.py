@@ -146,7 +146,7 @@ class Luong(Recurrent):
 
     def start(self, states: Sequence[cells.State], memory: Any) -> Any:
         hidden = states[-1][-1]
-        vector = jnp.zeros((len(hidden), self.vector_size), hidden.dtype) if self.feedback else None
+        vector = jnp.zeros((hidden.shape[0], self.vector_size), hidden.dtype) if self.feedback else None
         return super().start(states, memory)._replace(vector=vector)
 
     def step(self, memory: Any, state: State, x: Float[Array, "B D"], keep: Keep) -> tuple[State, Features]:

@@ -54,7 +54,7 @@ class Dropout:
             return None
         num_steps, *others, size = shape
         rows = _rows(keys, self.per_sequence)
-        keep = keep_mask(rows, self.rate, (1 if self.per_sequence else num_steps, *others, len(rows), size))
+        keep = keep_mask(rows, self.rate, (1 if self.per_sequence else num_steps, *others, rows.shape[0], size))
         return Mask(jnp.broadcast_to(keep, (num_steps, *keep.shape[1:])), self.rate)
 
     def draw_words(self, keys: Keys | None, tokens: Int[Array, "*N"]) -> Mask | None:
@@ -62,7 +62,7 @@ class Dropout:
         if keys is None or self.rate == 0.0:
             return None
         if not self.per_sequence:
-            return self.draw(keys, (len(tokens), 1))
+            return self.draw(keys, (tokens.shape[0], 1))
 
         def octet(key: Key[Array, ""], token: Int[Array, ""]) -> Array:
             return jax.random.bits(jax.random.fold_in(key, token), (1,), jnp.uint8)
@@ -73,7 +73,7 @@ class Dropout:
 
     def __call__(self, x: Float[Array, "*N D"], keys: Keys | None) -> Float[Array, "*N D"]:
         """Drops features of all steps, [T, B, D]; the identity without keys."""
-        return drop(x, self.draw(keys, (len(x), x.shape[-1])))
+        return drop(x, self.draw(keys, (x.shape[0], x.shape[-1])))
 
 
 NO_DROPOUT = Dropout()

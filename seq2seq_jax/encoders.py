@@ -105,7 +105,7 @@ class Apart(nnx.Module):
         """As `Layers.__call__`; `is_tag`: True at the first positions of each source that are tags."""
         first, second = split_keys(keys, 2)
         num_tags = is_tag.sum(0)
-        of_text = jnp.arange(len(mask))[:, None] < mask.sum(0) - num_tags
+        of_text = jnp.arange(mask.shape[0])[:, None] < mask.sum(0) - num_tags
         text = self.text(_moved(inputs, num_tags), of_text, first, piece)
         tags = self.tags(inputs, is_tag, second, piece)
         outputs = jnp.where(is_tag[..., None], tags.outputs, _moved(text.outputs, -num_tags))
@@ -114,7 +114,7 @@ class Apart(nnx.Module):
 
 def _moved(x: Float[Array, "S B D"], by: Array) -> Float[Array, "S B D"]:
     """Every row begun at the position `by` of it, [B]; what stands before comes last."""
-    places = (jnp.arange(len(x))[:, None] + by) % len(x)
+    places = (jnp.arange(x.shape[0])[:, None] + by) % x.shape[0]
     return jnp.take_along_axis(x, places[..., None], axis=0)
 
 

@@ -46,10 +46,12 @@ class Time(NamedTuple):
     def loop(self, step: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
         """`jax.lax.scan` with as many steps in a trip as the device likes, unless it is said."""
 
-        def scan(unroll: int) -> Callable:
-            return lambda carry, xs: jax.lax.scan(step, carry, xs, self.length, self.reverse, unroll)
+        length = self.length if isinstance(self.length, int) else None  # a symbol, in an export: that of xs
 
-        if self.unroll is not None or self.length == 1:
+        def scan(unroll: int) -> Callable:
+            return lambda carry, xs: jax.lax.scan(step, carry, xs, length, self.reverse, unroll)
+
+        if self.unroll is not None or length is None or length == 1:
             return scan(1 if self.unroll is None else self.unroll)(carry, xs)
         many = scan(min(self.length, STEPS_A_TRIP))
         return jax.lax.platform_dependent(carry, xs, cuda=many, rocm=many, default=scan(1))

@@ -19,4 +19,9 @@ class Padded(NamedTuple):
     @property
     def mask(self) -> Any:
         """[B, N], True at what is no padding."""
-        return np.arange(self.values.shape[1]) < self.lengths[:, None]
+        width = self.values.shape[1]
+        if isinstance(width, int):
+            return np.arange(width) < self.lengths[:, None]
+        import jax.numpy as jnp  # a width that is known when an exported program runs
+
+        return jnp.arange(width) < self.lengths[:, None]

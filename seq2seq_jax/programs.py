@@ -65,33 +65,48 @@ def search(
     max_length: int,
     num_best: int,
 ) -> Found:
-    alpha = float(decode.length_penalty)
-    rules = rules_of(decode, avoid, asked)
-
-    def on_a_device(params: Params, tables: Any, source: Padded, limits: Limits, asked: Asked) -> Found:
-        model: Seq2Seq | Ensemble = nnx.merge(graph, params)
-        encoded = model.encode(source)
-        memory, carry = encoded._replace(state=None), jax.tree.map(lambda leaf: leaf[:, None], encoded.state)
-        step = partial(model.search_step, tables)
-        if rules:
-            covered = source if decode.coverage_penalty else None
-            carry = carry, nothing_written(asked, len(limits.lengths), max_length, covered)
-            step, memory = ruled(partial(model.attending_step, tables), rules), (memory, asked)
-        common: dict[str, Any] = dict(
-            max_lengths=limits.lengths, max_length=max_length, smallest=SMALLEST_BATCH, length_penalty=alpha
-        )
-        if decode.sample:
-            drawn: dict[str, Any] = {name: getattr(decode, name) for name in SAMPLING}
-            return sample(step, memory, carry, num_samples=num_best, numbers=limits.numbers, **drawn, **common)
-        if decode.beam_size == 1 and not rules:
-            return greedy_search(step, memory, carry, **common)
-        beam: dict[str, Any] = dict(beam_size=decode.beam_size, num_best=num_best, num_groups=decode.groups)
-        choose = by_log_prob if asked.phrases is None else by_banks
-        return beam_search(step, memory, carry, **beam, diversity=decode.diversity, choose=choose, **common)
-
+    """Searches for the outputs of a batch, each device for those of its own rows."""
+    search = partial(search_of, graph, decode, avoid, max_length=max_length, num_best=num_best)
     # Each device ends when its own sentences have.
-    search = share_out(on_a_device, mesh, in_specs=(WHOLE, WHOLE, ROWS, ROWS, ROWS), out_specs=ROWS)
-    return search(params, tables, source, limits, asked)
+    spread = share_out(search, mesh, in_specs=(WHOLE, WHOLE, ROWS, ROWS, ROWS), out_specs=ROWS)
+    return spread(params, tables, source, limits, asked)
+
+
+def search_of(
+    graph: nnx.GraphDef,
+    decode: DecodeConfig,
+    avoid: Sequence[Sequence[int]],
+    params: Params,
+    tables: Any,
+    source: Padded,
+    limits: Limits,
+    asked: Asked,
+    max_length: int,
+    num_best: int,
+) -> Found:
+    """Searches for the outputs of some rows, on one device."""
+    model: Seq2Seq | Ensemble = nnx.merge(graph, params)
+    encoded, rules = model.encode(source), rules_of(decode, avoid, asked)
+    memory, carry = encoded._replace(state=None), jax.tree.map(lambda leaf: leaf[:, None], encoded.state)
+    step = partial(model.search_step, tables)
+    if rules:
+        covered = source if decode.coverage_penalty else None
+        carry = carry, nothing_written(asked, limits.lengths.shape[0], max_length, covered)
+        step, memory = ruled(partial(model.attending_step, tables), rules), (memory, asked)
+    common: dict[str, Any] = dict(
+        max_lengths=limits.lengths,
+        max_length=max_length,
+        smallest=SMALLEST_BATCH,
+        length_penalty=float(decode.length_penalty),
+    )
+    if decode.sample:
+        drawn: dict[str, Any] = {name: getattr(decode, name) for name in SAMPLING}
+        return sample(step, memory, carry, num_samples=num_best, numbers=limits.numbers, **drawn, **common)
+    if decode.beam_size == 1 and not rules:
+        return greedy_search(step, memory, carry, **common)
+    beam: dict[str, Any] = dict(beam_size=decode.beam_size, num_best=num_best, num_groups=decode.groups)
+    choose = by_log_prob if asked.phrases is None else by_banks
+    return beam_search(step, memory, carry, **beam, diversity=decode.diversity, choose=choose, **common)
 
 
 def rules_of(decode: DecodeConfig, avoid: Sequence[Sequence[int]], asked: Asked) -> list[Rule]:

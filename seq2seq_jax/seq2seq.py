@@ -102,7 +102,7 @@ class Seq2Seq(nnx.Module):
             outputs = reverse(Padded(jnp.swapaxes(read.outputs, 0, 1), source.lengths)).values
             read = read._replace(outputs=jnp.swapaxes(outputs, 0, 1))
         memory = self.decoder.memory(read)
-        states = self.bridge(read, self.decoder.empty(len(source.lengths), self._dtype))
+        states = self.bridge(read, self.decoder.empty(source.lengths.shape[0], self._dtype))
         copies = jnp.where(self._is_tag(source.values), PAD, source.values) if self.copies else None
         return Encoded(memory, self.decoder.start(states, memory), copies)
 
@@ -206,7 +206,7 @@ class Seq2Seq(nnx.Module):
 
     def _decoder_inputs(self, inputs: Int[Array, "T B"], keys: Keys | None) -> tuple[Any, Any]:
         first, rest = split_keys(keys, 2)
-        return self._token_before(inputs, first), self.decoder.keep(rest, len(inputs))
+        return self._token_before(inputs, first), self.decoder.keep(rest, inputs.shape[0])
 
     def _token_before(self, tokens: Int[Array, "*N"], keys: Keys | None = None) -> Any:
         """What a step of the decoder is given of the token before."""
@@ -297,8 +297,8 @@ def _copying(features: Features, copies: Int[Array, "*N S"] | None) -> Copying |
 
 
 def _check_pairs(source: Array, target: Array) -> None:
-    if len(source) != len(target):
-        raise ValueError(f"{len(source)} sources and {len(target)} targets; there must be one for each.")
+    if source.shape[0] != target.shape[0]:
+        raise ValueError(f"{source.shape[0]} sources and {target.shape[0]} targets; there must be one for each.")
 
 
 def reverse(source: Padded) -> Padded:

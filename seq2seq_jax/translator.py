@@ -140,8 +140,10 @@ class Translator:
         self._mesh = mesh = mesh or make_mesh(MeshConfig(), jax.local_devices())
         self.params = params
         sizes = vocab_sizes(vocabularies)
-        graph = ensemble_graph(ensemble, sizes, self.decode.ensemble) if ensemble else model_graph(config.model, sizes)
-        self._graph = graph
+        self.avoided = self._avoided()
+        self.graph = graph = (
+            ensemble_graph(ensemble, sizes, self.decode.ensemble) if ensemble else model_graph(config.model, sizes)
+        )
         whole, rows = replicated(mesh), by_rows(mesh)
         jit = partial(jax.jit, compiler_options=compiler_options(mesh))
         self._attends = all(each.attention != "none" for each in ensemble or [config.model])
@@ -311,9 +313,9 @@ class Translator:
         return self._mesh
 
     @property
-    def search_parts(self) -> tuple[Any, Params, Any]:
-        """The model's structure, its parameters, and what every step of a search takes of them, see `SearchTables`."""
-        return self._graph, self.params, self._tables
+    def tables(self) -> Any:
+        """What every step of a search takes of the parameters, see `SearchTables`."""
+        return self._tables
 
     def _of_batch(
         self,
@@ -437,8 +439,7 @@ class Translator:
         by_width = int(output_limits(np.array([source.values.shape[1]]), self.decode.max_length_ratio)[0])
         return limits, max(by_width, round_up(int(limits.max()), SOURCE_MULTIPLE) if needed.any() else 0)
 
-    @property
-    def avoided(self) -> list[list[int]]:
+    def _avoided(self) -> list[list[int]]:
         """Token ids of each phrase that no output has.
 
         Raises:

@@ -191,6 +191,11 @@ class Vocabulary(ABC):
         """Returns the text of each token of a source, in the order of `encode_sources`, without its tags."""
         return self.tokens(source)
 
+    def plain(self) -> dict[str, Any]:
+        """Returns what `runner.Vocabulary` is made of: plain values, and as `model` the bytes of SentencePiece's."""
+        about = {"kind": self.kind, "lowercase": self.lowercase, "size": self.size}
+        return about | {"tokens": [*self.entry_ids()]}
+
     @abstractmethod
     def entry_ids(self) -> dict[str, int]:
         """Returns the id of each entry by its text, special symbols and tags left out."""
@@ -272,6 +277,9 @@ class SentencePieceVocabulary(Vocabulary):
 
     def entry_ids(self) -> dict[str, int]:
         return {self._processor.id_to_piece(index): index for index in range(NUM_SPECIAL, self.size)}
+
+    def plain(self) -> dict[str, Any]:
+        return super().plain() | {"tokens": [], "model": self._proto}
 
     def _encode(self, lines: list[str]) -> list[Ids]:
         rows = self._processor.encode(_to_stand_ins([_squeeze(line) for line in lines]), num_threads=1)
@@ -398,6 +406,10 @@ class TaggedVocabulary(_WithTags):
         self._ids = {tag: index for index, tag in enumerate(self._tags, text.size + 1)}
         self.unknown = (UNK, text.size)
 
+    def plain(self) -> dict[str, Any]:
+        tags = {"tags": self._ids, "separator": self._separator, "unknown_tag": self._text.size}
+        return self._text.plain() | tags | {"size": self.size}
+
     def grown(self, other: Vocabulary) -> "TaggedVocabulary":
         tags = [*self._tags, *(other._tags if isinstance(other, TaggedVocabulary) else ())]
         return TaggedVocabulary(self._text.grown(other), [*dict.fromkeys(tags)], self._separator)
@@ -447,6 +459,10 @@ class DialogueVocabulary(_WithTags):
         self._context_turns, self._max_length = context_turns, max_length
         self._between, left_out = range(text.size, self.size)
         self.left_out = (left_out,)
+
+    def plain(self) -> dict[str, Any]:
+        turns = {"between": self._between, "left_out": self.left_out[0], "max_length": self._max_length}
+        return self._text.plain() | turns | {"size": self.size}
 
     def grown(self, other: Vocabulary) -> "DialogueVocabulary":
         return DialogueVocabulary(self._text.grown(other), self._context_turns, self._max_length)

@@ -100,7 +100,7 @@ def beam_search(
             return choose(memory, carry, logits, open, last_allowed)
         log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
         best = choose(memory, carry, with_rest(log_probs - diversity * counts[:, None]), open, last_allowed)
-        log_prob = take(log_probs.reshape(len(open), -1), best.place * log_probs.shape[-1] + best.token)
+        log_prob = take(log_probs.reshape(open.shape[0], -1), best.place * log_probs.shape[-1] + best.token)
         there = best.log_probs > -jnp.inf
         return best._replace(log_probs=jnp.where(there, take(open, best.place) + log_prob, -jnp.inf))
 

@@ -132,7 +132,7 @@ def search_rows(
       position: of the first step.
     """
     batch = jax.tree.leaves(rows)[0].shape[0]
-    half = batch // 2 if batch // 2 >= smallest else 0
+    half = batch // 2 if isinstance(batch, int) and batch // 2 >= smallest else 0  # a symbol, in an export
 
     def enough(state: tuple[Array, Any]) -> Bool[Array, ""]:
         return is_open(state[1]).sum() > half
@@ -162,9 +162,10 @@ def select(carry: Carry, place: Int[Array, "B K"]) -> Carry:
 
 def _block_maxima(logits: Float[Array, "B K V"]) -> Float[Array, "B K N"]:
     """Returns the greatest of every BLOCK columns."""
-    missing = -logits.shape[-1] % BLOCK
+    num_blocks = -(-logits.shape[-1] // BLOCK)
+    missing = num_blocks * BLOCK - logits.shape[-1]
     padded = jnp.pad(logits, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf)
-    return padded.reshape(*logits.shape[:2], -1, BLOCK).max(axis=-1)
+    return padded.reshape(*logits.shape[:2], num_blocks, BLOCK).max(axis=-1)
 
 
 def take(rows: Array, index: Int[Array, "B ..."]) -> Array:

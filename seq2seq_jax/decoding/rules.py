@@ -126,7 +126,7 @@ def no_repeated_ngram(size: int) -> Rule:
         seen = starts + size <= number[..., None]  # whole n-grams that are written
         for offset in range(size - 1):
             latest = _at(tokens, number - (size - 1) + offset)
-            seen &= tokens[..., offset : offset + len(starts)] == latest[..., None]
+            seen &= tokens[..., offset : offset + starts.shape[0]] == latest[..., None]
         return _forbid(log_probs, tokens[..., size - 1 :], seen)
 
     return rule

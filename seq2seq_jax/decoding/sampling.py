@@ -98,13 +98,13 @@ class _Rows(NamedTuple):
 def _first_rows(
     carry: Carry, num_samples: int, numbers: Int[Array, " B"], limits: Int[Array, " B"], max_length: int
 ) -> _Rows:
-    zeros = jnp.zeros((len(limits), num_samples), jnp.int32)
+    zeros = jnp.zeros((limits.shape[0], num_samples), jnp.int32)
     return _Rows(
         numbers=numbers,
         limits=limits,
         carry=jax.tree.map(lambda leaf: jnp.repeat(leaf, num_samples, axis=1), carry),
         last=jnp.full_like(zeros, BOS),
-        tokens=jnp.full((len(limits), max_length, num_samples), PAD, jnp.int32),
+        tokens=jnp.full((limits.shape[0], max_length, num_samples), PAD, jnp.int32),
         log_probs=jnp.zeros(zeros.shape, jnp.float32),
         lengths=zeros,
         cut=jnp.zeros(zeros.shape, bool),

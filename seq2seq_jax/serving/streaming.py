@@ -48,9 +48,8 @@ class Stepwise:
     """
 
     def __init__(self, translator: Translator) -> None:
-        self.translator, avoided = translator, translator.avoided
-        graph, _, _ = translator.search_parts
-        rules = rules_of(greedy(translator.decode), avoided, Asked())
+        self.translator, graph = translator, translator.graph
+        rules = rules_of(greedy(translator.decode), translator.avoided, Asked())
         jit = partial(jax.jit, compiler_options=compiler_options(translator.mesh))
         self._begin = jit(partial(_begin, graph, bool(rules)), static_argnums=2)
         self._step = jit(partial(_step, graph, rules))
@@ -67,12 +66,11 @@ class Stepwise:
 
     def encode(self, source: Padded, longest: int) -> tuple[Any, Any]:
         """What a step reads of a source, and the first state; an output has `longest` tokens at most."""
-        _, params, _ = self.translator.search_parts
-        return self._begin(params, source, longest)
+        return self._begin(self.translator.params, source, longest)
 
     def step(self, memory: Any, state: Any, last: int, *, last_allowed: bool) -> Written:
         """Writes a token after the one before, the end mark where no other is allowed."""
-        _, params, tables = self.translator.search_parts
+        params, tables = self.translator.params, self.translator.tables
         return self._step(params, tables, memory, state, np.full((1, 1), last, np.int32), np.array([last_allowed]))
 
 

@@ -1,0 +1,199 @@
+"""Translates lines with an exported model: `python MODEL.pyz < in.txt > out.txt`.
+
+This file is the `__main__.py` of what `seq2seq-jax export` writes. It needs jax,
+flatbuffers and numpy, and sentencepiece where the vocabulary consists of pieces of
+words, but not the package seq2seq_jax. From Python, with this file at hand:
+`Model("MODEL.pyz").translate(["a line"])`.
+"""
+
+import io
+import json
+import re
+import sys
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+PAD, BOS, EOS, UNK = range(4)
+UNKNOWN_TEXT = "\u2047"
+FORMAT = 1
+# Characters that SentencePiece takes for its own marks, and what stands for them.
+STAND_INS = dict(zip("\0\x1f\u2581\u2585", "\ufdd0\ufdd1\ufdd2\ufdd3", strict=True))
+ESCAPE = "\ufdd4"
+
+
+class Model:
+    """An exported model.
+
+    Args:
+      path: of the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        from jax import export, jit
+
+        with zipfile.ZipFile(path) as files:
+            about = json.loads(files.read("about.json"))
+            if about["format"] != FORMAT:
+                raise ValueError(f"{path} has format {about['format']}, and this runner reads {FORMAT}")
+            self.source, self.target = (Vocabulary(about[side], files) for side in ("source", "target"))
+            with np.load(io.BytesIO(files.read("params.npz"))) as arrays:
+                self._params = [arrays[f"arr_{index}"] for index in range(len(arrays.files))]
+            self._search = jit(export.deserialize(bytearray(files.read("search.bin"))).call)
+        self._about = about
+
+    def translate(self, lines: Sequence[str]) -> list[str]:
+        """Returns the best output for each line; an empty one for an empty line."""
+        sources = [self.source.encode_source(line) for line in lines]
+        outputs = [""] * len(lines)
+        filled = sorted((index for index, ids in enumerate(sources) if ids), key=lambda index: len(sources[index]))
+        rows = self._about["batch_size"]
+        for start in range(0, len(filled), rows):
+            group = filled[start : start + rows]
+            texts = self._translate([sources[index] for index in group], [lines[index] for index in group])
+            for index, text in zip(group, texts, strict=True):
+                outputs[index] = text
+        return outputs
+
+    def _translate(self, sources: list[list[int]], lines: list[str]) -> list[str]:
+        """A batch; widths are multiples of 8 and rows powers of two, so that few programs are compiled."""
+        copies: list[dict[int, str]] = [{}] * len(sources)
+        if self._about["copy"]:
+            copies = [self._mark_copies(line, source) for line, source in zip(lines, sources, strict=True)]
+        lengths = np.ones(1 << (len(sources) - 1).bit_length(), np.int32)
+        lengths[: len(sources)] = [len(ids) + 1 for ids in sources]
+        ids = np.full((len(lengths), -(-int(lengths.max()) // 8) * 8), PAD, np.int32)
+        ids[:, 0] = EOS
+        for row, source in enumerate(sources):
+            ids[row, : len(source) + 1] = [*source, EOS]
+        limits = np.ceil(lengths * self._about["max_length_ratio"]).astype(np.int32) + self._about["extra_length"]
+        limits[len(sources) :] = 1
+        found = np.asarray(self._search(self._params, ids, lengths, limits)).tolist()
+        return [self.target.decode(row, copied) for row, copied in zip(found, copies, strict=False)]
+
+    def _mark_copies(self, line: str, ids: list[int]) -> dict[int, str]:
+        """Gives unknown tokens ids beyond the vocabulary; returns the token that each such id stands for."""
+        tokens, first, copies = self.source.source_tokens(line), dict[str, int](), dict[int, str]()
+        for place, token in enumerate(tokens, len(ids) - len(tokens)):
+            copies[self.source.size + place] = token
+            if ids[place] == UNK:
+                ids[place] = self.source.size + first.setdefault(token, place)
+        return copies
+
+
+class Vocabulary:
+    """Text to ids and back, from what the file says of it.
+
+    Args:
+      about: kind, size and, unless it consists of pieces of words, the tokens.
+      files: where a SentencePiece model is.
+    """
+
+    def __init__(self, about: dict[str, Any], files: zipfile.ZipFile) -> None:
+        self._about, self.size = about, about["size"]
+        self._ids = {token: index for index, token in enumerate(about["tokens"], 4)}
+        self._texts = ["", "", "", UNKNOWN_TEXT, *about["tokens"]]
+        self._pieces: Any = None
+        if "model" in about:
+            import sentencepiece
+
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=files.read(about["model"]))
+
+    def tokens(self, text: str) -> list[str]:
+        """The text of each token."""
+        if self._about["kind"] == "characters":
+            return list(text.lower() if self._about["lowercase"] else text)
+        squeezed = self._squeezed(text)
+        if self._pieces is None:
+            return squeezed.split(" ") if squeezed else []
+        return self._pieces.encode(_to_stand_ins(squeezed), out_type=str)
+
+    def _squeezed(self, text: str) -> str:
+        text = text.lower() if self._about["lowercase"] else text
+        return re.sub(r"\s+", " ", text, flags=re.ASCII).strip(" ")
+
+    def _encode(self, text: str) -> list[int]:
+        if self._pieces is None:
+            return [self._ids.get(token, UNK) for token in self.tokens(text)]
+        return self._pieces.encode(_to_stand_ins(self._squeezed(text)))
+
+    def encode_source(self, line: str) -> list[int]:
+        """The ids of a source, its tags or turns included; none of an empty line."""
+        if not line.strip():
+            return []
+        if tags := self._about.get("tags"):
+            text, tab, behind = line.rpartition("\t")
+            if not tab:
+                raise ValueError(f"the source {line[:60]!r} has no tab and tags behind it")
+            parts = [tag.strip() for tag in behind.split(self._about["separator"]) if tag.strip()]
+            return [tags.get(tag, self._about["unknown_tag"]) for tag in parts] + self._encode(text)
+        if "between" in self._about:
+            between, left_out = self._about["between"], self._about["left_out"]
+            return self._joined([self._encode(turn) for turn in line.split("\t")], between, left_out)
+        return self._encode(line)
+
+    def source_tokens(self, line: str) -> list[str]:
+        """The text of each token of a source, without its tags."""
+        if self._about.get("tags"):
+            return self.tokens(line.rpartition("\t")[0])
+        if "between" in self._about:
+            return self._joined([self.tokens(turn) for turn in line.split("\t")], "\t", "\t")
+        return self.tokens(line)
+
+    def _joined(self, turns: list[list[Any]], between: Any, left_out: Any) -> list[Any]:
+        """The turns of a dialogue; as few of the oldest as need be are left out."""
+        joined: list[Any] = []
+        for number in range(len(turns)):
+            joined = [left_out] if number else []
+            for turn in turns[number:-1]:
+                joined += [*turn, between]
+            joined += turns[-1]
+            if len(joined) < self._about["max_length"]:
+                break
+        return joined
+
+    def decode(self, ids: Sequence[int], copies: dict[int, str]) -> str:
+        """The text of ids up to their end."""
+        row = [int(index) for index in ids]
+        row = [index for index in row[: row.index(EOS) if EOS in row else None] if index not in (PAD, BOS)]
+        num_text = len(self._texts) if self._pieces is None else self._pieces.vocab_size()
+        row = [UNK if num_text <= index < self.size else index for index in row]  # a tag is no text
+        if self._pieces is None:
+            texts = [copies.get(index) or self._texts[index] for index in row]
+            return (" " if self._about["kind"] == "words" else "").join(texts)
+        if not any(index in copies for index in row):
+            return _from_stand_ins(self._pieces.decode(row))
+        pieces = [copies.get(index) or self._pieces.id_to_piece(index) for index in row]
+        return _from_stand_ins(self._pieces.decode_pieces(pieces))
+
+
+def _to_stand_ins(text: str) -> str:
+    return "".join(STAND_INS.get(c) or (ESCAPE + c if "\ufdd0" <= c <= ESCAPE else c) for c in text)
+
+
+def _from_stand_ins(text: str) -> str:
+    back = {stand_in: character for character, stand_in in STAND_INS.items()}
+    return re.sub(
+        f"{ESCAPE}(.?)|[\ufdd0-\ufdd3]", lambda m: m[1] if m[0][0] == ESCAPE else back[m[0]], text, flags=re.S
+    )
+
+
+def main() -> int:
+    """Translates standard input, some thousand lines at a time."""
+    try:
+        model = Model(sys.argv[0])
+        source = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", newline="\n")
+        target = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", newline="\n")
+        while lines := [line.rstrip("\n").removesuffix("\r") for line in source.readlines(1 << 17)]:
+            target.write("".join(f"{text}\n" for text in model.translate(lines)))
+            target.flush()
+    except (ValueError, KeyError, OSError, ImportError, zipfile.BadZipFile) as error:
+        print(f"error: {sys.argv[0]}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
