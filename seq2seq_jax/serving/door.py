@@ -98,13 +98,13 @@ def open_door(host: str, port: int, token: str | None) -> tuple[Door, socket.soc
     except (socket.gaierror, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no name of a host"
         raise UserError(f"--host {shortened(host)}: {reason}. Give an address of this machine.") from None
-    family, _, _, _, address = found[0]
+    family, kind, protocol, _, address = found[0]
     if token is None and not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback:
         raise UserError(
             f"--host {host} can be reached from other machines: give a token that clients must show, by --token-file"
             f" FILE or in {TOKEN_VARIABLE}; or leave --host out, for this machine alone."
         )
-    door = socket.socket(family, socket.SOCK_STREAM)
+    door = socket.socket(family, kind, protocol)  # by the protocol asyncio knows to send small packets at once
     try:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that ended a moment ago is not in the way
         door.bind(address)

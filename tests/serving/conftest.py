@@ -27,7 +27,7 @@ def dialogue() -> Model:
     """Reads two turns before a text."""
     lines = sentences(20, seed=1)
     data = {"corpus": "files:.", "turns": "turn", "context_turns": 2, "vocabulary": "words", "joint_vocabulary": True}
-    return prepared(random_translator(lines, lines[::-1], data=data | {"max_length": 7}, decode={"beam_size": 2}))
+    return prepared(random_translator(lines, lines[::-1], data=data | {"max_length": 7}, decode={"beam_size": 3}))
 
 
 @pytest.fixture(scope="session")

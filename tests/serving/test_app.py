@@ -53,6 +53,7 @@ def test_turns_of_a_dialogue_come_before_the_text(dialogue):
     found = ask(dialogue, {"text": "cat", "turns": ["ant bee", "dog"]})
     assert same(found, dialogue.translator.translate(["ant bee\tdog\tcat"])[0])
     assert found["text"] != ask(dialogue, {"text": "cat"})["text"]
+    assert len(ask(dialogue, {"text": "cat", "num_best": 2})["hypotheses"]) == 2  # of 3 in the beam
     long = ask(dialogue, {"text": "cat", "turns": ["ant bee eel", "dog"], "details": True})
     assert long["warnings"] == ["The oldest turns are left out, to fit what the model reads."]
     assert long["source_tokens"] == ["...", "dog", "|", "cat", "</s>"]
