@@ -64,6 +64,36 @@ def test_a_line_alone_is_searched_at_once_and_what_comes_meanwhile_together():
     assert [lines for lines, _, _ in search.batches] == [["first"], ["b", "c", "d"]]
 
 
+def test_those_who_ask_again_at_once_are_searched_together():
+    """Four clients, each of which asks as soon as it has its answer; the pause ends when all are back."""
+    search = Search()
+
+    async def talk(batcher):
+        batcher._pause_ends = float("inf")  # whatever the clock says
+        batcher._note = lambda *_: setattr(batcher, "_expected", 4)
+
+        async def client(name):
+            for _ in range(5):
+                await asyncio.gather(*put(batcher, [name]))
+
+        batcher._expected = 4
+        await asyncio.gather(*map(client, "abcd"))
+
+    run(talk, search)
+    assert [len(lines) for lines, _, _ in search.batches] == [4] * 5
+
+
+def test_one_client_alone_is_never_kept_waiting():
+    search = Search()
+
+    async def talk(batcher):
+        for number in range(3):
+            await asyncio.gather(*put(batcher, [str(number)]))
+            assert batcher._expected == 0
+
+    run(talk, search)
+
+
 def test_lines_of_similar_length_go_together_and_none_is_passed_over_for_long():
     """Whatever comes: the line that has waited longest is in the next batch, in a program that holds all of it."""
     draw = random.Random(0)
