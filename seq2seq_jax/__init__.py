@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     )
     from seq2seq_jax.errors import UserError
     from seq2seq_jax.recurrence import scan
+    from seq2seq_jax.reporting.page import report
     from seq2seq_jax.seq2seq import Seq2Seq
     from seq2seq_jax.training.loop import train
     from seq2seq_jax.training.reproduction import reproduce
     from seq2seq_jax.translator import Hypothesis, Translator, load
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "Config",
@@ -45,6 +46,7 @@ __all__ = [
     "Translator",
     "UserError",
     "load",
+    "report",
     "reproduce",
     "scan",
     "train",
@@ -61,6 +63,7 @@ _LAZY = dict.fromkeys(
     "Translator": "seq2seq_jax.translator",
     "UserError": "seq2seq_jax.errors",
     "load": "seq2seq_jax.translator",
+    "report": "seq2seq_jax.reporting.page",
     "reproduce": "seq2seq_jax.training.reproduction",
     "scan": "seq2seq_jax.recurrence",
     "train": "seq2seq_jax.training.loop",

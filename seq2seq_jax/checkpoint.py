@@ -356,6 +356,16 @@ def check_belongs(workdir: Path, origin: Origin) -> None:
         _check_origin(*newest, workdir, origin)
 
 
+def version_of(workdir: Path) -> str | None:
+    """Returns the version of seq2seq-jax that wrote the newest checkpoint of a run; None without one.
+
+    Raises:
+      UserError: it is a newer version than this.
+    """
+    newest = _newest_content((workdir / "checkpoints").absolute())
+    return newest and newest[1].get("version", "0.1")
+
+
 def _newest_content(directory: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint of which `_content` can be read, and that."""
     for step in _steps(directory):

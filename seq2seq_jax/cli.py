@@ -1,4 +1,4 @@
-"""The commands, from train to average. The only place that prints errors and chooses exit codes.
+"""The commands, from train to report. The only place that prints errors and chooses exit codes.
 
 Exit codes: 0 done; 2 a mistake the user can mend, told in one message; 130
 interrupted; 141 the reader of our output went away; 143 asked to stop by
@@ -39,14 +39,13 @@ from seq2seq_jax.config import (
 )
 from seq2seq_jax.config_file import find_config, load_config
 from seq2seq_jax.errors import UserError, did_you_mean, shortened
-from seq2seq_jax.run_directory import check_text, members, read_config, read_configs
+from seq2seq_jax.run_directory import members, read_config, read_configs
 from seq2seq_jax.serving.limits import Limits
 from seq2seq_jax.signals import EXIT_CODES
 from seq2seq_jax.troubles import check_address_space, machine_trouble
 from seq2seq_jax.wording import counted
 
 if TYPE_CHECKING:
-    from seq2seq_jax.data.corpora import Corpus
     from seq2seq_jax.translator import Translator
 
 INTERRUPTED, TERMINATED = EXIT_CODES[signal.SIGINT], EXIT_CODES[signal.SIGTERM]
@@ -267,6 +266,18 @@ class AverageArguments:
     def __post_init__(self) -> None:
         if self.last < 1:
             raise UserError(f"--last must be 1 or more, got {self.last}.")
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    """Writes a page of HTML about a run, or several side by side: curves, scores, errors, samples with attention."""
+
+    workdir: tuple[Path, ...]
+    """Run directory, or several; that of the seeds of reproduce stands for all of them that were tested."""
+    output: Path | None = None
+    """File to write; by default report.html in the first run directory."""
+    split: str | None = None
+    """Evaluation whose sentences are looked at, by its name in evaluations/; by default test, or the first there is."""
 
 
 @dataclass(frozen=True)
@@ -516,10 +527,14 @@ def _evaluated(arguments: EvaluateArguments, runs: Sequence[Path], config: Confi
             "source_file": str(arguments.source_file.absolute()),
             "target_file": str(arguments.target_file.absolute()),
         }
-        sources, targets = _read_pairs(arguments.source_file, arguments.target_file)
+        from seq2seq_jax.data.corpora.files import read_pairs
+
+        sources, targets = read_pairs(arguments.source_file, arguments.target_file)
     else:
         name = arguments.split or "test"
-        pairs = _run_corpus(runs, model.config).split(name)
+        from seq2seq_jax.data.corpora import load_corpus_of
+
+        pairs = load_corpus_of(runs, model.config).split(name)
         sources, targets = pairs.read(0, len(pairs))
     if len(arguments.workdir) > 1:
         name = f"{_name_of_ensemble(arguments.workdir)}/{name}"
@@ -529,21 +544,6 @@ def _evaluated(arguments: EvaluateArguments, runs: Sequence[Path], config: Confi
     print("\n".join([_table(scores), *scores.get("remarks", ())]))
     print(f"written to {workdir / 'evaluations' / name}.json, beam {arguments.decode.beam_size}")
     return 0
-
-
-def _run_corpus(workdirs: Sequence[Path], config: Config) -> "Corpus":
-    """The corpus that `config` names, as long as its text is the one that each of the runs was trained on."""
-    from seq2seq_jax.data.corpora import load_corpus
-
-    way_out = "score other text with --source-file F --target-file F."
-    try:
-        corpus = load_corpus(config.data)
-    except UserError as error:
-        trouble = str(error).partition("\n")[0]  # what follows names options of train
-        raise UserError(f"The text that {workdirs[0]} was trained on cannot be read; {way_out}\n{trouble}") from None
-    for workdir in workdirs:
-        check_text(workdir, config, corpus.name, corpus.fingerprint, way_out)
-    return corpus
 
 
 def _translate(given: Sequence[Given], repository: Path | None) -> int:
@@ -717,7 +717,9 @@ def _serve(given: Sequence[Given], repository: Path | None) -> int:
 def _score(given: Sequence[Given], repository: Path | None) -> int:
     console.check_output()
     arguments, runs = _parse_for_run("score", ScoreArguments, given)
-    sources, targets = _read_pairs(arguments.source_file, arguments.target_file)
+    from seq2seq_jax.data.corpora.files import read_pairs
+
+    sources, targets = read_pairs(arguments.source_file, arguments.target_file)
     decode = read_config(runs[0]).decode
     decode = replace(decode, ensemble=arguments.ensemble or decode.ensemble)
     with _together(arguments.processes):
@@ -764,6 +766,19 @@ def _load(workdirs: Sequence[Path], decode: DecodeConfig) -> "Translator":
     return translator.load(workdirs, decode)
 
 
+def _report(given: Sequence[Given], repository: Path | None) -> int:
+    console.check_output()
+    arguments = parse(ReportArguments, given, default=None, prog=f"{_program()} report")
+    for workdir in arguments.workdir:
+        read_config(workdir)  # a wrong directory is told at once, before JAX is imported
+    _configure_jax(TO_TRANSLATE)
+    from seq2seq_jax.reporting.page import report
+
+    path = report(arguments.workdir, arguments.output, arguments.split)
+    print(f"written to {path}")
+    return 0
+
+
 class Command(NamedTuple):
     """A command: the options it takes, and what it does with them."""
 
@@ -780,6 +795,7 @@ COMMANDS = {
     "serve": Command(ServeArguments, _serve),
     "score": Command(ScoreArguments, _score),
     "average": Command(AverageArguments, _average),
+    "report": Command(ReportArguments, _report),
     "export": Command(ExportArguments, _export),
 }
 
@@ -816,18 +832,6 @@ def _parse_for_run(command: str, cls: type, given: Sequence[Given]) -> tuple[Any
         configs = read_configs(runs)  # a wrong directory is told at once, before JAX is imported
         default = cls(paths, decode=configs[0].decode) if "decode.beam_size" in options_of(cls) else None
     return parse(cls, given, default=default, prog=f"{_program()} {command}"), runs
-
-
-def _read_pairs(source: Path, target: Path) -> tuple[list[str], list[str]]:
-    """Returns the lines of two parallel files; UserError where they are not."""
-    from seq2seq_jax.data.corpora.files import parallel_lines
-
-    for path in (source, target):
-        text_files.check_exists(path)
-    pairs = list(parallel_lines(source, target))
-    if not pairs:
-        raise UserError(f"{source} and {target} are empty.")
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
 def _name_of_files(source: Path, target: Path) -> str:

@@ -948,7 +948,8 @@ def from_json(text: str) -> Config:
 
 def _renew(values: dict[str, Any]) -> None:
     """Writes in today's words what older versions wrote otherwise."""
-    values.pop("checksum", None)  # of a run directory
+    for name in ("version", "checksum"):  # of a run directory, which keeps them beside the settings
+        values.pop(name, None)
     if values.get("published", "") is None:  # where the task was not the published one
         values["published"] = ""
     model = values.get("model")

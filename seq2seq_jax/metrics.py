@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import sacrebleu
@@ -227,6 +227,39 @@ def levenshtein(first: Sequence[str], second: Sequence[str]) -> int:
     return int(row[-1])
 
 
+def streams(references: References) -> Any:
+    """Returns references as sacreBLEU takes them: the first of every line, the second, and so on; None for none."""
+    return list(itertools.zip_longest(*references))
+
+
+class Measured(NamedTuple):
+    """What gave a score its signature: the metric, what becomes of text before it, and what cuts it into words."""
+
+    metric: Metric
+    prepare: Callable[[Sequence[str]], list[str]]
+    tokenize: Callable[[str], list[str]]
+
+
+def measured_by(name: str, signature: str) -> Measured | None:
+    """Returns what gave the score `name` its signature; None where it is not BLEU or chrF.
+
+    Raises:
+      UserError: a package that it needs is not installed.
+    """
+    parts = dict(part.partition(":")[::2] for part in signature.split("|"))
+    lowercase = parts.get("case") == "lc"
+    if name.startswith("chrf"):
+        return Measured(sacrebleu.CHRF(lowercase=lowercase), list, str.split)
+    if not name.startswith("bleu"):
+        return None
+    metric = _bleu(parts.get("tok", "13a"), lowercase)
+    prepare: Callable[[Sequence[str]], list[str]] = list
+    if language := parts.get("moses", "").rpartition("-")[2]:
+        _check_moses()
+        prepare = partial(_moses_tokens, language=language)
+    return Measured(metric, prepare, lambda line: metric.tokenizer(line).split())
+
+
 def check_packages(config: Config) -> None:
     """Raises UserError where a package is not installed that the scores of `config` need."""
     if config.moses_language:
@@ -347,6 +380,5 @@ def _case_matters(hypotheses: Sequence[str], references: References) -> bool:
 
 
 def _score(metric: Metric, hypotheses: Sequence[str], references: References) -> Score:
-    streams = list(itertools.zip_longest(*references))  # the first, second, ... of each; None where there is no such
-    value = metric.corpus_score(list(hypotheses), streams).score
+    value = metric.corpus_score(list(hypotheses), streams(references)).score
     return Score(float(value), str(metric.get_signature()))

@@ -42,6 +42,7 @@ SMALLEST_BATCH = 16
 
 
 def search_tables(graph: nnx.GraphDef, params: Params) -> Any:
+    """What searches need besides a sentence's own state, see `Seq2Seq.search_tables`."""
     return nnx.merge(graph, params).search_tables()
 
 

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from seq2seq_jax import __version__
 from seq2seq_jax.cache import existing_folder, naming, try_lock, write_whole
 from seq2seq_jax.config import PUBLISHED, Config, MeshConfig, TrainConfig, differences, from_json, to_json
 from seq2seq_jax.errors import UserError, nearest
@@ -117,7 +118,7 @@ def is_claimed(workdir: Path) -> bool:
 
 def claim(workdir: Path, config: Config) -> None:
     """Makes `workdir` the run directory of `config`: from here on it is resumed, and no other run may use it."""
-    values = json.loads(to_json(config))
+    values = json.loads(to_json(config)) | {"version": __version__}
     write_whole(workdir / "config.json", json.dumps(values | {"checksum": _checksum(values)}, indent=2) + "\n")
 
 

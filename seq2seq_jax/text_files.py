@@ -46,9 +46,13 @@ _NOT_WHOLE = (gzip.BadGzipFile, zlib.error, EOFError)
 class Readable(Protocol):
     """A stream of bytes that can tell what has arrived: a buffered file, a pipe, a gzip file."""
 
-    def read1(self, size: int, /) -> bytes: ...
+    def read1(self, size: int, /) -> bytes:
+        """What has arrived, `size` bytes at most; at least one, unless it is the end."""
+        ...
 
-    def fileno(self) -> int: ...
+    def fileno(self) -> int:
+        """The descriptor."""
+        ...
 
 
 @contextlib.contextmanager

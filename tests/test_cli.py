@@ -18,6 +18,7 @@ import pytest
 import seq2seq_jax
 from seq2seq_jax import cli
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig, ModelConfig, OptimizerConfig, TrainConfig, to_json
+from seq2seq_jax.data.corpora import Corpus
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.run_directory import write_fingerprint
 
@@ -378,7 +379,7 @@ MINE = ["--workdir", "runs/mine"]
     ("arguments", "message"),
     [
         (["trian"], "Unknown command trian. Did you mean train?"),
-        (["qqq"], "Unknown command qqq. There are train, reproduce, plan, evaluate, translate, serve, score, average."),
+        (["qqq"], "Unknown command qqq. There are train, reproduce, plan, evaluate, translate, serve, score, average"),
         (["train", "--model.hiden-size", "5"], "Unknown option --model.hiden-size. Did you mean --model.hidden-size?"),
         (["train", "--model.hiden_size=5"], "Unknown option --model.hiden_size. Did you mean --model.hidden_size?"),
         (["train", "--modle.cell", "lstm"], "Unknown option --modle.cell. Did you mean --model.cell?"),
@@ -839,8 +840,11 @@ def evaluated(stub, translators, monkeypatch):
         def read(self, start, stop):
             return ["a", "b"][start:stop], ["x", "y"][start:stop]
 
-    class Corpus:
+    class OfTwoPairs(Corpus):
         name, fingerprint = "scan/simple", "the text"
+
+        def __init__(self):
+            pass
 
         def split(self, name):
             if name != "test":
@@ -848,7 +852,7 @@ def evaluated(stub, translators, monkeypatch):
             return Split()
 
     stub("evaluation", evaluate_split=lambda translator, *arguments: calls.append(arguments) or scores, scores=scores)
-    monkeypatch.setattr("seq2seq_jax.data.corpora.load_corpus", lambda config: Corpus())
+    monkeypatch.setattr("seq2seq_jax.data.corpora.load_corpus", lambda config: OfTwoPairs())
     return calls
 
 

@@ -50,6 +50,7 @@ FLOORS = (
     ("translator",),
     ("evaluation", "averaging", "answers", "reranking", "exporting", "serving"),
     ("training",),
+    ("reporting",),
     ("cli",),
     ("__main__", ""),  # the two doors
 )

@@ -83,7 +83,9 @@ class LinePairs(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, start: int, stop: int) -> tuple[list[str], list[str]]: ...
+    def read(self, start: int, stop: int) -> tuple[list[str], list[str]]:
+        """The source and target lines from `start` up to `stop`."""
+        ...
 
 
 class Vocabulary(ABC):
@@ -551,6 +553,7 @@ class Vocabularies:
 
     @property
     def joint(self) -> bool:
+        """Whether both sides have the same."""
         return self.source is self.target
 
     def copies(self, sources: Sequence[str]) -> list[Copies]:

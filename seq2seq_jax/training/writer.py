@@ -45,7 +45,7 @@ class Writer:
         self._events: _Events | None = None
         self._trackers: Trackers | None = None
         self._purge_step: int | None = None
-        self._rewrite(_whole_lines(self._path))
+        self._rewrite(whole_lines(self._path))
         self._file = self._path.open("a", encoding="utf-8")
 
     def __enter__(self) -> "Writer":
@@ -85,8 +85,8 @@ class Writer:
           How many rows are left.
         """
         kept = []
-        for line in _whole_lines(self._path):
-            row = _row(line)
+        for line in whole_lines(self._path):
+            row = row_of(line)
             if row and row["step"] <= (evaluated_step if _VALIDATION in row else step):
                 kept.append(line)
         self._file.close()
@@ -231,13 +231,13 @@ class SilentWriter(Writer):
         """There are no files."""
 
 
-def _whole_lines(path: Path) -> list[bytes]:
+def whole_lines(path: Path) -> list[bytes]:
     """The lines of a file with their ends; one that a killed run left unfinished is passed over."""
     content = path.read_bytes() if path.exists() else b""
     return [line + b"\n" for line in content.split(b"\n")[:-1]]
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
+def row_of(line: bytes) -> dict[str, Any] | None:
     """The row that a line holds, or None where it is damaged."""
     try:
         row = json.loads(line.decode())

@@ -29,6 +29,7 @@ NEEDED = {
     "serve": ["--workdir", "../run"],
     "score": ["--workdir", "../run", "--source-file", "lines", "--target-file", "lines"],
     "average": ["--workdir", "../run", "--last", "2", "--output", "averaged"],
+    "report": ["--workdir", "../run", "--output", "page.html"],
 }
 DECODE = {name: hint for name, hint in OPTIONS["translate"].items() if name.startswith("decode.")}
 CONFIG = """
@@ -77,7 +78,7 @@ def check_usable(config: Config) -> None:
 
 
 @cases(100)
-@given(words=command_line(st.sampled_from(["translate", "evaluate", "score", "average"])))
+@given(words=command_line(st.sampled_from(["translate", "evaluate", "score", "average", "report"])))
 def test_any_options_of_a_trained_run(doorway: Doorway, words: list[str]) -> None:
     with doorway.room("command line", doorway.base / "cache") as room:
         if words[0] == "average":  # which writes into the run unless another place is named: a copy of it

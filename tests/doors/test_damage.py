@@ -218,6 +218,21 @@ def test_damage_is_told_or_changes_nothing(
             assert TOLD.search(outcome.out + outcome.err), f"{command}: {kind} of {_neutral(name)} changed the result"
 
 
+@cases(40)
+@given(file=st.floats(0, 1, exclude_max=True), kind=st.sampled_from(DAMAGES), at=st.floats(0, 1, exclude_max=True))
+def test_the_report_of_a_damaged_run_is_a_whole_page_or_none(
+    doorway: Doorway, whole: Whole, file: float, kind: str, at: float
+) -> None:
+    logs = [name for name in whole.files if re.match(r"run/(evaluations|metrics|config|vocabulary|\w+$)", name)]
+    with doorway.room("damage") as room:
+        whole.furnish(room)
+        damage(room / logs[int(file * len(logs))], kind, at, [room / other for other in whole.files])
+        outcome = enter("report", "--workdir", "run", "--output", "page.html")
+        page = room / "page.html"
+        assert page.exists() == (outcome.code == 0)
+        assert outcome.code == 2 or page.read_text().endswith("</main></body></html>\n")
+
+
 def check_rows(outcome: Outcome, sound: tuple[Any, ...]) -> None:
     """Of a damaged metrics.jsonl no row is there twice, and what is lost is told; nothing else has changed.
 

@@ -15,13 +15,14 @@ import os
 import shutil
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from seq2seq_jax.cache import cache_dir, existing_folder, is_whole, write_whole, writing_to
 from seq2seq_jax.checksums import text_checksum
-from seq2seq_jax.config import DataConfig
+from seq2seq_jax.config import Config, DataConfig
 from seq2seq_jax.data.corpora.files import find_files, find_folder
 from seq2seq_jax.data.corpora.generated import find_generated, is_generated
 from seq2seq_jax.data.corpora.hallucination import with_hallucinated
@@ -30,8 +31,9 @@ from seq2seq_jax.data.corpora.raw import RawCorpus, name_splits, named_path
 from seq2seq_jax.data.corpora.registered import find_registered
 from seq2seq_jax.data.progress import ProgressCallback, progress_bar
 from seq2seq_jax.errors import UserError, did_you_mean
+from seq2seq_jax.run_directory import check_text
 
-__all__ = ["Corpus", "Split", "load_corpus"]
+__all__ = ["Corpus", "Split", "load_corpus", "load_corpus_of"]
 
 # A file written to within one tick of its clock keeps its time: times this fresh prove nothing yet.
 _CLOCK_TICK = 2.0
@@ -112,6 +114,23 @@ def load_corpus(config: DataConfig, *, progress: ProgressCallback | None = None)
         fingerprint=found.fingerprint,
         notes=raw.notes + found.notes,
     )
+
+
+def load_corpus_of(workdirs: Sequence[Path], config: Config) -> Corpus:
+    """Returns the corpus that `config` names, as long as its text is the one that each of the runs was trained on.
+
+    Raises:
+      UserError: the text differs, or cannot be read.
+    """
+    way_out = "score other text with --source-file F --target-file F."
+    try:
+        corpus = load_corpus(config.data)
+    except UserError as error:
+        trouble = str(error).partition("\n")[0]  # what follows names options of train
+        raise UserError(f"The text that {workdirs[0]} was trained on cannot be read; {way_out}\n{trouble}") from None
+    for workdir in workdirs:
+        check_text(workdir, config, corpus.name, corpus.fingerprint, way_out)
+    return corpus
 
 
 def _find(config: DataConfig, root: Path, progress: ProgressCallback) -> RawCorpus:

@@ -21,7 +21,7 @@ from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.corpora.dialogue import as_pairs, turns_notes, turns_signature
 from seq2seq_jax.data.corpora.raw import RawCorpus, Stream, named_path, resolve_columns
 from seq2seq_jax.errors import UserError, did_you_mean
-from seq2seq_jax.text_files import names_beside, read_lines
+from seq2seq_jax.text_files import check_exists, names_beside, read_lines
 
 _SPLIT = re.compile(r"train|valid|val$|dev|.*test")
 
@@ -94,6 +94,20 @@ def parallel_lines(*paths: Path) -> Iterator[tuple[str, ...]]:
                     f" is the first without a partner: {_excerpt(columns[longer])}"
                 )
             yield columns
+
+
+def read_pairs(source: Path, target: Path) -> tuple[list[str], list[str]]:
+    """Returns the lines of two parallel files.
+
+    Raises:
+      UserError: one of them is not there, or they are empty, or as `parallel_lines` says.
+    """
+    for path in (source, target):
+        check_exists(path)
+    pairs = list(parallel_lines(source, target))
+    if not pairs:
+        raise UserError(f"{source} and {target} are empty.")
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
 def _find_tables(folder: Path, listing: Folder, config: DataConfig) -> RawCorpus:
