@@ -27,6 +27,7 @@ class Shape(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Ids of all rows."""
         return self.rows * self.width
 
 
