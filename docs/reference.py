@@ -12,6 +12,7 @@ import seq2seq_jax
 from seq2seq_jax import cli
 from seq2seq_jax.arguments import describe
 from seq2seq_jax.config import Bounds, Config
+from seq2seq_jax.serving.limits import Limits
 
 
 def write(folder: Path) -> None:
@@ -46,9 +47,11 @@ def commands() -> Iterator[str]:
     for name, command in cli.COMMANDS.items():
         arguments: Any = command.arguments
         yield from ("", f"## {name}", "", inspect.getdoc(arguments) or "", "")
-        hidden = ("settings", "decode", "processes")
+        hidden = ("settings", "decode", "processes", "limits")
         yield from _fields(arguments, "--", without=hidden)
         given = {item.name for item in dataclasses.fields(arguments)}
+        if "limits" in given:
+            yield from _fields(Limits, "--")
         if "settings" in given:
             yield from ("", "And every [setting](settings.md) as `--section.field VALUE`.")
         if "decode" in given:

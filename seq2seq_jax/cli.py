@@ -9,6 +9,7 @@ JAX takes seconds to import, so every command imports what it needs when it runs
 
 import contextlib
 import hashlib
+import importlib.util
 import itertools
 import os
 import shlex
@@ -39,6 +40,7 @@ from seq2seq_jax.config import (
 from seq2seq_jax.config_file import find_config, load_config
 from seq2seq_jax.errors import UserError, did_you_mean, shortened
 from seq2seq_jax.run_directory import members, read_config, read_configs
+from seq2seq_jax.serving.limits import Limits
 from seq2seq_jax.signals import EXIT_CODES
 from seq2seq_jax.troubles import check_address_space, machine_trouble
 from seq2seq_jax.wording import counted
@@ -219,6 +221,22 @@ class TranslateArguments:
         """Files with a line for each input line."""
         given = {"prefixes": self.prefix_file, "required": self.required_file}
         return {name: path for name, path in given.items() if path is not None}
+
+
+@dataclass(frozen=True)
+class ServeArguments:
+    """Answers requests over HTTP: translations in JSON, a page to type at, metrics. Ends on SIGTERM and on Ctrl-C."""
+
+    workdir: tuple[Path, ...]
+    """Run directory, or that of the seeds of reproduce; several runs make an ensemble."""
+    host: str = "127.0.0.1"
+    """Address to listen at. Any but a loopback address wants a token."""
+    port: int = 8000
+    """Port to listen at; 0 for any that is free."""
+    token_file: Path | None = None
+    """File with the token that requests must show; by default what SEQ2SEQ_JAX_TOKEN holds, if anything."""
+    limits: Annotated[Limits, tyro.conf.arg(name="")] = field(default_factory=Limits)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
 
 
 @dataclass(frozen=True)
@@ -684,6 +702,22 @@ def _translation(arguments: TranslateArguments, runs: Sequence[Path]) -> Callabl
     return translate
 
 
+def _serve(given: Sequence[Given], repository: Path | None) -> int:
+    arguments, runs = _parse_for_run("serve", ServeArguments, given)
+    missing = [name for name in ("starlette", "uvicorn", "prometheus_client") if importlib.util.find_spec(name) is None]
+    if missing:
+        packages = " and ".join(missing).replace("_", "-")
+        raise UserError(f"serve needs {packages}: pip install '.[serve]'")
+    from seq2seq_jax.serving.door import open_door, read_token
+
+    door, place = open_door(arguments.host, arguments.port, read_token(arguments.token_file))
+    with place:
+        model = _load(runs, arguments.decode)
+        from seq2seq_jax.serving.server import serve
+
+        serve(model, door, place, arguments.limits)
+
+
 def _score(given: Sequence[Given], repository: Path | None) -> int:
     console.check_output()
     arguments, runs = _parse_for_run("score", ScoreArguments, given)
@@ -762,6 +796,7 @@ COMMANDS = {
     "plan": Command(PlanArguments, _plan),
     "evaluate": Command(EvaluateArguments, _evaluate),
     "translate": Command(TranslateArguments, _translate),
+    "serve": Command(ServeArguments, _serve),
     "score": Command(ScoreArguments, _score),
     "average": Command(AverageArguments, _average),
     "report": Command(ReportArguments, _report),

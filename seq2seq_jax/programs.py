@@ -87,7 +87,7 @@ def search_of(
 ) -> Found:
     """Searches for the outputs of some rows, on one device."""
     model: Seq2Seq | Ensemble = nnx.merge(graph, params)
-    encoded, rules = model.encode(source), _rules(decode, avoid, asked)
+    encoded, rules = model.encode(source), rules_of(decode, avoid, asked)
     memory, carry = encoded._replace(state=None), jax.tree.map(lambda leaf: leaf[:, None], encoded.state)
     step = partial(model.search_step, tables)
     if rules:
@@ -110,7 +110,7 @@ def search_of(
     return beam_search(step, memory, carry, **beam, diversity=decode.diversity, choose=choose, **common)
 
 
-def _rules(decode: DecodeConfig, avoid: Sequence[Sequence[int]], asked: Asked) -> list[Rule]:
+def rules_of(decode: DecodeConfig, avoid: Sequence[Sequence[int]], asked: Asked) -> list[Rule]:
     """The rules that a search obeys; none where nothing is asked of it."""
     rules: list[Rule] = []
     if decode.min_length:

@@ -34,6 +34,8 @@ class _State:
     obeyed = False
     notes: list[int] | None = None
     """Signals that came in the block `noted`, within it."""
+    doing = ""
+    """What is done before the end."""
     stoppable = False
     undo: list[Callable[[], object]] = []
     """What is to be called before the process ends."""
@@ -70,17 +72,20 @@ def undoing(undo: Callable[[], object]) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def noted() -> Generator[list[int]]:
+def noted(doing: str = "Saving") -> Generator[list[int]]:
     """Within the block signals are added to the list it gives, and nothing else; a second Ctrl-C ends all the same.
 
     In another thread than the main one, which signals never reach, nothing changes.
+
+    Args:
+      doing: what is done before the end, for who types Ctrl-C.
     """
     notes: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield notes
         return
     before = {number: signal.signal(number, _handle) for number in EXIT_CODES}
-    _State.notes = notes
+    _State.notes, _State.doing = notes, doing
     try:
         yield notes
     finally:
@@ -109,7 +114,7 @@ def _handle(number: int, _: FrameType | None) -> None:
     if _State.notes is not None and not (number == signal.SIGINT and number in _State.notes):
         _State.notes.append(number)
         if number == signal.SIGINT:
-            _say("\nSaving; Ctrl-C again ends at once.\n")
+            _say(f"\n{_State.doing}; Ctrl-C again ends at once.\n")
         return
     if _State.obeyed:
         _end(number)

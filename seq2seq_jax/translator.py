@@ -26,6 +26,7 @@ from seq2seq_jax.data.pipeline import ALONE, Share, evaluation_batches
 from seq2seq_jax.data.progress import ProgressCallback, silent
 from seq2seq_jax.data.vocabulary import Copies, Vocabularies, load_vocabularies
 from seq2seq_jax.decoding.hypotheses import Found
+from seq2seq_jax.decoding.rules import Asked
 from seq2seq_jax.ensemble import together
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.padded import Padded
@@ -254,22 +255,19 @@ class Translator:
     ) -> list[list[Hypothesis]]:
         """The best hypotheses for each source, as many as wanted or as there are."""
         empty = Hypothesis("", 0.0, details=Details((), (), (), ()) if details else None)
-        beyond = sources.lengths > self._longest_source
+        beyond = sources.lengths > self.longest_source
         hypotheses = [[empty._replace(score=-np.inf, cut=True) if long else empty] for long in beyond]
         filled, done = np.flatnonzero((sources.lengths > 1) & ~beyond), 0
         here: list[int] = []
         for indices, source, max_lengths in self._of_share(self._batches(sources, filled)):
             max_lengths, longest = self._with_room(source, max_lengths, constraints.num_tokens(indices))
-            asked = constraints.asked(indices, len(max_lengths))
             numbers = np.zeros(len(max_lengths), np.int32)
             numbers[: len(indices)] = first_line + indices
-            rows = self._placed((source, programs.Limits(max_lengths, numbers), asked))
-            found = self._search(self.params, self._tables, *rows, longest, num_best)
+            limits, asked = programs.Limits(max_lengths, numbers), constraints.asked(indices, len(max_lengths))
             texts = [lines[index] for index in indices]
-            ranked = [self._ranked(found, rank, source, texts, details) for rank in range(num_best)]
-            there = np.maximum((np.asarray(found.lengths) > 0).sum(1), 1)
-            for row, index in enumerate(indices):
-                hypotheses[index] = [rank[row] for rank in ranked[: there[row]]]
+            found = self._of_batch(source, limits, asked, longest, texts, num_best, details)
+            for index, each in zip(indices, found, strict=True):
+                hypotheses[index] = each
             here += indices.tolist()
             done += len(indices) * self._share[1]
             progress("translating", min(done, len(filled)), len(filled))
@@ -278,6 +276,63 @@ class Translator:
                 for index, found in rows:
                     hypotheses[index] = [_from_json(*each) for each in found]
         return hypotheses
+
+    def translate_batch(
+        self, lines: Sequence[str], rows: int, width: int, *, num_best: int = 1, details: bool = False
+    ) -> list[list[Hypothesis]]:
+        """Returns the best hypotheses for each line, none of them empty, from one batch of a given shape.
+
+        What is compiled depends on the shape, on `num_best` and on `details`, and on nothing else; without lines
+        that is all that is done. Outputs that are drawn are those of `translate` with the line alone.
+
+        Args:
+          lines: at most `rows`.
+          rows: of the batch, a multiple of the devices.
+          width: ids of its sources; no line has more.
+          num_best, details: as of `translate`.
+        """
+        sources, numbers = encode_lines(self.vocabularies, lines).sources, np.ones(rows, np.int32)
+        lengths = np.ones(rows, np.int32)  # empty rows end at once
+        lengths[: len(lines)] = self.output_limits(sources.lengths)
+        (longest,) = self.output_limits(np.array([width])).tolist()
+        source, limits = sources.padded(np.arange(len(lines)), rows, width), programs.Limits(lengths, numbers)
+        return self._of_batch(source, limits, Asked(), longest, lines, num_best, details)
+
+    def output_limits(self, source_lengths: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+        """The most tokens of each output, of which nothing but the settings of the search asks anything."""
+        least = self.decode.min_length and self.decode.min_length + EXTRA_LENGTH
+        return np.maximum(output_limits(source_lengths, self.decode.max_length_ratio), least)
+
+    def text(self, source: Padded, tokens: Int[np.ndarray, "B T"], line: str) -> str:
+        """The text of an output or its beginning, in the first row, given the line and its ids there."""
+        return self._texts(source, tokens, [line])[0][0]
+
+    @property
+    def mesh(self) -> Mesh:
+        """Devices that share the rows of every batch."""
+        return self._mesh
+
+    @property
+    def tables(self) -> Any:
+        """What every step of a search takes of the parameters, see `SearchTables`."""
+        return self._tables
+
+    def _of_batch(
+        self,
+        source: Padded,
+        limits: programs.Limits,
+        asked: Asked,
+        longest: int,
+        lines: Sequence[str],
+        num_best: int,
+        details: bool,
+    ) -> list[list[Hypothesis]]:
+        """The best hypotheses for each line of a batch; there may be rows without one."""
+        rows = self._placed((source, limits, asked))
+        found = self._search(self.params, self._tables, *rows, longest, num_best)
+        ranked = [self._ranked(found, rank, source, lines, details) for rank in range(num_best)]
+        there = np.maximum((np.asarray(found.lengths) > 0).sum(1), 1)
+        return [[rank[row] for rank in ranked[: there[row]]] for row in range(len(lines))]
 
     def _placed(self, rows: T) -> T:
         """Rows as a program takes them: as they are, but for several processes, where JAX wants to see them placed."""
@@ -291,12 +346,18 @@ class Translator:
     def _ranked(self, found: Found, rank: int, source: Padded, lines: Sequence[str], details: bool) -> list[Hypothesis]:
         """The hypothesis of a rank for each source of a batch; `lines` has an entry for each that is no padding."""
         tokens, scores, cut = (np.asarray(part[:, rank]) for part in (found.tokens, found.scores, found.cut))
+        texts, copies = self._texts(source, tokens, lines)
+        more = self._details(source, found.tokens[:, rank], copies) if details else [None] * len(lines)
+        return [Hypothesis(text, float(scores[row]), bool(cut[row]), more[row]) for row, text in enumerate(texts)]
+
+    def _texts(
+        self, source: Padded, tokens: Int[np.ndarray, "B T"], lines: Sequence[str]
+    ) -> tuple[list[str], list[Copies]]:
+        """The text of the output of each line, and the copies in it."""
         copies = self.vocabularies.copies(lines)
         if self.decode.replace_unknown:
             tokens, copies = self._without_unknown(source, tokens, lines, copies)
-        texts = self.vocabularies.target.decode(list(tokens[: len(lines)]), copies)
-        more = self._details(source, found.tokens[:, rank], copies) if details else [None] * len(lines)
-        return [Hypothesis(text, float(scores[row]), bool(cut[row]), more[row]) for row, text in enumerate(texts)]
+        return self.vocabularies.target.decode(list(tokens[: len(lines)]), copies), copies
 
     def score(self, sources: Iterable[str], targets: Iterable[str]) -> list[float]:
         """Returns the log-probability of each target, its end included, given its source, in nats.
@@ -364,7 +425,8 @@ class Translator:
         return round_up(rows, self._mesh.size)
 
     @property
-    def _longest_source(self) -> int:
+    def longest_source(self) -> int:
+        """Most tokens of a source that is searched for."""
         return max(LONGEST_SOURCE, 10 * self.config.data.max_length)
 
     def _with_room(
@@ -448,9 +510,9 @@ class Translator:
                 f" the first with {lengths[long[0]]}: {first[:40]!r}...; the output is likely to be poor. Split them.",
                 stacklevel=3,
             )
-        if number := int((lengths > self._longest_source).sum()):
+        if number := int((lengths > self.longest_source).sum()):
             warnings.warn(
-                f"{number:,} of {counted(len(lines), 'line')} have more than {self._longest_source:,} tokens, the most"
+                f"{number:,} of {counted(len(lines), 'line')} have more than {self.longest_source:,} tokens, the most"
                 " that are translated; each gets an empty line. Split them.",
                 stacklevel=3,
             )
@@ -475,7 +537,7 @@ class Translator:
         nothing = [
             index
             for index, hypothesis in enumerate(best)
-            if hypothesis.score == -np.inf and lengths[index] <= self._longest_source
+            if hypothesis.score == -np.inf and lengths[index] <= self.longest_source
         ]
         if nothing:
             warnings.warn(

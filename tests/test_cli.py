@@ -379,7 +379,7 @@ MINE = ["--workdir", "runs/mine"]
     ("arguments", "message"),
     [
         (["trian"], "Unknown command trian. Did you mean train?"),
-        (["qqq"], "Unknown command qqq. There are train, reproduce, plan, evaluate, translate, score, average"),
+        (["qqq"], "Unknown command qqq. There are train, reproduce, plan, evaluate, translate, serve, score, average"),
         (["train", "--model.hiden-size", "5"], "Unknown option --model.hiden-size. Did you mean --model.hidden-size?"),
         (["train", "--model.hiden_size=5"], "Unknown option --model.hiden_size. Did you mean --model.hidden_size?"),
         (["train", "--modle.cell", "lstm"], "Unknown option --modle.cell. Did you mean --model.cell?"),

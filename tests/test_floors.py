@@ -48,7 +48,7 @@ FLOORS = (
     ("build", "losses", "metrics", "checkpoint", "decoding", "data"),
     ("constraints", "programs"),
     ("translator",),
-    ("evaluation", "averaging", "answers", "reranking", "exporting"),
+    ("evaluation", "averaging", "answers", "reranking", "exporting", "serving"),
     ("training",),
     ("reporting",),
     ("cli",),

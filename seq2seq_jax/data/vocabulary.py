@@ -130,6 +130,8 @@ class Vocabulary(ABC):
           copies: for every row the tokens that ids beyond the vocabulary stand for; by default there are none.
         """
         rows = [_content(row) for row in ids]
+        if not rows:
+            return []  # SentencePiece would take it for one row
         if not any(copies):
             return self._decode(rows)
         return self._decode_copies(rows, [{index: token for token, index in row.items()} for row in copies])

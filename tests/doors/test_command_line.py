@@ -26,6 +26,7 @@ NEEDED = {
     "plan": [],
     "evaluate": ["--workdir", "../run"],
     "translate": ["--workdir", "../run"],
+    "serve": ["--workdir", "../run"],
     "score": ["--workdir", "../run", "--source-file", "lines", "--target-file", "lines"],
     "average": ["--workdir", "../run", "--last", "2", "--output", "averaged"],
     "report": ["--workdir", "../run", "--output", "page.html"],
