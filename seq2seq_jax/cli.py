@@ -290,6 +290,10 @@ class ExportArguments:
     """Run directory, or that of the seeds of reproduce; several runs make an ensemble."""
     output: Path = Path("model.pyz")
     """File to write."""
+    format: Literal["stablehlo", "onnx"] = "stablehlo"
+    """What runs the search: jax, on any device, or onnxruntime, on a CPU."""
+    quantize: Literal["int8"] | None = None
+    """Weights and products in 8 bits, of an export as onnx; by default float32."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
 
 
@@ -752,10 +756,9 @@ def _export(given: Sequence[Given], repository: Path | None) -> int:
     from seq2seq_jax.exporting import PLATFORMS, export
 
     with naming(arguments.output):
-        size = export(model, arguments.output)
-    print(
-        f"Exported    {arguments.output}, {size / 1e6:,.1f} MB, {arguments.decode.search}, for {', '.join(PLATFORMS)}"
-    )
+        size = export(model, arguments.output, arguments.format, arguments.quantize)
+    runs_on = f"onnxruntime, {arguments.quantize or 'float32'}" if arguments.format == "onnx" else ", ".join(PLATFORMS)
+    print(f"Exported    {arguments.output}, {size / 1e6:,.1f} MB, {arguments.decode.search}, for {runs_on}")
     print(f"Use it      python {shlex.quote(str(arguments.output))} < lines > translations")
     return 0
 

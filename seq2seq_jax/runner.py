@@ -1,13 +1,15 @@
 """Translates lines with an exported model: `python MODEL.pyz < in.txt > out.txt`.
 
-This file is the `__main__.py` of what `seq2seq-jax export` writes. It needs jax,
-flatbuffers and numpy, and sentencepiece where the vocabulary consists of pieces of
-words, but not the package seq2seq_jax. From Python, with this file at hand:
+This file is the `__main__.py` of what `seq2seq-jax export` writes. It needs numpy,
+jax and flatbuffers or, of an export as ONNX, onnxruntime, and sentencepiece where the
+vocabulary consists of pieces of words, but not the package seq2seq_jax. From Python,
+with this file at hand:
 `Model("MODEL.pyz").translate(["a line"])`.
 """
 
 import io
 import json
+import os
 import re
 import sys
 import zipfile
@@ -19,6 +21,7 @@ import numpy as np
 PAD, BOS, EOS, UNK = range(4)
 UNKNOWN_TEXT = "\u2047"
 FORMAT = 1
+NARROWEST = 8  # positions of a source, as a search is written for
 # Characters that SentencePiece takes for its own marks, and what stands for them.
 STAND_INS = dict(zip("\0\x1f\u2581\u2585", "\ufdd0\ufdd1\ufdd2\ufdd3", strict=True))
 ESCAPE = "\ufdd4"
@@ -32,16 +35,12 @@ class Model:
     """
 
     def __init__(self, path: str) -> None:
-        from jax import export, jit
-
         with zipfile.ZipFile(path) as files:
             about = json.loads(files.read("about.json"))
             if about["format"] != FORMAT:
                 raise ValueError(f"{path} has format {about['format']}, and this runner reads {FORMAT}")
             self.source, self.target = (Vocabulary(about[side], files) for side in ("source", "target"))
-            with np.load(io.BytesIO(files.read("params.npz"))) as arrays:
-                self._params = [arrays[f"arr_{index}"] for index in range(len(arrays.files))]
-            self._search = jit(export.deserialize(bytearray(files.read("search.bin"))).call)
+            self._search = Graphs(files) if "step.onnx" in files.namelist() else Program(files)
         self._about = about
 
     def translate(self, lines: Sequence[str]) -> list[str]:
@@ -58,20 +57,16 @@ class Model:
         return outputs
 
     def _translate(self, sources: list[list[int]], lines: list[str]) -> list[str]:
-        """A batch; widths are multiples of 8 and rows powers of two, so that few programs are compiled."""
         copies: list[dict[int, str]] = [{}] * len(sources)
         if self._about["copy"]:
             copies = [self._mark_copies(line, source) for line, source in zip(lines, sources, strict=True)]
-        lengths = np.ones(1 << (len(sources) - 1).bit_length(), np.int32)
-        lengths[: len(sources)] = [len(ids) + 1 for ids in sources]
-        ids = np.full((len(lengths), -(-int(lengths.max()) // 8) * 8), PAD, np.int32)
-        ids[:, 0] = EOS
+        lengths = np.array([len(ids) + 1 for ids in sources], np.int32)
+        ids = np.full((len(lengths), max(int(lengths.max()), NARROWEST)), PAD, np.int32)
         for row, source in enumerate(sources):
             ids[row, : len(source) + 1] = [*source, EOS]
         limits = np.ceil(lengths * self._about["max_length_ratio"]).astype(np.int32) + self._about["extra_length"]
-        limits[len(sources) :] = 1
-        found = np.asarray(self._search(self._params, ids, lengths, limits)).tolist()
-        return [self.target.decode(row, copied) for row, copied in zip(found, copies, strict=False)]
+        found = self._search(ids, lengths, limits).tolist()
+        return [self.target.decode(row, copied) for row, copied in zip(found, copies, strict=True)]
 
     def _mark_copies(self, line: str, ids: list[int]) -> dict[int, str]:
         """Gives unknown tokens ids beyond the vocabulary; returns the token that each such id stands for."""
@@ -81,6 +76,81 @@ class Model:
             if ids[place] == UNK:
                 ids[place] = self.source.size + first.setdefault(token, place)
         return copies
+
+
+class Program:
+    """A search as StableHLO.
+
+    Args:
+      files: where it is, and the parameters.
+    """
+
+    def __init__(self, files: zipfile.ZipFile) -> None:
+        from jax import export, jit
+
+        with np.load(io.BytesIO(files.read("params.npz"))) as arrays:
+            self._params = [arrays[f"arr_{index}"] for index in range(len(arrays.files))]
+        self._search = jit(export.deserialize(bytearray(files.read("search.bin"))).call)
+
+    def __call__(self, ids: np.ndarray, lengths: np.ndarray, limits: np.ndarray) -> np.ndarray:
+        """The tokens found for each row.
+
+        Widths are made multiples of 8 and rows powers of two, so that few programs are compiled.
+        """
+        num_rows, width = ids.shape
+        more = (1 << (num_rows - 1).bit_length()) - num_rows
+        ids = np.pad(ids, ((0, more), (0, -width % 8)), constant_values=PAD)
+        ids[num_rows:, 0] = EOS
+        lengths, limits = (np.pad(each, (0, more), constant_values=1) for each in (lengths, limits))
+        return np.asarray(self._search(self._params, ids, lengths, limits))[:num_rows]
+
+
+class Graphs:
+    """A search as graphs of ONNX: before its loop, a step of the loop, and after it.
+
+    A graph takes values by name, and what it calls `next.NAME` is NAME from then on.
+    It runs in as many threads as there are CPUs for this process.
+
+    Args:
+      files: where the graphs are.
+    """
+
+    def __init__(self, files: zipfile.ZipFile) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        of_process = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
+        options.intra_op_num_threads = len(os.sched_getaffinity(0)) if of_process else os.cpu_count() or 1
+        self._graphs = {
+            name: onnxruntime.InferenceSession(files.read(f"{name}.onnx"), options, ["CPUExecutionProvider"])
+            for name in ("begin", "step", "end")
+        }
+        inputs = self._graphs["step"].get_inputs()
+        self._of_rows = {x.name for x in inputs if x.shape[:1] == ["rows"]}
+        tables = onnxruntime.InferenceSession(files.read("tables.onnx"), options, ["CPUExecutionProvider"])
+        self._tables = self._run(tables, {})
+
+    def __call__(self, ids: np.ndarray, lengths: np.ndarray, limits: np.ndarray) -> np.ndarray:
+        """The tokens found for each row. Whenever half of the rows have ended, the others go on among themselves."""
+        values = self._tables | {"ids": ids, "lengths": lengths, "limits": limits}
+        values |= self._run(self._graphs["begin"], values)
+        here, now, is_open = np.arange(len(ids)), values, np.ones(len(ids), bool)
+        while is_open.any():
+            if 2 * is_open.sum() <= len(is_open):
+                here = here[is_open]
+                now = {name: x[is_open] if name in self._of_rows else x for name, x in now.items()}
+            found = self._run(self._graphs["step"], now)
+            is_open = found.pop("open")
+            now = now | found
+            if 2 * is_open.sum() <= len(is_open):
+                for name in found.keys() & self._of_rows:
+                    values[name][here] = now[name]
+        return self._run(self._graphs["end"], values)["tokens"]
+
+    def _run(self, graph: Any, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = [x.name for x in graph.get_outputs()]
+        results = graph.run(names, {x.name: values[x.name] for x in graph.get_inputs()})
+        return {name.removeprefix("next."): result for name, result in zip(names, results, strict=True)}
 
 
 class Vocabulary:

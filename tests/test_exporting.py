@@ -49,17 +49,17 @@ def untrained(folder: Path, *, model: dict, data: dict | None = None) -> Transla
     return Translator(config, vocabularies, nnx.to_pure_dict(nnx.state(built, nnx.Param)))
 
 
-def export(translator: Translator, path: Path) -> int:
+def export(translator: Translator, path: Path, *options: str) -> int:
     """As `exporting.export`; jaxtyping, which checks shapes in tests, does not know symbols for sizes."""
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
-        return exporting.export(translator, path)
+        return exporting.export(translator, path, *options)
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def check(translator: Translator, path: Path, lines=LINES) -> list[str]:
-    export(translator, path)
+def check(translator: Translator, path: Path, lines=LINES, options=()) -> list[str]:
+    export(translator, path, *options)
     expected = [hypothesis.text for hypothesis in translator.translate(lines)]
     assert runner.Model(str(path)).translate(lines) == expected
     assert len(set(expected)) > 2

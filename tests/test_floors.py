@@ -47,6 +47,7 @@ FLOORS = (
     ("ensemble",),
     ("build", "losses", "metrics", "checkpoint", "decoding", "data"),
     ("constraints", "programs"),
+    ("onnx_export",),
     ("translator",),
     ("evaluation", "averaging", "answers", "reranking", "exporting", "serving"),
     ("training",),

@@ -40,7 +40,9 @@ def systems() -> tuple[list[list[str]], list[list[str]]]:
     return [changed(truth, 0.2, seed=2), changed(truth, 0.5, seed=3)], references
 
 
-@pytest.mark.parametrize("metric", [sacrebleu.BLEU(tokenize="none", force=True), sacrebleu.CHRF()], ids=["bleu", "chrf"])
+@pytest.mark.parametrize(
+    "metric", [sacrebleu.BLEU(tokenize="none", force=True), sacrebleu.CHRF()], ids=["bleu", "chrf"]
+)
 def test_intervals_and_p_values_are_those_of_scores_of_resampled_sentences(systems, metric):
     outputs, references = systems
     found = resample(metric, outputs, references)

@@ -1,0 +1,1 @@
+"""Programs of JAX as graphs of ONNX, and a search as such graphs."""
