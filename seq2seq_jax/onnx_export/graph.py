@@ -55,6 +55,7 @@ class Graph:
         return [Value(name, shape) for name, (shape, _) in self._inputs.items()]
 
     def new_name(self) -> str:
+        """A name that nothing in this graph or those around it has."""
         self.top._count += 1
         return f"v{self.top._count}"
 
@@ -158,11 +159,13 @@ FUNCTIONS = {"max": "Max", "min": "Min", "mod": "Mod"}
 
 
 def known(array: Any) -> Value:
+    """A value that is there when the graph is made."""
     array = np.asarray(array)
     return Value(None, array.shape, array)
 
 
 def is_static(shape: Sequence[Any]) -> bool:
+    """Whether all sizes are known."""
     return all(isinstance(size, (int, np.integer)) for size in shape)
 
 

@@ -38,6 +38,7 @@ def _reshape(graph: Graph, equation: JaxprEqn, values: Sequence[Value]) -> list[
 
 
 def reshaped(graph: Graph, value: Value, shape: Sequence[Any]) -> Value:
+    """The value in another shape."""
     if value.shape == tuple(shape):
         return value
     return Value(graph.add("Reshape", graph.name(value), graph.shape(shape, free=True)), tuple(shape))
@@ -54,6 +55,7 @@ def _transpose(graph: Graph, equation: JaxprEqn, values: Sequence[Value]) -> lis
 
 
 def permuted(graph: Graph, value: Value, order: Sequence[int]) -> Value:
+    """The value with its axes in another order."""
     order = [int(axis) for axis in order]
     if order == sorted(order):
         return value
@@ -138,6 +140,7 @@ def _dim_as_value(graph: Graph, equation: JaxprEqn, values: Sequence[Value]) -> 
 
 
 def reshaped_known(graph: Graph, value: Value, shape: Sequence[Any]) -> Value:
+    """The value in another shape, computed here if it is known."""
     return reshaped(graph, value, shape) if value.known is None else known(value.known.reshape(shape))
 
 

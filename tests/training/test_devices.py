@@ -20,7 +20,9 @@ import numpy as np
 from benchmarks.task import MODELS, Task
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from seq2seq_jax.data.vocabulary import TokenVocabulary, Vocabularies
+from seq2seq_jax.decoding.rules import Asked
 from seq2seq_jax.padded import Padded
+from seq2seq_jax.programs import Limits
 from seq2seq_jax.sharding import DATA, MODEL, ROWS, WHOLE, make_mesh, share_out, spec_of
 from seq2seq_jax.training.costs.collectives import collectives as all_collectives
 from seq2seq_jax.training.costs.counts import footprint, products, size, size_on_a_device
@@ -72,7 +74,8 @@ def use(beam_size, mesh):
     if not beam_size:
         return look(translator._token_scores.trace(state.params, batch, batch))
     tables = jax.eval_shape(translator._search_tables, state.params)
-    return look(translator._search.trace(state.params, tables, batch, batch.lengths, 60, 1))
+    limits = Limits(batch.lengths, batch.lengths)
+    return look(translator._search.trace(state.params, tables, batch, limits, Asked(), 60, 1))
 
 def losses(number, regularizers={}, **train):
     config = Config(
