@@ -19,6 +19,7 @@ from seq2seq_jax.data.encoded import EncodedSplit, Rows, encode_lines
 from seq2seq_jax.data.progress import ProgressCallback, progress_bar, silent
 from seq2seq_jax.data.vocabulary import Vocabularies
 from seq2seq_jax.metrics import (
+    Score,
     advice_on_rouge,
     advice_on_tokenizer,
     score_comet,
@@ -110,14 +111,20 @@ def output_scores(translator: Translator, outputs: Sequence[Hypothesis], items: 
         results |= score_moses_lowercase(hypotheses, items.references, config.moses_language)
     for metric in config.metrics:
         results |= score_further(metric, hypotheses, items.references, lowercase=lowercase)
+    scores = _told(results)
+    if "token_errors" in config.metrics:
+        scores["sequence_error_rate"] = 100 - scores["exact_match"]
+    return scores | {"cut_outputs": sum(output.cut for output in outputs)}
+
+
+def _told(results: Mapping[str, Score]) -> dict[str, Any]:
+    """Values by name, and `NAME_signature` beside those of which there is more to say."""
     scores: dict[str, Any] = {}
     for name, score in results.items():
         scores[name] = score.value
         if score.signature:
             scores[f"{name}_signature"] = score.signature
-    if "token_errors" in config.metrics:
-        scores["sequence_error_rate"] = 100 - scores["exact_match"]
-    return scores | {"cut_outputs": sum(output.cut for output in outputs)}
+    return scores
 
 
 def evaluate_lines(
@@ -143,10 +150,7 @@ def evaluate_lines(
     seconds = time.perf_counter() - start
     scores |= output_scores(translator, outputs, items)
     if comet is not None:
-        ((name, score),) = score_comet(
-            comet, items.sources, [output.text for output in outputs], items.references
-        ).items()
-        scores |= {name: score.value, f"{name}_signature": score.signature}
+        scores |= _told(score_comet(comet, items.sources, [output.text for output in outputs], items.references))
     scores |= {"sentences": len(outputs), "sentences_per_second": len(outputs) / seconds}
     scores |= {"pairs": len(sources)} if config.data.group_references else {}
     scores |= {"step": translator.step} if translator.step is not None else {}

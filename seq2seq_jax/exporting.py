@@ -81,7 +81,8 @@ def _about(translator: Translator) -> dict[str, Any]:
         "step": translator.step,
         "batch_size": decode.batch_size,
         "max_length_ratio": decode.max_length_ratio,
-        "extra_length": EXTRA_LENGTH + decode.min_length,
+        "extra_length": EXTRA_LENGTH,
+        "least_limit": decode.min_length and decode.min_length + EXTRA_LENGTH,
         "copy": translator.vocabularies.copy,
         **sides,
     }

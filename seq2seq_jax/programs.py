@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from seq2seq_jax.config import SAMPLING, DecodeConfig
 from seq2seq_jax.decoding.beam import beam_search, by_log_prob
 from seq2seq_jax.decoding.greedy import greedy_search
-from seq2seq_jax.decoding.hypotheses import Found
+from seq2seq_jax.decoding.hypotheses import Found, Step
 from seq2seq_jax.decoding.phrases import by_banks
 from seq2seq_jax.decoding.rules import (
     Asked,
@@ -87,13 +87,9 @@ def search_of(
 ) -> Found:
     """Searches for the outputs of some rows, on one device."""
     model: Seq2Seq | Ensemble = nnx.merge(graph, params)
-    encoded, rules = model.encode(source), rules_of(decode, avoid, asked)
-    memory, carry = encoded._replace(state=None), jax.tree.map(lambda leaf: leaf[:, None], encoded.state)
-    step = partial(model.search_step, tables)
-    if rules:
-        covered = source if decode.coverage_penalty else None
-        carry = carry, nothing_written(asked, limits.lengths.shape[0], max_length, covered)
-        step, memory = ruled(partial(model.attending_step, tables), rules), (memory, asked)
+    rules = rules_of(decode, avoid, asked)
+    step = step_of(model, tables, rules)
+    memory, carry = begin(model, rules, source, asked, max_length, covers=decode.coverage_penalty > 0)
     common: dict[str, Any] = dict(
         max_lengths=limits.lengths,
         max_length=max_length,
@@ -108,6 +104,26 @@ def search_of(
     beam: dict[str, Any] = dict(beam_size=decode.beam_size, num_best=num_best, num_groups=decode.groups)
     choose = by_log_prob if asked.phrases is None else by_banks
     return beam_search(step, memory, carry, **beam, diversity=decode.diversity, choose=choose, **common)
+
+
+def begin(
+    model: Seq2Seq | Ensemble, rules: Sequence[Rule], source: Padded, asked: Asked, max_length: int, *, covers: bool
+) -> tuple[Any, Any]:
+    """What a step reads besides, and the state before the first one, leaves [B, 1, ...].
+
+    `covers` says whether a rule looks at what has been attended to.
+    """
+    encoded = model.encode(source)
+    memory, state = encoded._replace(state=None), jax.tree.map(lambda leaf: leaf[:, None], encoded.state)
+    if not rules:
+        return memory, state
+    written = nothing_written(asked, source.lengths.shape[0], max_length, source if covers else None)
+    return (memory, asked), (state, written)
+
+
+def step_of(model: Seq2Seq | Ensemble, tables: Any, rules: Sequence[Rule]) -> Step:
+    """The step of a search, which obeys the rules that there are."""
+    return ruled(partial(model.attending_step, tables), rules) if rules else partial(model.search_step, tables)
 
 
 def rules_of(decode: DecodeConfig, avoid: Sequence[Sequence[int]], asked: Asked) -> list[Rule]:

@@ -65,7 +65,7 @@ class Model:
         for row, source in enumerate(sources):
             ids[row, : len(source) + 1] = [*source, EOS]
         limits = np.ceil(lengths * self._about["max_length_ratio"]).astype(np.int32) + self._about["extra_length"]
-        found = self._search(ids, lengths, limits).tolist()
+        found = self._search(ids, lengths, np.maximum(limits, self._about["least_limit"])).tolist()
         return [self.target.decode(row, copied) for row, copied in zip(found, copies, strict=True)]
 
     def _mark_copies(self, line: str, ids: list[int]) -> dict[int, str]:

@@ -415,7 +415,7 @@ class Translator:
             lengths = sources.lengths[indices]
             width = round_up(int(lengths.max()), SOURCE_MULTIPLE)
             max_lengths = np.ones(rows, np.int32)  # empty rows end at once
-            max_lengths[: len(indices)] = output_limits(lengths, self.decode.max_length_ratio)
+            max_lengths[: len(indices)] = self.output_limits(lengths)
             signals.look()
             yield indices, sources.padded(indices, rows, width), max_lengths
 
@@ -434,9 +434,9 @@ class Translator:
     ) -> tuple[Int[np.ndarray, " B"], int]:
         """Limits that leave room for what is asked of some outputs, and one for the batch."""
         needed = np.zeros_like(limits)
-        needed[: len(num_asked)] = np.maximum(num_asked, self.decode.min_length)
-        limits = np.maximum(limits, np.where(needed > 0, needed + EXTRA_LENGTH, 0))
-        by_width = int(output_limits(np.array([source.values.shape[1]]), self.decode.max_length_ratio)[0])
+        needed[: len(num_asked)] = np.where(num_asked > 0, num_asked + EXTRA_LENGTH, 0)
+        limits = np.maximum(limits, needed)
+        (by_width,) = self.output_limits(np.array([source.values.shape[1]])).tolist()
         return limits, max(by_width, round_up(int(limits.max()), SOURCE_MULTIPLE) if needed.any() else 0)
 
     def _avoided(self) -> list[list[int]]:

@@ -17,7 +17,7 @@ from seq2seq_jax.build import build_model
 from seq2seq_jax.data.corpora import load_corpus
 from seq2seq_jax.data.vocabulary import build_vocabularies
 from seq2seq_jax.errors import UserError
-from seq2seq_jax.translator import Translator, load, vocab_sizes
+from seq2seq_jax.translator import EXTRA_LENGTH, Translator, load, vocab_sizes
 from tests.tiny import sentences, tiny_config
 
 pytestmark = [
@@ -107,6 +107,15 @@ MODELS = {
 def test_models_of_every_kind_can_be_exported(tmp_path, name):
     feeding = "decoder" not in MODELS[name] and MODELS[name].get("attention") != "hard_monotonic"
     check(untrained(tmp_path, model={"input_feeding": feeding} | MODELS[name]), tmp_path / "model.pyz")
+
+
+def test_the_longest_output_is_as_long_as_the_models(tmp_path):
+    """A model of random values goes on to the limit; with a least length that is not the sum of both."""
+    translator = variant(untrained(tmp_path, model={}), min_length=4, max_length_ratio=2.0)
+    texts = check(translator, tmp_path / "model.pyz")
+    limits = [2 * (len(line.split()) + 1) + EXTRA_LENGTH for line in LINES if line.strip()]
+    lengths = [len(text.split()) + 1 for text, line in zip(texts, LINES, strict=True) if line.strip()]
+    assert any(length == limit for length, limit in zip(lengths, limits, strict=True))
 
 
 def test_pieces_of_words_and_reserved_characters(tmp_path):

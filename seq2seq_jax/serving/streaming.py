@@ -18,9 +18,9 @@ from seq2seq_jax.config import greedy
 from seq2seq_jax.cpu import compiler_options
 from seq2seq_jax.data.encoded import encode_lines
 from seq2seq_jax.decoding.hypotheses import best_continuations, penalty
-from seq2seq_jax.decoding.rules import Asked, Rule, nothing_written, ruled
+from seq2seq_jax.decoding.rules import Asked, Rule
 from seq2seq_jax.padded import Padded
-from seq2seq_jax.programs import rules_of
+from seq2seq_jax.programs import begin, rules_of, step_of
 from seq2seq_jax.symbols import BOS, EOS, PAD
 from seq2seq_jax.translator import Hypothesis, Translator
 
@@ -51,7 +51,7 @@ class Stepwise:
         self.translator, graph = translator, translator.graph
         rules = rules_of(greedy(translator.decode), translator.avoided, Asked())
         jit = partial(jax.jit, compiler_options=compiler_options(translator.mesh))
-        self._begin = jit(partial(_begin, graph, bool(rules)), static_argnums=2)
+        self._begin = jit(partial(_begin, graph, rules), static_argnums=2)
         self._step = jit(partial(_step, graph, rules))
 
     def begin(self, line: str, width: int) -> "Stream":
@@ -117,11 +117,9 @@ class Stream:
         return Hypothesis(self._text(), score, self._cut)
 
 
-def _begin(graph: nnx.GraphDef, has_rules: bool, params: Any, source: Padded, longest: int) -> tuple[Any, Any]:
+def _begin(graph: nnx.GraphDef, rules: Sequence[Rule], params: Any, source: Padded, longest: int) -> tuple[Any, Any]:
     """What a step reads besides, and the first state, leaves [1, 1, ...]."""
-    encoded = nnx.merge(graph, params).encode(source)
-    memory, state = encoded._replace(state=None), jax.tree.map(lambda leaf: leaf[:, None], encoded.state)
-    return ((memory, Asked()), (state, nothing_written(Asked(), 1, longest, None))) if has_rules else (memory, state)
+    return begin(nnx.merge(graph, params), rules, source, Asked(), longest, covers=False)  # only a beam's rule does
 
 
 def _step(
@@ -134,8 +132,6 @@ def _step(
     last: Int[Array, "1 1"],
     last_allowed: Bool[Array, " 1"],
 ) -> Written:
-    model = nnx.merge(graph, params)
-    step = ruled(partial(model.attending_step, tables), rules) if rules else partial(model.search_step, tables)
-    state, logits = step(memory, state, last)
+    state, logits = step_of(nnx.merge(graph, params), tables, rules)(memory, state, last)
     best = best_continuations(logits, jnp.zeros(last.shape), last_allowed)
     return Written(state, best.token, best.log_probs, best.cut)

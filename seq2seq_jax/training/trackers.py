@@ -63,11 +63,7 @@ class Trackers:
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Sends the numbers of a row."""
-        numbers = {
-            name: float(value)
-            for name, value in row.items()
-            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool)
-        }
+        numbers = numbers_of(row)
         for name, tracker in [*self._open.items()]:
             self._try(name, lambda tracker=tracker: tracker.row(row["step"], numbers))
 
@@ -88,6 +84,15 @@ class Trackers:
             self._open.pop(name, None)
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             self._say(f"{name} has failed and gets no more rows ({reason}); metrics.jsonl has them all.")
+
+
+def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row, but for its step."""
+    return {
+        name: float(value)
+        for name, value in row.items()
+        if name != "step" and isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def _read_ids(workdir: Path) -> dict[str, str]:

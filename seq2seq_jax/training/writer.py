@@ -16,7 +16,7 @@ from rich.console import Console
 
 from seq2seq_jax.cache import naming, write_whole
 from seq2seq_jax.config import Config
-from seq2seq_jax.training.trackers import Trackers
+from seq2seq_jax.training.trackers import Trackers, numbers_of
 
 _VALIDATION = "validation_loss"  # in the rows of evaluations
 
@@ -185,11 +185,7 @@ class _Events:
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Adds the numbers of a row; they can be seen from the next evaluation on."""
-        values = [
-            self._summary.Value(tag=name, simple_value=value)
-            for name, value in row.items()
-            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool)
-        ]
+        values = [self._summary.Value(tag=name, simple_value=value) for name, value in numbers_of(row).items()]
         self._write(step=row["step"], summary=self._summary(value=values))
         if _VALIDATION in row:
             with naming(self._path):
