@@ -834,9 +834,9 @@ class Config:
     """Language of the target (en, de, ...), to report BLEU by the protocol of the WMT multimodal task too."""
     metrics: tuple[FurtherMetric, ...] = ()
     """Scores reported beside BLEU, chrF and exact match. rouge: F1 of ROUGE-1, -2 and -L (Lin 2004), an extra: pip
-    install '.[rouge]'. token_errors: wrong tokens and wrong sequences in percent, PER and WER of spelling to sound.
-    edit_distance: characters to change in an output, on average. distinct: different words and pairs of them among all
-    that is written (Li et al. 2016)."""
+    install 'seq2seq-jax[rouge]'. token_errors: wrong tokens and wrong sequences in percent, PER and WER of spelling to
+    sound. edit_distance: characters to change in an output, on average. distinct: different words and pairs of them
+    among all that is written (Li et al. 2016)."""
     published: Annotated[str, MAY_BE_EMPTY] = ""
     """Published result of the same experiment, printed beside the final score."""
     published_metric: PublishedMetric | None = None

@@ -62,6 +62,18 @@ def harmless(text: str) -> str:
     return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
+def complain(message: str) -> int:
+    """Prints what is wrong on standard error, and returns the exit code of a mistake that the user can mend."""
+    tell(f"error: {message}")
+    return 2
+
+
+def tell(line: str) -> None:
+    """Prints a line on standard error; where nobody can read it, the exit code still tells."""
+    with contextlib.suppress(OSError):
+        print(harmless(line), file=sys.stderr)
+
+
 def typed(line: str) -> str:
     """Returns a line from standard input as the text it is: UTF-8 where the console's encoding did not fit.
 

@@ -324,19 +324,23 @@ def _bleu(tokenizer: str, lowercase: bool = False) -> sacrebleu.BLEU:
 def _check_moses() -> None:
     """Raises UserError where sacremoses (the extra `moses`) is not installed."""
     if importlib.util.find_spec("sacremoses") is None:
-        raise UserError("moses_language needs sacremoses: pip install '.[moses]', or set moses_language None.")
+        raise UserError(
+            "moses_language needs sacremoses: pip install 'seq2seq-jax[moses]', or set moses_language None."
+        )
 
 
 def _check_rouge() -> None:
     """Raises UserError where rouge-score (the extra `rouge`) is not installed."""
     if importlib.util.find_spec("rouge_score") is None:
-        raise UserError("metrics rouge needs rouge-score: pip install '.[rouge]', or leave rouge out of metrics.")
+        raise UserError(
+            "metrics rouge needs rouge-score: pip install 'seq2seq-jax[rouge]', or leave rouge out of metrics."
+        )
 
 
 def check_comet(model: Path) -> None:
     """Raises UserError where unbabel-comet (the extra `comet`) is not installed, or there is no such model."""
     if importlib.util.find_spec("comet") is None:
-        raise UserError("--comet-model needs unbabel-comet: pip install '.[comet]', or leave it out.")
+        raise UserError("--comet-model needs unbabel-comet: pip install 'seq2seq-jax[comet]', or leave it out.")
     if not model.is_file():
         raise UserError(f"--comet-model: there is no file {model}. COMET's models are files named model.ckpt.")
 

@@ -941,7 +941,7 @@ def test_evaluate_reports_the_metrics_that_it_is_told_or_those_of_the_run(
     told = refused("evaluate", "--workdir", run_folder, "--metrics", "rogue")
     assert "--metrics takes any of rouge, token_errors" in told and "Did you mean rouge?" in told
     monkeypatch.setattr("seq2seq_jax.metrics.importlib.util.find_spec", lambda name: None)
-    assert "pip install '.[rouge]'" in refused("evaluate", "--workdir", run_folder, "--metrics", "rouge")
+    assert "pip install 'seq2seq-jax[rouge]'" in refused("evaluate", "--workdir", run_folder, "--metrics", "rouge")
     assert len(translators) == 4  # told before anything is loaded
 
 

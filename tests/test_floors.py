@@ -51,7 +51,8 @@ FLOORS = (
     ("translator",),
     ("evaluation", "averaging", "answers", "reranking", "exporting", "serving"),
     ("training",),
-    ("reporting",),
+    ("reporting", "options"),
+    ("translating",),
     ("cli",),
     ("__main__", ""),  # the two doors
 )
@@ -60,6 +61,8 @@ FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 # These answer before JAX could be imported, or do without it altogether.
 WITHOUT_JAX = (
     "cli",
+    "options",
+    "translating",
     "config",
     "config_file",
     "arguments",

@@ -113,7 +113,7 @@ def test_the_nearest_target_is_named():
 @pytest.mark.parametrize(("name", "extra"), [("v5e:4x4", "tpu"), ("h200x8", "cuda")])
 def test_without_the_compiler_it_is_said_what_to_install(monkeypatch, name, extra):
     monkeypatch.setattr("seq2seq_jax.training.costs.targets.find_spec", lambda module: None)
-    with pytest.raises(UserError, match=re.escape(f"which is not installed: pip install '.[{extra}]'.")):
+    with pytest.raises(UserError, match=re.escape(f"which is not installed: pip install 'seq2seq-jax[{extra}]'.")):
         find_target(name)
 
 

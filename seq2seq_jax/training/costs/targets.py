@@ -129,7 +129,9 @@ def find_target(name: str) -> Target:
     chip = CHIPS[kind]
     extra, module = {"tpu": ("tpu", "libtpu"), "cuda": ("cuda", "jax_plugins.xla_cuda13")}[chip.platform]
     if not _is_installed(module):
-        raise UserError(f"--target {name} needs the compiler for it, which is not installed: pip install '.[{extra}]'.")
+        raise UserError(
+            f"--target {name} needs the compiler for it, which is not installed: pip install 'seq2seq-jax[{extra}]'."
+        )
     _prepare_environment()
     try:
         if chip.platform == "tpu":
