@@ -14,6 +14,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -49,11 +50,15 @@ class Model:
         outputs = [""] * len(lines)
         filled = sorted((index for index, ids in enumerate(sources) if ids), key=lambda index: len(sources[index]))
         rows = self._about["batch_size"]
-        for start in range(0, len(filled), rows):
-            group = filled[start : start + rows]
-            texts = self._translate([sources[index] for index in group], [lines[index] for index in group])
-            for index, text in zip(group, texts, strict=True):
-                outputs[index] = text
+        groups = [filled[start : start + rows] for start in range(0, len(filled), rows)]
+
+        def translate(group: list[int]) -> list[str]:
+            return self._translate([sources[index] for index in group], [lines[index] for index in group])
+
+        with ThreadPoolExecutor(self._search.num_threads) as threads:
+            for group, texts in zip(groups, threads.map(translate, groups), strict=True):
+                for index, text in zip(group, texts, strict=True):
+                    outputs[index] = text
         return outputs
 
     def _translate(self, sources: list[list[int]], lines: list[str]) -> list[str]:
@@ -79,11 +84,13 @@ class Model:
 
 
 class Program:
-    """A search as StableHLO.
+    """A search as StableHLO. It uses all cores by itself, so that batches are searched one after another.
 
     Args:
       files: where it is, and the parameters.
     """
+
+    num_threads = 1
 
     def __init__(self, files: zipfile.ZipFile) -> None:
         from jax import export, jit
@@ -109,7 +116,8 @@ class Graphs:
     """A search as graphs of ONNX: before its loop, a step of the loop, and after it.
 
     A graph takes values by name, and what it calls `next.NAME` is NAME from then on.
-    It runs in as many threads as there are CPUs for this process.
+    A batch is searched in one thread, and as many batches at a time as there are CPUs
+    for this process: a step is many small operations, each too short for two threads.
 
     Args:
       files: where the graphs are.
@@ -118,9 +126,10 @@ class Graphs:
     def __init__(self, files: zipfile.ZipFile) -> None:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
         of_process = hasattr(os, "sched_getaffinity")  # not on macOS and Windows
-        options.intra_op_num_threads = len(os.sched_getaffinity(0)) if of_process else os.cpu_count() or 1
+        self.num_threads = len(os.sched_getaffinity(0)) if of_process else os.cpu_count() or 1
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
         self._graphs = {
             name: onnxruntime.InferenceSession(files.read(f"{name}.onnx"), options, ["CPUExecutionProvider"])
             for name in ("begin", "step", "end")
@@ -254,7 +263,7 @@ def main() -> int:
     """Translates standard input, some thousand lines at a time."""
     try:
         model = Model(sys.argv[0])
-        source = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8", newline="\n")
+        source = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="\n")
         target = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", newline="\n")
         while lines := [line.rstrip("\n").removesuffix("\r") for line in source.readlines(1 << 17)]:
             target.write("".join(f"{text}\n" for text in model.translate(lines)))
