@@ -17,7 +17,7 @@ def make(task: Task) -> tuple[Callable[[], float], Callable[[], None]]:
     from seq2seq_jax.config import MeshConfig
     from seq2seq_jax.data.batching import BatchShape
     from seq2seq_jax.sharding import by_rows, make_mesh
-    from seq2seq_jax.training.objectives import negative_log_likelihood, num_terms
+    from seq2seq_jax.training.objectives import negative_log_likelihood, num_tokens
     from seq2seq_jax.training.setup import compile_step
     from seq2seq_jax.training.step import abstract_state, initial_state, jit_train_step
 
@@ -32,7 +32,7 @@ def make(task: Task) -> tuple[Callable[[], float], Callable[[], None]]:
     @jax.jit
     def loss(params, source, target):
         model = nnx.merge(model_graph(task.config, sizes), params)
-        return negative_log_likelihood(model, source, target, None, config.train) / num_terms(target)
+        return negative_log_likelihood(model, source, target, None, config.train) / num_tokens(target)
 
     def step() -> None:
         state[0] = update(state[0], source, target)

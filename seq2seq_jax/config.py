@@ -691,6 +691,58 @@ class TrainConfig:
             )
 
 
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What training minimises."""
+
+    name: Literal["likelihood", "scheduled_sampling", "minimum_risk"] = "likelihood"
+    """likelihood: cross-entropy of each target token given those before it. scheduled_sampling: given tokens of which
+    more and more are what the model writes itself (Bengio et al. 2015). minimum_risk: the expected loss of whole
+    outputs by reward (Shen et al. 2016), for a model that can write already: start it by train.init_from."""
+    decay: Literal["linear", "exponential", "inverse_sigmoid", "none"] = "inverse_sigmoid"
+    """Of scheduled_sampling: how the share of right tokens that the decoder is given falls from 1 with the step (Bengio
+    et al. 2015, section 2.4). none: it is least_right from the first step on."""
+    half_right_step: Annotated[int, COUNT] = 1_000
+    """Step at which the decay has brought that share to one half."""
+    least_right: Annotated[float, Bounds(0, 1)] = 0.0
+    """What the share does not fall below."""
+    draw: Literal["sample", "best"] = "sample"
+    """Of scheduled_sampling: whether the model's own tokens are drawn by their probability, or the likeliest ones."""
+    num_candidates: Annotated[int, Bounds(1, 10_000)] = 20
+    """Of minimum_risk: outputs drawn of each source; the target is one more. Shen et al. 2016 use 100. Memory and time
+    grow with it; train.accumulate_steps saves memory."""
+    sharpness: Annotated[float, Bounds(1e-9, 1_000)] = 0.005
+    """Of minimum_risk: exponent alpha of the candidates' probabilities (Shen et al. 2016, equation 11)."""
+    reward: Literal["bleu", "edit_similarity", "exact_match"] = "bleu"
+    """Of minimum_risk: how good an output is, from its tokens as the vocabulary cuts them. bleu: of sentences, with one
+    added to counts of longer n-grams (Lin and Och 2004). edit_similarity: 1 less the share of tokens to change."""
+
+    def __post_init__(self) -> None:
+        _check("objective.", self)
+        for name, objective in OBJECTIVE_OF.items():
+            value = getattr(self, name)
+            if self.name != objective and value != getattr(ObjectiveConfig, name):
+                raise UserError(
+                    f"objective.{name} {value} is of objective.name {objective}, which is {self.name}; leave one out."
+                )
+        if self.name == "scheduled_sampling" and self.decay == "none":
+            if self.half_right_step != ObjectiveConfig.half_right_step:
+                raise UserError(
+                    f"objective.half_right_step {self.half_right_step} is of a decay, and objective.decay is none;"
+                    " leave one out."
+                )
+
+
+OBJECTIVE_OF = {
+    "decay": "scheduled_sampling",
+    "half_right_step": "scheduled_sampling",
+    "least_right": "scheduled_sampling",
+    "draw": "scheduled_sampling",
+    "num_candidates": "minimum_risk",
+    "sharpness": "minimum_risk",
+    "reward": "minimum_risk",
+}
+"""Fields of `ObjectiveConfig` that belong to one objective."""
 SAMPLING = ("temperature", "top_k", "top_p", "seed")
 """Fields of `DecodeConfig` that say how outputs are drawn."""
 
@@ -824,6 +876,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     bleu_tokenizer: BleuTokenizer | None = None
@@ -891,6 +944,7 @@ class Config:
                 f"mesh.model {self.mesh.model} parts an output layer that is a softmax alone, which it is not with"
                 f" model.{why}; set mesh.model 1."
             )
+        _check_objective(self)
         _check_published(self)
         if self.optimizer.schedule == "cosine" and self.optimizer.warmup_steps >= self.train.num_steps:
             raise UserError(
@@ -898,6 +952,24 @@ class Config:
                 f" train.num_steps {self.train.num_steps} for the cosine; use fewer, say"
                 f" {self.train.num_steps // 20}, or more steps."
             )
+
+
+def _check_objective(config: Config) -> None:
+    objective = config.objective.name
+    if objective == "likelihood":
+        return
+    if config.mesh.model > 1:
+        raise UserError(
+            f"objective.name {objective} has the model write, for which each device needs the whole vocabulary, and"
+            f" mesh.model is {config.mesh.model}; set mesh.model 1."
+        )
+    if objective == "minimum_risk":
+        for name in ("label_smoothing", "coverage_loss"):
+            if value := getattr(config.train, name):
+                raise UserError(
+                    f"train.{name} {value} is of cross-entropy, which objective.name minimum_risk has none of; set"
+                    f" train.{name} 0."
+                )
 
 
 def _check_published(config: Config) -> None:

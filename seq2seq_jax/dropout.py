@@ -111,6 +111,11 @@ def split_keys(keys: Keys | None, num: int) -> list[Keys] | list[None]:
     return list(jax.vmap(partial(jax.random.split, num=num), out_axes=1)(keys))
 
 
+def repeat_keys(keys: Key[Array, " B"], times: int) -> Key[Array, " R"]:
+    """New keys for so many rows, one after another, in the place of every row."""
+    return jax.vmap(partial(jax.random.split, num=times))(keys).reshape(-1)
+
+
 def piece_keys(keys: Keys | None, sequence: Keys | None) -> tuple[Keys | None, Keys | None]:
     """New keys, and those of a piece of the sequences whose keys are `sequence`."""
     after, now = split_keys(keys, 2)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from seq2seq_jax import vocabulary_parts
 from seq2seq_jax.bridges import Bridge
 from seq2seq_jax.decoders import Decoder, Features
-from seq2seq_jax.dropout import NO_DROPOUT, Dropout, Keys, drop, piece_keys, split_keys
+from seq2seq_jax.dropout import NO_DROPOUT, Dropout, Keys, drop, piece_keys, repeat_keys, split_keys
 from seq2seq_jax.encoders import Apart, Layers
 from seq2seq_jax.outputs import Copying, Given, Predicted, Softmax, scores
 from seq2seq_jax.padded import Padded
@@ -151,6 +151,7 @@ class Seq2Seq(nnx.Module):
         *,
         keys: Keys | None = None,
         piece: int = 0,
+        inputs: Int[Array, "R T"] | None = None,
     ) -> Any:
         """Sum over the target, by teacher forcing, of what `read` makes of some positions.
 
@@ -159,17 +160,25 @@ class Seq2Seq(nnx.Module):
             a mask of those that count, for all rows of some positions, position by
             position (N is a multiple of B). What it makes of all positions is the
             sum of what it makes of parts: an array or a tree of them.
-          source, target: ids.
-          keys: for dropout.
+          source, target: ids; of a target a source each, or the same number of targets, one
+            after another, for each source, which is then read once.
+          keys: for dropout, of each source.
           piece: positions decoded and read at once, and kept for the backward
             pass, see `recurrence.in_pieces`; 0 for all.
+          inputs: the token that each position is given, by default the one before it in the target.
 
         Raises:
-          ValueError: the numbers of sources and targets differ.
+          ValueError: there are not as many targets for one source as for another.
         """
-        _check_pairs(source.values, target.values)
+        each, left = divmod(target.lengths.shape[0], source.lengths.shape[0])
+        if left:
+            raise ValueError(f"{target.lengths.shape[0]} targets for {source.lengths.shape[0]} sources.")
         encoder_keys, decoder_keys = split_keys(keys, 2)
         encoded = self.encode(source, keys=encoder_keys, piece=piece)
+        if each > 1:
+            encoded = jax.tree.map(lambda leaf: jnp.repeat(leaf, each, axis=0), encoded)
+            if isinstance(decoder_keys, jax.Array):
+                decoder_keys = repeat_keys(decoder_keys, each)
 
         def look(state: Any, keys: Keys | None, inputs: Array, labels: Array, mask: Array) -> tuple[Any, Any]:
             state, features = self._decode(encoded.memory, state, inputs, keys)
@@ -181,7 +190,8 @@ class Seq2Seq(nnx.Module):
             state, found = look(state, now, *xs)
             return (state, keys, jax.tree.map(jnp.add, sums, found) if piece else found), None
 
-        xs = _inputs(target.values), target.values.T, target.mask.T
+        given = _inputs(target.values) if inputs is None else inputs.T
+        xs = given, target.values.T, target.mask.T
         sums = None
         if piece:
             like = jax.eval_shape(look, encoded.state, decoder_keys, *(x[:1] for x in xs))[1]
@@ -253,18 +263,18 @@ class Seq2Seq(nnx.Module):
         return SearchTables(first, self.output.kernel(self._dtype))
 
     def search_step(
-        self, tables: SearchTables, encoded: Encoded, state: Any, tokens: Int[Array, "B K"]
+        self, tables: SearchTables | None, encoded: Encoded, state: Any, tokens: Int[Array, "B K"]
     ) -> tuple[Any, Float[Array, "B K W"]]:
         """Scores of what can come next for K hypotheses a sentence, as `outputs.scores` has them; and the new state."""
         return self.attending_step(tables, encoded, state, tokens)[:2]
 
     def attending_step(
-        self, tables: SearchTables, encoded: Encoded, state: Any, tokens: Int[Array, "B K"]
+        self, tables: SearchTables | None, encoded: Encoded, state: Any, tokens: Int[Array, "B K"]
     ) -> tuple[Any, Float[Array, "B K W"], Float[Array, "B K S"] | None]:
         """As `search_step`, and the attention weights, where there are any.
 
         Args:
-          tables: see `search_tables`.
+          tables: see `search_tables`; None where a few steps would not pay for them.
           encoded: what `encode` returns; its state is not looked at.
           state: the decoder's, leaves [B, K, ...].
           tokens: that come before.
@@ -274,12 +284,19 @@ class Seq2Seq(nnx.Module):
         def step(state: Any, *first: Array) -> tuple[Any, Features]:
             return resume(self._step, Encoded(encoded.memory, state), x, first)
 
+        def whole_step(state: Any, tokens: Array) -> tuple[Any, Features]:
+            return self._step(Encoded(encoded.memory, state), self._token_before(tokens))
+
         if self.copies:
             tokens = jnp.where(tokens < self.output.vocab_size, tokens, UNK)
-        first = [table[tokens] for table in tables.first]
-        state, features = jax.vmap(step, in_axes=1, out_axes=1)(state, *first)
+        if tables is None:
+            state, features = jax.vmap(whole_step, in_axes=1, out_axes=1)(state, tokens)
+            logits = self.output(features.vector)
+        else:
+            first = [table[tokens] for table in tables.first]
+            state, features = jax.vmap(step, in_axes=1, out_axes=1)(state, *first)
+            logits = self.output(features.vector, tables.output_kernel)
         copies = None if encoded.copies is None else encoded.copies[:, None]
-        logits = self.output(features.vector, tables.output_kernel)
         return state, scores(Predicted(logits, _copying(features, copies))), features.weights
 
     def _step(self, encoded: Encoded, x: Any) -> tuple[Any, Features]:

@@ -33,7 +33,7 @@ from seq2seq_jax.sharding import (
     share_out,
     specs_here,
 )
-from seq2seq_jax.training.objectives import negative_log_likelihood, num_terms
+from seq2seq_jax.training import objectives
 from seq2seq_jax.training.optimizer import Schedule, make_optimizer, make_schedule
 
 Params = dict[str, Any]
@@ -169,8 +169,8 @@ def make_update(config: Config, vocab_sizes: tuple[int, ...]) -> Callable:
     """Returns `(seed_key, state, source, target) -> state`, what each device does with its rows and its state.
 
     The key is made of a run's seed. The gradient is the sum over all rows divided
-    by the number of real target tokens in the whole batch, so that devices,
-    accumulation and padding agree. An update whose loss or gradient is not finite
+    by the number of terms in the whole batch, real target tokens or sentences, so that
+    devices, accumulation and padding agree. An update whose loss or gradient is not finite
     leaves the parameters and their average as they were.
     """
     gradients_of = make_gradients(config, vocab_sizes)
@@ -179,18 +179,19 @@ def make_update(config: Config, vocab_sizes: tuple[int, ...]) -> Callable:
 
     def update(seed_key: Array, state: TrainState, source: Padded, target: Padded) -> TrainState:
         key = jax.random.fold_in(jax.random.fold_in(seed_key, 1), state.step)
-        gradients, length, mean_loss, tokens = gradients_of(state.params, source, target, key)
+        gradients, length, mean_loss, tokens = gradients_of(state.params, source, target, key, state.step)
         return _update(state, config, optimizer, schedule, gradients, length, mean_loss * tokens, tokens)
 
     return update
 
 
 def make_gradients(config: Config, vocab_sizes: tuple[int, ...]) -> Callable:
-    """Returns `(params, source, target, key) -> (gradients, norm, loss, tokens)`, what each device does with its rows.
+    """Returns what a device does with its rows.
 
+    That is `(params, source, target, key, step) -> (gradients, norm, loss, tokens)`.
     Gradients are those of the parameters that are trained. They and the loss are
-    means over all target tokens of the batch. The devices that share it
-    (`share_out`) meet twice: to count the tokens, and to add up gradients and
+    means over all terms of the batch, see `objectives`. The devices that share it
+    (`share_out`) meet twice: to count tokens and terms, and to add up gradients and
     losses. Those that hold parts of the parameters meet before, to gather them,
     once for all steps in time, and afterwards, to add up the norm; of the gradients
     each keeps the parts that it holds.
@@ -198,8 +199,11 @@ def make_gradients(config: Config, vocab_sizes: tuple[int, ...]) -> Callable:
     graph, rate = model_graph(config.model, vocab_sizes), config.model.weight_dropout_rate
     whole = abstract_params(config.model, vocab_sizes)
 
-    def on_a_device(params: Params, source: Padded, target: Padded, key: Array) -> tuple[Params, Array, Array, Array]:
-        tokens = add_up(num_terms(target)).astype(jnp.float32)
+    def on_a_device(
+        params: Params, source: Padded, target: Padded, key: Array, step: Array
+    ) -> tuple[Params, Array, Array, Array]:
+        counts = jnp.stack([objectives.num_tokens(target), objectives.num_terms(target, config.objective)])
+        tokens, terms = add_up(counts).astype(jnp.float32)
         rows = len(source.lengths)
         row = jax.lax.axis_index(SHARES) * rows + jnp.arange(rows)  # of the whole batch
         keys = jax.vmap(partial(jax.random.fold_in, key))(row)
@@ -212,7 +216,7 @@ def make_gradients(config: Config, vocab_sizes: tuple[int, ...]) -> Callable:
             model = nnx.merge(graph, trained | fixed)
             if rate:  # one mask for all rows, and so for all devices and all parts of the batch
                 drop_weights(model, rate, jax.random.fold_in(key, NO_ROW))
-            return negative_log_likelihood(model, source, target, keys, config.train) / tokens
+            return objectives.loss(model, source, target, keys, step, config) / terms
 
         found = _gradients(mean_loss, trained, (source, target, keys), config.train.accumulate_steps)
         specs = _divided(specs, config)[0]
