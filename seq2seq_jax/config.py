@@ -695,10 +695,11 @@ class TrainConfig:
 class ObjectiveConfig:
     """What training minimises."""
 
-    name: Literal["likelihood", "scheduled_sampling", "minimum_risk"] = "likelihood"
+    name: Literal["likelihood", "scheduled_sampling", "minimum_risk", "self_critical"] = "likelihood"
     """likelihood: cross-entropy of each target token given those before it. scheduled_sampling: given tokens of which
     more and more are what the model writes itself (Bengio et al. 2015). minimum_risk: the expected loss of whole
-    outputs by reward (Shen et al. 2016), for a model that can write already: start it by train.init_from."""
+    outputs by reward (Shen et al. 2016). self_critical: outputs are made likelier that have more of it than what greedy
+    search writes (Rennie et al. 2017). The last two are for a model that can write: start it by train.init_from."""
     decay: Literal["linear", "exponential", "inverse_sigmoid", "none"] = "inverse_sigmoid"
     """Of scheduled_sampling: how the share of right tokens that the decoder is given falls from 1 with the step (Bengio
     et al. 2015, section 2.4). none: it is least_right from the first step on."""
@@ -708,22 +709,27 @@ class ObjectiveConfig:
     """What the share does not fall below."""
     draw: Literal["sample", "best"] = "sample"
     """Of scheduled_sampling: whether the model's own tokens are drawn by their probability, or the likeliest ones."""
+    unlikelihood: Annotated[float, Bounds(0, 1_000)] = 0.0
+    """Weight, beside cross-entropy, of a term that makes tokens unlikely that stand before in the target (Welleck et
+    al. 2020, equation 4): against outputs that repeat themselves."""
     num_candidates: Annotated[int, Bounds(1, 10_000)] = 20
-    """Of minimum_risk: outputs drawn of each source; the target is one more. Shen et al. 2016 use 100. Memory and time
-    grow with it; train.accumulate_steps saves memory."""
+    """Of minimum_risk and self_critical: outputs drawn of each source; 100 in Shen et al. 2016, one in Rennie et al.
+    2017. Memory and time grow with it; train.accumulate_steps saves memory."""
     sharpness: Annotated[float, Bounds(1e-9, 1_000)] = 0.005
     """Of minimum_risk: exponent alpha of the candidates' probabilities (Shen et al. 2016, equation 11)."""
     reward: Literal["bleu", "edit_similarity", "exact_match"] = "bleu"
-    """Of minimum_risk: how good an output is, from its tokens as the vocabulary cuts them. bleu: of sentences, with one
-    added to counts of longer n-grams (Lin and Och 2004). edit_similarity: 1 less the share of tokens to change."""
+    """Of minimum_risk and self_critical: how good an output is, from its tokens as the vocabulary cuts them. bleu: of
+    sentences, with one added to counts of longer n-grams (Lin and Och 2004). edit_similarity: 1 less the share of
+    tokens to change."""
 
     def __post_init__(self) -> None:
         _check("objective.", self)
-        for name, objective in OBJECTIVE_OF.items():
+        for name, objectives in OBJECTIVES_OF.items():
             value = getattr(self, name)
-            if self.name != objective and value != getattr(ObjectiveConfig, name):
+            if self.name not in objectives and value != getattr(ObjectiveConfig, name):
+                whose = " or ".join(objectives)
                 raise UserError(
-                    f"objective.{name} {value} is of objective.name {objective}, which is {self.name}; leave one out."
+                    f"objective.{name} {value} is of objective.name {whose}, which is {self.name}; leave one out."
                 )
         if self.name == "scheduled_sampling" and self.decay == "none":
             if self.half_right_step != ObjectiveConfig.half_right_step:
@@ -733,16 +739,19 @@ class ObjectiveConfig:
                 )
 
 
-OBJECTIVE_OF = {
-    "decay": "scheduled_sampling",
-    "half_right_step": "scheduled_sampling",
-    "least_right": "scheduled_sampling",
-    "draw": "scheduled_sampling",
-    "num_candidates": "minimum_risk",
-    "sharpness": "minimum_risk",
-    "reward": "minimum_risk",
+OF_SENTENCES = "minimum_risk", "self_critical"
+"""Objectives that look at whole outputs."""
+OBJECTIVES_OF = {
+    "decay": ("scheduled_sampling",),
+    "half_right_step": ("scheduled_sampling",),
+    "least_right": ("scheduled_sampling",),
+    "draw": ("scheduled_sampling",),
+    "unlikelihood": ("likelihood", "scheduled_sampling"),
+    "num_candidates": OF_SENTENCES,
+    "sharpness": ("minimum_risk",),
+    "reward": OF_SENTENCES,
 }
-"""Fields of `ObjectiveConfig` that belong to one objective."""
+"""Fields of `ObjectiveConfig`, and the objectives that they belong to."""
 SAMPLING = ("temperature", "top_k", "top_p", "seed")
 """Fields of `DecodeConfig` that say how outputs are drawn."""
 
@@ -956,18 +965,18 @@ class Config:
 
 def _check_objective(config: Config) -> None:
     objective = config.objective.name
-    if objective == "likelihood":
+    if objective == "likelihood" and not config.objective.unlikelihood:
         return
     if config.mesh.model > 1:
         raise UserError(
-            f"objective.name {objective} has the model write, for which each device needs the whole vocabulary, and"
-            f" mesh.model is {config.mesh.model}; set mesh.model 1."
+            f"objective.name {objective}{' with objective.unlikelihood' if objective == 'likelihood' else ''} needs all"
+            f" of the vocabulary on each device, and mesh.model {config.mesh.model} gives it a part; set mesh.model 1."
         )
-    if objective == "minimum_risk":
+    if objective in OF_SENTENCES:
         for name in ("label_smoothing", "coverage_loss"):
             if value := getattr(config.train, name):
                 raise UserError(
-                    f"train.{name} {value} is of cross-entropy, which objective.name minimum_risk has none of; set"
+                    f"train.{name} {value} is of cross-entropy, which objective.name {objective} has none of; set"
                     f" train.{name} 0."
                 )
 

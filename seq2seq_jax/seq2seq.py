@@ -145,18 +145,19 @@ class Seq2Seq(nnx.Module):
 
     def total(
         self,
-        read: Callable[[Predicted, Int[Array, " N"], Array], Any],
+        read: Callable[..., Any],
         source: Padded,
         target: Padded,
         *,
         keys: Keys | None = None,
         piece: int = 0,
         inputs: Int[Array, "R T"] | None = None,
+        beside: Any = (),
     ) -> Any:
         """Sum over the target, by teacher forcing, of what `read` makes of some positions.
 
         Args:
-          read: a function of what is predicted, of the tokens that belong there, and of
+          read: a function of what is predicted, of the tokens that belong there, [N], and of
             a mask of those that count, for all rows of some positions, position by
             position (N is a multiple of B). What it makes of all positions is the
             sum of what it makes of parts: an array or a tree of them.
@@ -166,6 +167,7 @@ class Seq2Seq(nnx.Module):
           piece: positions decoded and read at once, and kept for the backward
             pass, see `recurrence.in_pieces`; 0 for all.
           inputs: the token that each position is given, by default the one before it in the target.
+          beside: what `read` is given further of each position, leaves [R, T, ...].
 
         Raises:
           ValueError: there are not as many targets for one source as for another.
@@ -180,9 +182,9 @@ class Seq2Seq(nnx.Module):
             if isinstance(decoder_keys, jax.Array):
                 decoder_keys = repeat_keys(decoder_keys, each)
 
-        def look(state: Any, keys: Keys | None, inputs: Array, labels: Array, mask: Array) -> tuple[Any, Any]:
+        def look(state: Any, keys: Keys | None, inputs: Array, *of_positions: Any) -> tuple[Any, Any]:
             state, features = self._decode(encoded.memory, state, inputs, keys)
-            return state, read(self.predict(features, encoded.copies), labels.reshape(-1), mask.reshape(-1))
+            return state, read(self.predict(features, encoded.copies), *jax.tree.map(_flat, of_positions))
 
         def run(carry: Any, xs: tuple[Array, ...]) -> tuple[Any, None]:
             state, keys, sums = carry
@@ -191,10 +193,10 @@ class Seq2Seq(nnx.Module):
             return (state, keys, jax.tree.map(jnp.add, sums, found) if piece else found), None
 
         given = _inputs(target.values) if inputs is None else inputs.T
-        xs = given, target.values.T, target.mask.T
+        xs = given, target.values.T, target.mask.T, *jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), beside)
         sums = None
         if piece:
-            like = jax.eval_shape(look, encoded.state, decoder_keys, *(x[:1] for x in xs))[1]
+            like = jax.eval_shape(look, encoded.state, decoder_keys, *jax.tree.map(lambda x: x[:1], xs))[1]
             sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
         return in_pieces(run, (encoded.state, decoder_keys, sums), xs, piece)[0][2]
 
@@ -204,9 +206,8 @@ class Seq2Seq(nnx.Module):
         Rows and positions are one axis from here on: two would have the compiler write
         the gradient of the logits twice, in two shapes.
         """
-        flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
-        copying = jax.tree.map(flat, _copying(features, copies))
-        return Predicted(self.output(flat(features.vector)), copying, jax.tree.map(flat, features.repeated))
+        copying = jax.tree.map(_flat, _copying(features, copies))
+        return Predicted(self.output(_flat(features.vector)), copying, jax.tree.map(_flat, features.repeated))
 
     def _decode(self, memory: Any, state: Any, inputs: Int[Array, "T B"], keys: Keys | None) -> tuple[Any, Features]:
         return scan(partial(self._decoder_step, memory), state, self._decoder_inputs(inputs, keys))
@@ -301,6 +302,11 @@ class Seq2Seq(nnx.Module):
 
     def _step(self, encoded: Encoded, x: Any) -> tuple[Any, Features]:
         return self.decoder.step(encoded.memory, encoded.state, x, self.decoder.keep(None, 1))
+
+
+def _flat(x: Array) -> Array:
+    """Rows and positions as one axis."""
+    return x.reshape(-1, *x.shape[2:])
 
 
 def _copying(features: Features, copies: Int[Array, "*N S"] | None) -> Copying | None:

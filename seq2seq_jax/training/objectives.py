@@ -5,6 +5,7 @@ write first, without a gradient, what the decoder is then given, or scored by.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from seq2seq_jax.config import Config, ObjectiveConfig, TrainConfig
+from seq2seq_jax.decoding.greedy import greedy_search
 from seq2seq_jax.decoding.hypotheses import NUM_UNWRITTEN
 from seq2seq_jax.decoding.sampling import sample
 from seq2seq_jax.dropout import Keys
@@ -38,19 +40,19 @@ def loss(
       config: of the run.
     """
     objective, train = config.objective, config.train
-    if objective.name == "minimum_risk":
-        return expected_risk(model, source, target, keys, objective, train.rematerialize_every)
-    if objective.name == "likelihood":
-        return negative_log_likelihood(model, source, target, keys, train)
-    keys, drawing = jax.vmap(jax.random.split, out_axes=1)(keys)
-    share = right_share(objective, step)
-    inputs = mixed_inputs(_as_it_is(model), source, target, drawing, share, best=objective.draw == "best")
-    return negative_log_likelihood(model, source, target, keys, train, inputs)
+    if objective.name in SENTENCES:
+        return SENTENCES[objective.name](model, source, target, keys, objective, train.rematerialize_every)
+    inputs = None
+    if objective.name == "scheduled_sampling":
+        keys, drawing = jax.vmap(jax.random.split, out_axes=1)(keys)
+        share = right_share(objective, step)
+        inputs = mixed_inputs(_as_it_is(model), source, target, drawing, share, best=objective.draw == "best")
+    return negative_log_likelihood(model, source, target, keys, train, inputs, objective.unlikelihood)
 
 
 def num_terms(target: Padded, objective: ObjectiveConfig) -> Int[Array, ""]:
     """Terms of the sum: target tokens, end marks included, or sentences."""
-    return (target.lengths > 0).sum() if objective.name == "minimum_risk" else num_tokens(target)
+    return (target.lengths > 0).sum() if objective.name in SENTENCES else num_tokens(target)
 
 
 def num_tokens(target: Padded) -> Int[Array, ""]:
@@ -65,13 +67,19 @@ def negative_log_likelihood(
     keys: Keys | None,
     config: TrainConfig,
     inputs: Int[Array, "B T"] | None = None,
+    unlikelihood: float = 0.0,
 ) -> Float[Array, ""]:
     """Cross-entropy of all target tokens given the ones before, in nats, with label smoothing and coverage loss.
 
-    `inputs` are what the decoder is given in the place of the tokens before.
+    Args:
+      model, source, target: what is looked at.
+      keys: for dropout, of each row.
+      config: label smoothing, coverage loss, and pieces of long sequences.
+      inputs: what the decoder is given in the place of the tokens before.
+      unlikelihood: weight of `unlikelihood_loss`.
     """
 
-    def read(predicted: Predicted, labels: Array, mask: Array) -> Array:
+    def read(predicted: Predicted, labels: Array, mask: Array, *repeats: Array) -> Array:
         logits, copying, repeated = predicted
         smoothing, vocab_size = config.label_smoothing, model.output.vocab_size
         if copying is not None:
@@ -82,9 +90,30 @@ def negative_log_likelihood(
             loss = cross_entropy(logits, labels, mask, smoothing)
         if config.coverage_loss and repeated is not None:  # See et al. 2017, equation 13
             loss += config.coverage_loss * jnp.sum(repeated, where=mask, dtype=loss.dtype)
+        if repeats:
+            loss += unlikelihood * unlikelihood_loss(scores(predicted), *repeats, mask)
         return loss
 
-    return model.total(read, source, target, keys=keys, piece=config.rematerialize_every, inputs=inputs)
+    beside = earlier_tokens(target) if unlikelihood else ()
+    return model.total(read, source, target, keys=keys, piece=config.rematerialize_every, inputs=inputs, beside=beside)
+
+
+def earlier_tokens(target: Padded) -> tuple[Int[Array, "B T T"], Bool[Array, "B T T"]]:
+    """Of each position the tokens of its row, and which of them stand before it, once each and not itself."""
+    values, place = target.values, jnp.arange(target.values.shape[1])
+    same = values[:, :, None] == values[:, None, :]
+    first = ~(same & (place < place[:, None])).any(2)  # the first place of its token
+    others = first[:, None, :] & ~same & (place < place[:, None])
+    return jnp.broadcast_to(values[:, None, :], same.shape), others
+
+
+def unlikelihood_loss(
+    logits: Float[Array, "N W"], tokens: Int[Array, "N T"], wrong: Bool[Array, "N T"], mask: Bool[Array, " N"]
+) -> Float[Array, ""]:
+    """Of tokens that are wrong at a position, the sum of `-log(1 - p)` (Welleck et al. 2020, equation 4), in nats."""
+    log_probs = jnp.take_along_axis(jax.nn.log_softmax(wide(logits)), tokens, axis=-1)
+    others = jnp.maximum(-jnp.expm1(log_probs), 1e-5)  # a token that is certain would weigh without end
+    return -jnp.sum(jnp.log(others), where=wrong & mask[:, None])
 
 
 def right_share(objective: ObjectiveConfig, step: Int[Array, ""]) -> Float[Array, ""]:
@@ -174,14 +203,51 @@ def expected_risk(
     keys, drawing = jax.vmap(jax.random.split, out_axes=1)(keys)
     candidates = draw_candidates(_as_it_is(model), source, target, drawing, objective.num_candidates)
     log_probs = candidate_log_probs(model, source, candidates, keys, piece)
-    num_rows, num_each = log_probs.shape
-    without_end = Padded(candidates.values, candidates.lengths - 1)
-    references = Padded(*(jnp.repeat(x, num_each, axis=0) for x in (target.values, target.lengths - 1)))
-    rewards = REWARDS[objective.reward](without_end, references).reshape(log_probs.shape)
-    first = _first_of_its_kind(candidates, num_rows)
+    first = _first_of_its_kind(candidates, len(target.lengths))
     weights = jax.nn.softmax(jnp.where(first, objective.sharpness * log_probs, -jnp.inf))
-    risks = jnp.sum(weights * (1 - rewards), axis=1)
+    risks = jnp.sum(weights * (1 - _rewards(candidates, target, objective)), axis=1)
     return jnp.sum(risks, where=target.lengths > 0)
+
+
+def self_critical(
+    model: Seq2Seq, source: Padded, target: Padded, keys: Key[Array, " B"], objective: ObjectiveConfig, piece: int
+) -> Float[Array, ""]:
+    """Sum over rows of `-(r(y) - r(g)) log P(y)`, self-critical training (Rennie et al. 2017, section 3.2).
+
+    y is an output that the model draws, g what it writes by greedy search, r the
+    reward. With several candidates it is their mean.
+    """
+    keys, drawing = jax.vmap(jax.random.split, out_axes=1)(keys)
+    fixed, number = _as_it_is(model), objective.num_candidates
+    drawn = _without_target(draw_candidates(fixed, source, target, drawing, number), len(target.lengths))
+    gain = _rewards(drawn, target, objective) - _rewards(_greedy(fixed, source, target), target, objective)
+    log_probs = candidate_log_probs(model, source, drawn, keys, piece)
+    return -jnp.sum((gain * log_probs).mean(1), where=target.lengths > 0)
+
+
+def _without_target(candidates: Padded, num_rows: int) -> Padded:
+    """What is drawn alone."""
+    values = candidates.values.reshape(num_rows, -1, candidates.values.shape[1])[:, 1:]
+    return Padded(values.reshape(-1, values.shape[2]), candidates.lengths.reshape(num_rows, -1)[:, 1:].reshape(-1))
+
+
+def _greedy(model: Seq2Seq, source: Padded, target: Padded) -> Padded:
+    """What greedy search writes for each source, in as many positions as the targets of the batch have."""
+    rows, width = target.values.shape
+    memory, state = _apart(model.encode(source))
+    limits = jnp.full(rows, width, jnp.int32)
+    step = partial(model.search_step, None)
+    found = greedy_search(step, memory, state, max_lengths=limits, max_length=width, smallest=rows)
+    return Padded(found.tokens[:, 0], jnp.where(target.lengths > 0, found.lengths[:, 0], 0))
+
+
+def _rewards(outputs: Padded, target: Padded, objective: ObjectiveConfig) -> Float[Array, "B N"]:
+    """Of N outputs of each source, [B N, T], end marks left out."""
+    num_rows = target.lengths.shape[0]
+    each = outputs.lengths.shape[0] // num_rows
+    references = Padded(*(jnp.repeat(x, each, axis=0) for x in (target.values, target.lengths - 1)))
+    found = REWARDS[objective.reward](Padded(outputs.values, outputs.lengths - 1), references)
+    return found.reshape(num_rows, each)
 
 
 def draw_candidates(model: Seq2Seq, source: Padded, target: Padded, keys: Key[Array, " B"], number: int) -> Padded:
@@ -237,3 +303,7 @@ def _as_it_is(model: Seq2Seq) -> Seq2Seq:
     """The same model, through which no gradient passes."""
     graph, state = nnx.split(model)
     return nnx.merge(graph, jax.lax.stop_gradient(state))
+
+
+SENTENCES: dict[str, Callable[..., Float[Array, ""]]] = {"minimum_risk": expected_risk, "self_critical": self_critical}
+"""Objectives whose terms are sentences, by their name in `objective.name`."""

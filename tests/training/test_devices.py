@@ -18,7 +18,9 @@ import jax
 import numpy as np
 
 from benchmarks.task import MODELS, Task
-from seq2seq_jax.config import Config, DataConfig, DecodeConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from seq2seq_jax.config import (
+    Config, DataConfig, DecodeConfig, MeshConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+)
 from seq2seq_jax.data.vocabulary import TokenVocabulary, Vocabularies
 from seq2seq_jax.decoding.rules import Asked
 from seq2seq_jax.padded import Padded
@@ -77,11 +79,17 @@ def use(beam_size, mesh):
     limits = Limits(batch.lengths, batch.lengths)
     return look(translator._search.trace(state.params, tables, batch, limits, Asked(), 60, 1))
 
-def losses(number, regularizers={}, **train):
+OBJECTIVES = (
+    ObjectiveConfig("scheduled_sampling", half_right_step=2, unlikelihood=0.5),
+    ObjectiveConfig("minimum_risk", num_candidates=3),
+)
+
+def losses(number, regularizers={}, objective=ObjectiveConfig(), **train):
     config = Config(
         model=ModelConfig(**dict(hidden_size=8, embed_size=8, dropout_rate=0.3) | regularizers),
         optimizer=OptimizerConfig(name="sgd", learning_rate=0.5, momentum=0.5, clip_norm=0.0),
         train=TrainConfig(**train),
+        objective=objective,
     )
     return losses_of(config, number)
 
@@ -120,6 +128,10 @@ print(json.dumps({
     "tied": {n: clipped_losses(n, "all") for n in (1, PARTED[-1])},
     "use": {str(beam): {n: use(beam, meshes[n]) for n in (1, 8)} for beam in (0, 1, 5)},
     "losses": {n: [losses(n), losses(n, accumulate_steps=2)] for n in (1, 2, 8)},
+    "objectives": {
+        n: [[losses(n, objective=objective, accumulate_steps=k) for objective in OBJECTIVES] for k in (1, 2)]
+        for n in (1, 8)
+    },
     "regularized": {
         n: [losses(n, everything("lstm")), losses(n, everything("lstm"), accumulate_steps=2)] for n in (1, 8)
     },
@@ -213,6 +225,12 @@ def test_losses_do_not_depend_on_the_number_of_devices(found, accumulation):
     one, two, eight = (found["losses"][number][accumulation] for number in ("1", "2", "8"))
     assert one == pytest.approx(two, rel=1e-5) and one == pytest.approx(eight, rel=1e-5)
     assert one == pytest.approx(found["losses"]["1"][0], rel=1e-5)
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["scheduled_sampling", "minimum_risk"])
+def test_what_the_model_writes_in_training_does_not_depend_on_devices_or_parts_of_a_batch(found, number):
+    first, *others = [of_objectives[number] for n in ("1", "8") for of_objectives in found["objectives"][n]]
+    assert all(losses == pytest.approx(first, rel=1e-5) for losses in others)
 
 
 def test_regularized_losses_do_not_depend_on_devices_or_parts_of_a_batch(found):

@@ -20,10 +20,10 @@ CHANGES = {
 }
 
 
-def assert_trains(settings: dict, folder: Path) -> None:
+def assert_trains(settings: dict, folder: Path, **more: dict) -> None:
     """Trained twenty steps, it is trained again from step 15: the bits are the same, and the search's outputs too."""
     here = {"features": "prepend", "copy": False}  # tests/training/test_copying.py has data for these
-    config = tiny_config(folder / "corpus", model=SIZES | settings | here, **CHANGES)
+    config = tiny_config(folder / "corpus", model=SIZES | settings | here, **CHANGES, **more)
     unbroken, resumed = folder / "unbroken", folder / "resumed"
     assert train(config, unbroken).status == "done"
     shutil.copytree(unbroken, resumed)
@@ -35,6 +35,19 @@ def assert_trains(settings: dict, folder: Path) -> None:
     assert outputs[0] == outputs[1]
     params = zip(*(jax.tree.leaves(load(run).params) for run in (unbroken, resumed)), strict=True)
     assert all(np.asarray(one).tobytes() == np.asarray(other).tobytes() for one, other in params)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"name": "scheduled_sampling", "half_right_step": 10},
+        {"name": "minimum_risk", "num_candidates": 4, "sharpness": 0.5},
+        {"name": "self_critical", "num_candidates": 1},
+    ],
+    ids=lambda fields: fields["name"],
+)
+def test_every_objective_trains_and_is_resumed(objective, tmp_path):
+    assert_trains({}, tmp_path, objective=objective)
 
 
 @pytest.mark.parametrize("number", range(FEW))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from seq2seq_jax.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
+from seq2seq_jax.config import Config, MeshConfig, ObjectiveConfig, TrainConfig
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.symbols import BOS, EOS
@@ -301,7 +301,7 @@ def test_in_pieces_the_risk_is_the_same():
     assert float(in_pieces) == pytest.approx(float(whole), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["scheduled_sampling", "minimum_risk"])
+@pytest.mark.parametrize("name", ["scheduled_sampling", "minimum_risk", "self_critical"])
 def test_a_model_that_copies_writes_what_it_copies(name):
     settings = dict(copy=True, decoder="bahdanau", attention="additive", input_feeding=False, output="linear")
     model = model_of(**settings)
@@ -310,6 +310,79 @@ def test_a_model_that_copies_writes_what_it_copies(name):
     assert np.isfinite(loss(COPIED_SOURCE, COPIED_TARGET, keys()))
     many = [Padded(*(jnp.repeat(x[:1], 50, axis=0) for x in each)) for each in (COPIED_SOURCE, COPIED_TARGET)]
     assert mix(model, *many, keys(50), 0).max() >= VOCAB
+
+
+# ---- self-critical training
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_the_self_critical_gradient_is_that_of_its_candidates_one_by_one(number):
+    structure, params = small_model()
+    objective = ObjectiveConfig("self_critical", num_candidates=number, reward="edit_similarity")
+    source = Padded(SOURCE.values[:2], SOURCE.lengths[:2])
+    target = as_rows([[5, 4, EOS], [3, EOS]], 3)
+
+    def loss(params):
+        return objectives.self_critical(nnx.merge(structure, params), source, target, keys(2), objective, 0)
+
+    model = nnx.merge(structure, params)
+    drawing = jax.vmap(jax.random.split, out_axes=1)(keys(2))[1]
+    drawn = draw(model, source, target, drawing, number)
+    best = [[], []]
+    for row in range(2):  # greedy search by teacher forcing
+        for position in range(3):
+            so_far = as_rows([[*best[row], EOS]], 4)
+            alone = Padded(source.values[row : row + 1], source.lengths[row : row + 1])
+            token = 2 + int(scores_of(model, alone, so_far)[position, 0, 2:].argmax())
+            best[row].append(EOS if position == 2 else token)
+            if best[row][-1] == EOS:
+                break
+
+    def by_definition(params):
+        model, total = nnx.merge(structure, params), 0.0
+        for row, n in itertools.product(range(2), range(number)):
+            place = row * (number + 1) + 1 + n
+            tokens = np.array(drawn.values)[place, : int(drawn.lengths[place])].tolist()
+            right = np.array(target.values)[row, : int(target.lengths[row])].tolist()
+            alone = Padded(source.values[row : row + 1], source.lengths[row : row + 1])
+            log_prob = -negative_log_likelihood(model, alone, as_rows([tokens], 3), None, TrainConfig())
+            reward, baseline = (reward_of("edit_similarity", each[:-1], right[:-1]) for each in (tokens, best[row]))
+            total -= (reward - baseline) * log_prob / number
+        return total
+
+    found, expected = (jax.jit(jax.value_and_grad(each))(params) for each in (loss, by_definition))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), found, expected)
+    assert any(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(found[1]))
+
+
+# ---- unlikelihood
+
+
+@pytest.mark.parametrize("settings", [{}, {"copy": True}], ids=["softmax", "copying"])
+def test_unlikelihood_is_that_of_a_loop_over_positions(settings):
+    if settings:
+        settings |= dict(decoder="bahdanau", attention="additive", input_feeding=False, output="linear")
+    model = model_of(**settings)
+    source, target = (COPIED_SOURCE, COPIED_TARGET) if settings else (SOURCE, TARGET)
+    target = target._replace(values=target.values.at[0, 2].set(target.values[0, 0]))  # one comes twice
+
+    def total(weight, piece):
+        train = TrainConfig(rematerialize_every=piece)
+        return jax.jit(lambda *args: negative_log_likelihood(model, *args, None, train, None, weight))(source, target)
+
+    log_probs = jax.jit(lambda *args: model.each(lambda now, *_: jax.nn.log_softmax(objectives.scores(now)), *args)[0])(
+        source, target
+    )
+    expected = 0.0
+    for row, length in enumerate(np.array(target.lengths)):
+        tokens = np.array(target.values)[row, :length].tolist()
+        for position, token in enumerate(tokens):
+            for wrong in set(tokens[:position]) - {token}:
+                expected -= np.log1p(-np.exp(float(log_probs[position, row, wrong])))
+    plain = total(0.0, 0)
+    for piece in (0, 2):
+        np.testing.assert_allclose(total(0.7, piece), plain + 0.7 * expected, rtol=1e-5)
+    assert expected > 0.1
 
 
 # ---- the door
@@ -339,7 +412,6 @@ def test_what_does_not_go_together_is_refused(fields, message):
 def test_cross_entropy_settings_do_not_go_with_risk():
     with pytest.raises(UserError, match="train.label_smoothing 0.1 is of cross-entropy"):
         Config(objective=ObjectiveConfig("minimum_risk"), train=TrainConfig(label_smoothing=0.1))
-    with pytest.raises(UserError, match="set mesh.model 1"):
-        from seq2seq_jax.config import MeshConfig
-
-        Config(model=ModelConfig(), objective=ObjectiveConfig("scheduled_sampling"), mesh=MeshConfig(model=2))
+    for objective in (ObjectiveConfig("scheduled_sampling"), ObjectiveConfig(unlikelihood=1.0)):
+        with pytest.raises(UserError, match="set mesh.model 1"):
+            Config(objective=objective, mesh=MeshConfig(model=2))

@@ -92,22 +92,18 @@ def formal_corpus_split(task: str, split: str) -> list[Pair]:
 def _strings(draw: Draw, seed: str, split: FormalSplit) -> Iterator[list[str]]:
     random = Random(seed)
     while True:
-        yield draw(split.shortest + _below(split.longest - split.shortest + 1, random), random)
-
-
-def _below(number: int, random: Random) -> int:
-    """A whole number from 0 to `number` - 1; `randrange` may draw others in another version of Python."""
-    return int(random.random() * number)
+        # `randrange` may draw others in another version of Python.
+        yield draw(split.shortest + int(random.random() * (split.longest - split.shortest + 1)), random)
 
 
 def _letters(length: int, random: Random) -> list[str]:
-    return ["ab"[_below(2, random)] for _ in range(length)]
+    return ["ab"[int(random.random() * 2)] for _ in range(length)]
 
 
 def _expression(length: int, random: Random) -> list[str]:
     """Numbers with operators between them: `length` symbols, or one less."""
     return [
-        "+-*"[_below(3, random)] if position % 2 else str(_below(MODULUS, random))
+        "+-*"[int(random.random() * 3)] if position % 2 else str(int(random.random() * MODULUS))
         for position in range(length - 1 + length % 2)
     ]
 

@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import subprocess
 import sys
@@ -8,8 +9,11 @@ import pytest
 
 from seq2seq_jax.config import DataConfig
 from seq2seq_jax.data.corpora import load_corpus
-from seq2seq_jax.data.corpora.formal_corpus import SPLITS, TASKS, find_formal_corpus, formal_corpus_split
+from seq2seq_jax.data.corpora.formal_corpus import SPLITS, TASKS, find_formal_corpus
+from seq2seq_jax.data.corpora.formal_corpus import formal_corpus_split as draw
 from seq2seq_jax.errors import UserError
+
+formal_corpus_split = functools.cache(draw)
 
 EVERY = [(task, split) for task in TASKS for split in SPLITS]
 
