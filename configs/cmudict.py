@@ -10,6 +10,8 @@ A word is right if its output is one of its pronunciations; `sequence_error_rate
 Published (g2p-seq2seq, "CMUdict latest", no stress): LSTM of two layers of 512 units 31.14 % of words wrong, of 64
 units 39.61; Phonetisaurus (a transducer of n-grams) 33.89. The dictionary has grown since, so that the words are not
 quite the same.
+
+27.73 % of the 12,604 test words wrong (beam 5, seed 0), 18 minutes of training on 2 CPU cores; docs/reproductions.md.
 """
 
 from seq2seq_jax.config import Config, DataConfig, DecodeConfig, ModelConfig, OptimizerConfig, TrainConfig

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 DEVICES = 8
-MODELS = ("L256", "L512", "L512-IF", "G")
+MODELS = ("L512-IF", "G")
 
 PROGRAM = """
 import json

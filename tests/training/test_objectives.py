@@ -338,12 +338,16 @@ def test_the_self_critical_gradient_is_that_of_its_candidates_one_by_one(number)
             if best[row][-1] == EOS:
                 break
 
+    outputs, targets = (
+        [values[:length].tolist() for values, length in zip(*map(np.array, rows), strict=True)]
+        for rows in (drawn, target)
+    )
+
     def by_definition(params):
         model, total = nnx.merge(structure, params), 0.0
         for row, n in itertools.product(range(2), range(number)):
             place = row * (number + 1) + 1 + n
-            tokens = np.array(drawn.values)[place, : int(drawn.lengths[place])].tolist()
-            right = np.array(target.values)[row, : int(target.lengths[row])].tolist()
+            tokens, right = outputs[place], targets[row]
             alone = Padded(source.values[row : row + 1], source.lengths[row : row + 1])
             log_prob = -negative_log_likelihood(model, alone, as_rows([tokens], 3), None, TrainConfig())
             reward, baseline = (reward_of("edit_similarity", each[:-1], right[:-1]) for each in (tokens, best[row]))
@@ -393,8 +397,9 @@ def test_unlikelihood_is_that_of_a_loop_over_positions(settings):
     [
         (
             {"reward": "bleu", "num_candidates": 5},
-            "num_candidates 5 is of objective.name minimum_risk, which is likelihood",
+            "num_candidates 5 is of objective.name minimum_risk or self_critical, which is likelihood",
         ),
+        ({"name": "minimum_risk", "unlikelihood": 1.0}, "unlikelihood 1.0 is of objective.name likelihood or"),
         ({"name": "minimum_risk", "decay": "linear"}, "decay linear is of objective.name scheduled_sampling"),
         (
             {"name": "scheduled_sampling", "decay": "none", "half_right_step": 5},

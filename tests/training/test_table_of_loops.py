@@ -121,8 +121,10 @@ def test_loops_of_each_decoder(name):
     assert_loops([1, 1, *decoder], num_layers=2, **{"input_feeding": False} | settings)
 
 
-@pytest.mark.parametrize("feeding, variational", [(True, False), (False, True)])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    "cell, feeding, variational",
+    [*((cell, False, True) for cell in CELLS), ("lstm", True, False), ("min_gru", True, False)],
+)
 def test_regularizers_add_no_product_to_a_loop_and_no_loop_and_draw_before_them(cell, feeding, variational):
     """Where all steps are solved at once, they are with zoneout, too."""
     step = training_step(**everything(cell, input_feeding=feeding, variational_dropout=variational))
@@ -137,8 +139,10 @@ def drawing(jaxpr) -> list[str]:
     return [operation.primitive.name for operation in operations(jaxpr) if "random_bits" in operation.primitive.name]
 
 
-@pytest.mark.parametrize("settings", [dict(num_layers=2), dict(attention="additive"), dict(input_feeding=False)])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    "cell, settings",
+    [*((cell, dict(num_layers=2, attention="additive")) for cell in CELLS), ("lstm", dict(input_feeding=False))],
+)
 def test_no_weight_gradient_is_summed_in_a_loop(monkeypatch, cell, settings):
     """Such a product has no axis of the batch."""
 
