@@ -359,7 +359,7 @@ def _serve(given: Sequence[Given], repository: Path | None) -> int:
     missing = [name for name in ("starlette", "uvicorn", "prometheus_client") if importlib.util.find_spec(name) is None]
     if missing:
         packages = " and ".join(missing).replace("_", "-")
-        raise UserError(f"serve needs {packages}: pip install 'seq2seq-jax[serve]'")
+        raise UserError(f"serve needs {packages}: pip install 'seq2seq-jax[serve]'.")
     from seq2seq_jax.serving.door import open_door, read_token
 
     door, place = open_door(arguments.host, arguments.port, read_token(arguments.token_file))

@@ -45,6 +45,7 @@ def export(translator: Translator, path: Path, form: Form = "stablehlo", quantiz
     Raises:
       UserError: a library is not installed, the search needs what a file cannot have, or the file cannot be written.
     """
+    _check_place(path)
     _check_installed(form)
     if quantize and form != "onnx":
         raise UserError(f"quantize {quantize} is for an export as onnx; add --format onnx, or leave it out.")
@@ -126,6 +127,14 @@ def _onnx(translator: Translator, quantize: Quantized | None) -> dict[str, bytes
     if quantize:
         graphs = {name: quantized(graph) for name, graph in graphs.items()}
     return {f"{name}.onnx": graph.SerializeToString(deterministic=True) for name, graph in graphs.items()}
+
+
+def _check_place(path: Path) -> None:
+    """Raises UserError where something else than an exported model would be replaced."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file, such as {path / 'model.pyz'}.")
+    if path.exists() and not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is there already, and no exported model; name another file, or remove it.")
 
 
 def _check_installed(form: Form) -> None:

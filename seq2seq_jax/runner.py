@@ -259,19 +259,57 @@ def _from_stand_ins(text: str) -> str:
     )
 
 
+def texts(lines: Sequence[bytes], first: int) -> list[str]:
+    """Lines of standard input as text; the first one is number `first`.
+
+    Raises:
+      ValueError: one is not UTF-8.
+    """
+    found = []
+    for number, line in enumerate(lines, first):
+        try:
+            found.append(line.decode().rstrip("\n").removesuffix("\r"))
+        except UnicodeDecodeError as error:
+            where = f"standard input, line {number:,}"
+            raise ValueError(
+                f"{where}: not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1})"
+            ) from None
+    if first == 1 and found:
+        found[0] = found[0].removeprefix("\ufeff")  # a byte order mark
+    return found
+
+
 def main() -> int:
     """Translates standard input, some thousand lines at a time."""
+    path, *options = sys.argv
+    if options:
+        is_asked = not {"-h", "--help"}.isdisjoint(options)
+        print(
+            f"usage: python {path} < lines > translations\nThere are no options: the search is as it was exported.",
+            file=sys.stdout if is_asked else sys.stderr,
+        )
+        return 0 if is_asked else 2
     try:
-        model = Model(sys.argv[0])
-        source = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", newline="\n")
-        target = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", newline="\n")
-        while lines := [line.rstrip("\n").removesuffix("\r") for line in source.readlines(1 << 17)]:
-            target.write("".join(f"{text}\n" for text in model.translate(lines)))
-            target.flush()
-    except (ValueError, KeyError, OSError, ImportError, zipfile.BadZipFile) as error:
-        print(f"error: {sys.argv[0]}: {error}", file=sys.stderr)
-        return 2
+        model = Model(path)
+    except ImportError as error:
+        return _complain(f"{path} needs {error.name}: pip install {error.name}")
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        return _complain(f"{path}: {error}")
+    first = 1
+    try:
+        while lines := sys.stdin.buffer.readlines(1 << 17):
+            translations = model.translate(texts(lines, first))
+            sys.stdout.buffer.write("".join(f"{text}\n" for text in translations).encode())
+            sys.stdout.buffer.flush()
+            first += len(lines)
+    except (ValueError, OSError) as error:
+        return _complain(str(error))
     return 0
+
+
+def _complain(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

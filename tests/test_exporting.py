@@ -148,7 +148,11 @@ def test_the_file_runs_by_itself(translator, tmp_path):
     found = subprocess.run(command, input=marked, capture_output=True, cwd=tmp_path, timeout=300, check=True)
     assert found.stdout.decode().splitlines() == [hypothesis.text for hypothesis in translator.translate(LINES[:5])]
     wrong = subprocess.run(command, input=b"\xff\xfe\n", capture_output=True, cwd=tmp_path, timeout=300)
-    assert wrong.returncode == 2 and wrong.stderr.startswith(b"error: ") and b"Traceback" not in wrong.stderr
+    assert wrong.returncode == 2
+    assert wrong.stderr == b"error: standard input, line 1: not UTF-8 (byte 0xff at column 1)\n"
+    for option, code in (("--help", 0), ("--num-best", 2)):
+        told = subprocess.run([*command, option], input=b"", capture_output=True, cwd=tmp_path, timeout=300)
+        assert told.returncode == code and b"usage: python " in told.stdout + told.stderr
 
 
 def test_the_runner_is_alone(repository):
@@ -171,6 +175,16 @@ def test_what_a_file_cannot_have_is_refused(translator, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"needs flatbuffers: pip install 'seq2seq-jax\[export\]'"):
         export(translator, tmp_path / "model.pyz")
     assert not (tmp_path / "model.pyz").exists()
+
+
+def test_nothing_but_an_exported_model_is_replaced(translator, tmp_path):
+    with pytest.raises(UserError, match="is a folder; name a file, such as "):
+        export(translator, tmp_path)
+    other = tmp_path / "config.json"
+    other.write_text("{}")
+    with pytest.raises(UserError, match="is there already, and no exported model; name another file"):
+        export(translator, other)
+    assert other.read_text() == "{}"
 
 
 def test_a_damaged_file_is_told(translator, tmp_path):

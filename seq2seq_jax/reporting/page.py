@@ -13,7 +13,7 @@ import jax
 
 from seq2seq_jax import __version__, text_files
 from seq2seq_jax.checkpoint import version_of
-from seq2seq_jax.config import Config, flat
+from seq2seq_jax.config import OF_SENTENCES, Config, flat
 from seq2seq_jax.console import ready_streams
 from seq2seq_jax.errors import UserError, did_you_mean
 from seq2seq_jax.reporting.charts import Series, badge, line_chart
@@ -262,10 +262,17 @@ def _curves(runs: Sequence[Run]) -> Iterator[Content]:
         Series(f"{run.name}, {name}" if len(runs) > 1 else name, points, run.number, name == "training")
         for run in runs
         for name, key in (("training", "loss"), ("validation", "validation_loss"))
-        if (points := _points(run, key))
+        if not (name == "training" and run.config.objective.name in OF_SENTENCES) and (points := _points(run, key))
+    ]
+    minimised = [
+        Series(run.name, points, run.number)
+        for run in runs
+        if run.config.objective.name in OF_SENTENCES and (points := _points(run, "loss"))
     ]
     if losses:
         charts.append(line_chart("Loss, nats per target token (thin: training)", losses, "step", logarithmic=True))
+    if minimised:
+        charts.append(line_chart("What was minimised: loss by objective.reward", minimised, "step"))
     validated = [f"validation_{name}" for name in HEADLINES if name not in ("loss", "cut_outputs")]
     titles = {name: name.removeprefix("validation_").replace("_", " ") + ", validation" for name in validated}
     titles |= {"learning_rate": "Learning rate", "grad_norm": "Norm of the gradient"}

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from seq2seq_jax import processes
-from seq2seq_jax.config import FURTHER_SCORES, Config, DecodeConfig
+from seq2seq_jax.config import FURTHER_SCORES, OBJECTIVES_OF, Config, DecodeConfig, ObjectiveConfig
 from seq2seq_jax.console import harmless
 from seq2seq_jax.evaluation import remarks
 from seq2seq_jax.training.setup import Material
@@ -65,6 +65,11 @@ def describe(config: Config, material: Material, params: Any, mesh: Mesh) -> Ite
     device = mesh.devices.flat[0]
     several = f" of {processes.count()} processes" if processes.count() > 1 else ""
     yield f"Devices     {mesh.size} {device.platform} ({device.device_kind}){several}, {model.compute_dtype}"
+    objective = config.objective
+    if objective != ObjectiveConfig():
+        belong = [name for name, objectives in OBJECTIVES_OF.items() if objective.name in objectives]
+        values = [f"{name} {value}" for name in belong if (value := getattr(objective, name))]
+        yield f"Objective   {', '.join([objective.name, *values])}"
     references = corpus.split("validation").read(0, min(REMARK_SENTENCES, len(material.validation)))[1]
     said = remarks(config, config.decode, material.validation, references, "validation ")
     yield from (f"{'' if index else 'Scores':<12}{remark}" for index, remark in enumerate(said))

@@ -118,7 +118,7 @@ def test_without_the_extra_it_is_named(name, monkeypatch, trained, capfd):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None if wanted == name else find(wanted))
     assert cli.main(["serve", "--workdir", str(trained)]) == 2
-    assert capfd.readouterr().err == f"error: serve needs {name}: pip install 'seq2seq-jax[serve]'\n"
+    assert capfd.readouterr().err == f"error: serve needs {name}: pip install 'seq2seq-jax[serve]'.\n"
 
 
 def test_a_head_that_is_no_request_is_refused_and_the_next_one_answered(trained):
