@@ -7,6 +7,7 @@ they need no `style` attribute, which the page's policy forbids.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +73,15 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     power = 10 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
     return [step * number for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """Returns ticks as text, with as many digits as tell them apart."""
+    found = [figures(value) for value in values]
+    if len(set(found)) == len(found):
+        return found
+    step = min(second - first for first, second in pairwise(values))
+    return [f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}" for value in values]
 
 
 def powers(low: float, high: float) -> list[float]:
@@ -210,10 +220,10 @@ def _figure(title: str, description: str, parts: Iterable[Element], legend: Sequ
 def _axes(ordinate: Scale, marks: Sequence[tuple[float, str]]) -> list[Element]:
     found = (powers if ordinate.logarithmic else ticks)(ordinate.low, ordinate.high)
     parts = []
-    for value in found:
+    for value, label in zip(found, tick_labels(found), strict=True):
         y = ordinate.place(value)
         parts.append(element("path", d=f"M{LEFT} {y:g}H{WIDTH - RIGHT}", class_="grid"))
-        parts.append(_text(figures(value), LEFT - 5, y + 4, "end"))
+        parts.append(_text(label, LEFT - 5, y + 4, "end"))
     return [*parts, *(_text(name, x, HEIGHT - BOTTOM + 14, "middle") for x, name in marks)]
 
 

@@ -23,6 +23,7 @@ from seq2seq_jax.reporting.charts import (
     line_chart,
     powers,
     thinned,
+    tick_labels,
     ticks,
 )
 
@@ -108,6 +109,14 @@ def test_many_points_are_means_of_neighbours_and_few_stay():
     assert [place for place, _ in found] == list(range(3, 4 * MOST_POINTS, 4))
     assert thinned(points[:MOST_POINTS]) == points[:MOST_POINTS]
     assert thinned([(0, None), (1, 2.0), (2, None), (3, None)], most=2) == [(1, 2.0), (3, None)]
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+def test_labels_of_ticks_differ_and_say_their_values(low, width):
+    values = ticks(low, low + width)
+    found = tick_labels(values)
+    assert len(set(found)) == len(values)
+    assert [float(label.replace(",", "")) for label in found] == pytest.approx(values, rel=5e-3, abs=width / 50)
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
