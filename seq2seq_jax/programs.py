@@ -113,12 +113,16 @@ def begin(
 
     `covers` says whether a rule looks at what has been attended to.
     """
-    encoded = model.encode(source)
-    memory, state = encoded._replace(state=None), jax.tree.map(lambda leaf: leaf[:, None], encoded.state)
+    memory, state = apart(model.encode(source))
     if not rules:
         return memory, state
     written = nothing_written(asked, source.lengths.shape[0], max_length, source if covers else None)
     return (memory, asked), (state, written)
+
+
+def apart(encoded: Any) -> tuple[Any, Any]:
+    """Of a batch that is encoded: what a step of a search reads besides, and the first state, leaves [B, 1, ...]."""
+    return encoded._replace(state=None), jax.tree.map(lambda leaf: leaf[:, None], encoded.state)
 
 
 def step_of(model: Seq2Seq | Ensemble, tables: Any, rules: Sequence[Rule]) -> Step:

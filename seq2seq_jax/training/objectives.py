@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from seq2seq_jax import programs
 from seq2seq_jax.config import Config, ObjectiveConfig, TrainConfig
 from seq2seq_jax.decoding.greedy import greedy_search
 from seq2seq_jax.decoding.hypotheses import NUM_UNWRITTEN
@@ -22,7 +23,7 @@ from seq2seq_jax.dropout import Keys
 from seq2seq_jax.losses import copying_cross_entropy, cross_entropy, cross_entropy_in_parts, token_losses
 from seq2seq_jax.outputs import Predicted, scores, wide
 from seq2seq_jax.padded import Padded
-from seq2seq_jax.seq2seq import Encoded, Seq2Seq
+from seq2seq_jax.seq2seq import Seq2Seq
 from seq2seq_jax.symbols import BOS
 from seq2seq_jax.training.rewards import REWARDS
 
@@ -166,8 +167,7 @@ def mixed_inputs(
       right_share: probability of the right token.
       best: take the likeliest token instead of drawing one.
     """
-    encoded = model.encode(source)
-    memory, state = _apart(encoded)
+    memory, state = programs.apart(model.encode(source))
 
     def step(carry: tuple[Any, Array], x: tuple[Array, Array]) -> tuple[Any, Array]:
         (state, before), (position, right) = carry, x
@@ -219,22 +219,17 @@ def self_critical(
     """
     keys, drawing = jax.vmap(jax.random.split, out_axes=1)(keys)
     fixed, number = _as_it_is(model), objective.num_candidates
-    drawn = _without_target(draw_candidates(fixed, source, target, drawing, number), len(target.lengths))
+    drawn = draw_outputs(fixed, source, target, drawing, number)
+    drawn = Padded(drawn.values.reshape(-1, drawn.values.shape[2]), drawn.lengths.reshape(-1))
     gain = _rewards(drawn, target, objective) - _rewards(_greedy(fixed, source, target), target, objective)
     log_probs = candidate_log_probs(model, source, drawn, keys, piece)
     return -jnp.sum((gain * log_probs).mean(1), where=target.lengths > 0)
 
 
-def _without_target(candidates: Padded, num_rows: int) -> Padded:
-    """What is drawn alone."""
-    values = candidates.values.reshape(num_rows, -1, candidates.values.shape[1])[:, 1:]
-    return Padded(values.reshape(-1, values.shape[2]), candidates.lengths.reshape(num_rows, -1)[:, 1:].reshape(-1))
-
-
 def _greedy(model: Seq2Seq, source: Padded, target: Padded) -> Padded:
     """What greedy search writes for each source, in as many positions as the targets of the batch have."""
     rows, width = target.values.shape
-    memory, state = _apart(model.encode(source))
+    memory, state = programs.apart(model.encode(source))
     limits = jnp.full(rows, width, jnp.int32)
     step = partial(model.search_step, None)
     found = greedy_search(step, memory, state, max_lengths=limits, max_length=width, smallest=rows)
@@ -251,12 +246,20 @@ def _rewards(outputs: Padded, target: Padded, objective: ObjectiveConfig) -> Flo
 
 
 def draw_candidates(model: Seq2Seq, source: Padded, target: Padded, keys: Key[Array, " B"], number: int) -> Padded:
-    """The target of each source and so many outputs that the model draws, one after another, [B (1 + N), T].
+    """The target of each source and so many outputs that the model draws, one after another, [B (1 + N), T]."""
+    drawn = draw_outputs(model, source, target, keys, number)
+    values = jnp.concatenate([target.values[:, None], drawn.values], axis=1)
+    lengths = jnp.concatenate([target.lengths[:, None], drawn.lengths], axis=1)
+    return Padded(values.reshape(-1, values.shape[2]), lengths.reshape(-1))
 
-    What is drawn has as many positions as the targets of the batch; at the last one it ends.
+
+def draw_outputs(model: Seq2Seq, source: Padded, target: Padded, keys: Key[Array, " B"], number: int) -> Padded:
+    """So many outputs of each source that the model draws, [B, N, T].
+
+    They have as many positions as the targets of the batch; at the last one they end. Those of an empty row are empty.
     """
     rows, width = target.values.shape
-    memory, state = _apart(model.encode(source))
+    memory, state = programs.apart(model.encode(source))
     found = sample(
         partial(model.search_step, None),
         memory,
@@ -268,10 +271,7 @@ def draw_candidates(model: Seq2Seq, source: Padded, target: Padded, keys: Key[Ar
         max_length=width,
         smallest=rows,
     )
-    values = jnp.concatenate([target.values[:, None], found.tokens], axis=1)
-    lengths = jnp.concatenate([target.lengths[:, None], found.lengths], axis=1)
-    lengths = jnp.where(target.lengths[:, None] > 0, lengths, 0)
-    return Padded(values.reshape(-1, width), lengths.reshape(-1))
+    return Padded(found.tokens, jnp.where(target.lengths[:, None] > 0, found.lengths, 0))
 
 
 def candidate_log_probs(
@@ -292,11 +292,6 @@ def _first_of_its_kind(candidates: Padded, num_rows: int) -> Bool[Array, "B N"]:
     same = (tokens[:, :, None] == tokens[:, None]).all(-1)
     order = jnp.arange(same.shape[1])
     return ~(same & (order < order[:, None])).any(-1)
-
-
-def _apart(encoded: Encoded) -> tuple[Encoded, Any]:
-    """What a step of a search reads besides, and the state before the first one, leaves [B, 1, ...]."""
-    return encoded._replace(state=None), jax.tree.map(lambda leaf: leaf[:, None], encoded.state)
 
 
 def _as_it_is(model: Seq2Seq) -> Seq2Seq:

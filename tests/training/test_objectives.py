@@ -1,7 +1,9 @@
 """Objectives against lists of all outputs of tiny models, and against loops over rows and positions."""
 
 import itertools
+from dataclasses import fields
 from functools import partial
+from typing import get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from seq2seq_jax.config import Config, MeshConfig, ObjectiveConfig, TrainConfig
+from seq2seq_jax.config import OBJECTIVES_OF, OF_SENTENCES, Config, MeshConfig, ObjectiveConfig, TrainConfig
 from seq2seq_jax.errors import UserError
 from seq2seq_jax.padded import Padded
 from seq2seq_jax.symbols import BOS, EOS
@@ -390,6 +392,13 @@ def test_unlikelihood_is_that_of_a_loop_over_positions(settings):
 
 
 # ---- the door
+
+
+def test_every_name_of_a_setting_has_its_function():
+    choices = {name: set(get_args(hint)) for name, hint in get_type_hints(ObjectiveConfig).items()}
+    assert set(OF_SENTENCES) == objectives.SENTENCES.keys() and set(OF_SENTENCES) < choices["name"]
+    assert choices["reward"] == objectives.REWARDS.keys()
+    assert {field.name for field in fields(ObjectiveConfig)} == {"name", *OBJECTIVES_OF}
 
 
 @pytest.mark.parametrize(
